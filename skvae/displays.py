@@ -1,0 +1,292 @@
+"""Pictures of fitted models, with the manners of scikit-learn's Display classes (matplotlib is imported when drawing)."""
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.utils import check_array, check_consistent_length
+
+__all__ = ["LatentSpaceDisplay", "ReconstructionDisplay"]
+
+# Ten colours that can be told apart with every kind of colour vision (Petroff 2021, "Accessible color sequences").
+COLORS = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
+
+
+class LatentSpaceDisplay:
+    """Scatter of codes with the ellipses of a mixture.
+
+    Codes of more than two dimensions are shown in the plane of their first two principal components, and the
+    ellipses are those of the projected covariances.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n_samples, 2)
+        Codes in the plane.
+    labels : ndarray of shape (n_samples,) or None
+        Classes or clusters, shown by colour.
+    means : ndarray of shape (n_components, 2) or None
+        Means of the mixture in the plane.
+    covariances : ndarray of shape (n_components, 2, 2) or None
+        Covariances in the plane.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        Its figure.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("agg")
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import TorchGMM
+    >>> from skvae.displays import LatentSpaceDisplay
+    >>> X, y = load_iris(return_X_y=True)
+    >>> display = LatentSpaceDisplay.from_estimator(TorchGMM(3, random_state=0).fit(X), X, y)
+    >>> display.ax_.get_aspect()
+    1.0
+    """
+
+    def __init__(self, codes, *, labels=None, means=None, covariances=None):
+        self.codes = codes
+        self.labels = labels
+        self.means = means
+        self.covariances = covariances
+
+    @classmethod
+    def from_estimator(cls, mixture, Z, y=None, *, ax=None, n_std=2.0):
+        """Draw codes with the components of a fitted mixture.
+
+        Parameters
+        ----------
+        mixture : estimator
+            Fitted, with ``means_``, ``covariances_`` and ``covariance_type`` (TorchGMM, GaussianMixture).
+        Z : array-like of shape (n_samples, n_features)
+            Codes.
+        y : array-like of shape (n_samples,), default=None
+            Classes for the colours; None shows the predicted components.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a new figure.
+        n_std : float, default=2.0
+            Half axes of the ellipses in standard deviations.
+
+        Returns
+        -------
+        display : LatentSpaceDisplay
+        """
+        labels = mixture.predict(Z) if y is None else y
+        covariances = full_covariances(mixture.covariances_, mixture.covariance_type, mixture.means_)
+        return cls.from_predictions(Z, labels, means=mixture.means_, covariances=covariances, ax=ax, n_std=n_std)
+
+    @classmethod
+    def from_predictions(cls, Z, labels=None, *, means=None, covariances=None, ax=None, n_std=2.0):
+        """Draw codes, and ellipses if there are means and covariances.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_features)
+            Codes, at least two features.
+        labels : array-like of shape (n_samples,), default=None
+            Shown by colour.
+        means : array-like of shape (n_components, n_features), default=None
+            Means of components.
+        covariances : array-like of shape (n_components, n_features, n_features), default=None
+            Their covariances.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a new figure.
+        n_std : float, default=2.0
+            Half axes of the ellipses in standard deviations.
+
+        Returns
+        -------
+        display : LatentSpaceDisplay
+
+        Raises
+        ------
+        ValueError
+            If Z has fewer than two features, or as many labels as it has rows are not given.
+        """
+        Z = check_array(Z, ensure_min_features=2, input_name="Z")
+        if labels is not None:
+            labels = np.asarray(labels)
+            check_consistent_length(Z, labels)
+        if Z.shape[1] > 2:
+            pca = PCA(2).fit(Z)
+            axes = pca.components_
+            Z, means = pca.transform(Z), None if means is None else pca.transform(means)
+            covariances = None if covariances is None else axes @ np.asarray(covariances) @ axes.T
+        return cls(Z, labels=labels, means=means, covariances=covariances).plot(ax=ax, n_std=n_std)
+
+    def plot(self, *, ax=None, n_std=2.0):
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a new figure.
+        n_std : float, default=2.0
+            Half axes of the ellipses in standard deviations.
+
+        Returns
+        -------
+        self : LatentSpaceDisplay
+        """
+        import matplotlib.pyplot as plt
+        from matplotlib.patches import Ellipse
+
+        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+        labels = np.zeros(len(self.codes), dtype=int) if self.labels is None else self.labels
+        size = np.clip(8_000 / len(self.codes), 4, 20)  # square points: many rows stay apart, few stay visible
+        for index, label in enumerate(np.unique(labels)):
+            rows = labels == label
+            color = COLORS[index % len(COLORS)]
+            name = None if self.labels is None else str(label)
+            ax.scatter(*self.codes[rows].T, s=size, alpha=0.75, color=color, linewidths=0, label=name, rasterized=True)
+        if self.means is not None and self.covariances is not None:
+            for mean, covariance in zip(self.means, self.covariances, strict=True):
+                width, height, angle = ellipse_of(covariance, n_std)
+                ax.add_patch(Ellipse(mean, width, height, angle=angle, fill=False, edgecolor="black", linewidth=1))
+        if self.means is not None:
+            ax.plot(*np.asarray(self.means).T, "x", color="black", markersize=7, markeredgewidth=2)
+        if self.labels is not None:
+            ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=35 / size**0.5 / 5, frameon=False, handletextpad=0.1)
+        ax.set(xlabel="first coordinate", ylabel="second coordinate")
+        ax.set_aspect("equal", adjustable="datalim")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+class ReconstructionDisplay:
+    """Images above their reconstructions.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, height, width)
+        Originals.
+    reconstructions : ndarray of shape (n_images, height, width)
+        What the model makes of them.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        Its figure.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("agg")
+    >>> from sklearn.datasets import load_digits
+    >>> from skvae import VAEEmbedder
+    >>> from skvae.displays import ReconstructionDisplay
+    >>> X = load_digits().data / 16
+    >>> vae = VAEEmbedder(max_epochs=2, random_state=0).fit(X)
+    >>> display = ReconstructionDisplay.from_estimator(vae, X[:8], image_shape=(8, 8))
+    >>> display.images.shape
+    (8, 8, 8)
+    """
+
+    def __init__(self, images, reconstructions):
+        self.images = images
+        self.reconstructions = reconstructions
+
+    @classmethod
+    def from_estimator(cls, embedder, X, *, image_shape, ax=None):
+        """Draw images and what a fitted embedder makes of them.
+
+        Parameters
+        ----------
+        embedder : transformer
+            Fitted, with ``transform`` and ``inverse_transform``.
+        X : array-like of shape (n_images, n_features)
+            Images, one flat row each.
+        image_shape : tuple of int
+            Height and width.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a new figure.
+
+        Returns
+        -------
+        display : ReconstructionDisplay
+        """
+        return cls.from_predictions(
+            X, embedder.inverse_transform(embedder.transform(X)), image_shape=image_shape, ax=ax
+        )
+
+    @classmethod
+    def from_predictions(cls, X, X_reconstructed, *, image_shape, ax=None):
+        """Draw images and their reconstructions.
+
+        Parameters
+        ----------
+        X, X_reconstructed : array-like of shape (n_images, n_features)
+            Images, one flat row each.
+        image_shape : tuple of int
+            Height and width.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a new figure.
+
+        Returns
+        -------
+        display : ReconstructionDisplay
+        """
+        images, reconstructions = (np.asarray(rows).reshape(-1, *image_shape) for rows in (X, X_reconstructed))
+        check_consistent_length(images, reconstructions)
+        return cls(images, reconstructions).plot(ax=ax)
+
+    def plot(self, *, ax=None):
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a new figure.
+
+        Returns
+        -------
+        self : ReconstructionDisplay
+        """
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+        images = np.stack([self.images, self.reconstructions])
+        margin = max(1, images.shape[2] // 12)
+        images = np.pad(images.astype(float), ((0, 0), (0, 0), (margin, margin), (margin, margin)), constant_values=np.nan)
+        ax.imshow(np.concatenate([np.concatenate(list(row), axis=1) for row in images]), cmap="gray_r")
+        height = images.shape[2]
+        ax.set_yticks([height / 2, 1.5 * height], ["input", "output"])
+        ax.set_xticks([])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+def full_covariances(covariances, covariance_type, means):
+    """Covariance matrices (n_components, n_features, n_features) from the compact shape of any covariance type."""
+    k, d = np.shape(means)
+    covariances = np.asarray(covariances)
+    if covariance_type in ("full", "tied"):
+        return np.broadcast_to(covariances, (k, d, d))
+    if covariance_type == "spherical":
+        covariances = covariances[:, None]
+    return np.broadcast_to(covariances, (k, d))[:, :, None] * np.eye(d)
+
+
+def ellipse_of(covariance, n_std):
+    """Width, height and angle in degrees of the ellipse ``n_std`` standard deviations around a mean."""
+    variances, directions = np.linalg.eigh(covariance)
+    height, width = 2 * n_std * np.sqrt(np.maximum(variances, 0))
+    return width, height, np.degrees(np.arctan2(directions[1, 1], directions[0, 1]))

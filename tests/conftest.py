@@ -1,0 +1,24 @@
+"""Set before scikit-learn is imported: without it, its array API checks are skipped."""
+
+import os
+
+os.environ["SCIPY_ARRAY_API"] = "1"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from sklearn.datasets import make_blobs  # noqa: E402
+
+
+@pytest.fixture
+def blobs():
+    """Three well separated clusters and their labels."""
+    return make_blobs(n_samples=300, centers=3, n_features=4, cluster_std=0.7, random_state=1)
+
+
+@pytest.fixture
+def correlated():
+    """Rows of a mixture of three correlated Gaussians, overlapping, far from the origin."""
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(200, 3)) @ rng.normal(size=(3, 3)) + 4 * rng.normal(size=3) for _ in range(3)]
+    return np.concatenate(parts) + 10

@@ -1,0 +1,218 @@
+"""TorchGMM against scikit-learn's GaussianMixture, and against its own promises."""
+
+import warnings
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
+
+from skvae import TorchGMM
+from skvae.models import COVARIANCES
+
+SKLEARN_TYPES = ("full", "tied", "diag", "spherical")
+ATTRIBUTES = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_")
+over_types = pytest.mark.parametrize("covariance_type", SKLEARN_TYPES)
+over_all_types = pytest.mark.parametrize("covariance_type", COVARIANCES)
+
+
+def pair(X, covariance_type, max_iter=20, **settings):
+    """Both implementations after the same number of iterations from the same start."""
+    start = GaussianMixture(3, covariance_type=covariance_type, random_state=0, max_iter=1, tol=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        start.fit(X)
+        given = {"weights_init": start.weights_, "means_init": start.means_, "precisions_init": start.precisions_}
+        given |= {"tol": 0.0, "max_iter": max_iter, "covariance_type": covariance_type} | settings
+        return TorchGMM(3, **given).fit(X), GaussianMixture(3, **given).fit(X)
+
+
+@over_types
+def test_equal_to_scikit_learn_from_equal_starts(covariance_type, correlated):
+    ours, theirs = pair(correlated, covariance_type)
+    for name in ATTRIBUTES:
+        assert getattr(ours, name).shape == getattr(theirs, name).shape
+        assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-8, atol=1e-8, err_msg=name)
+    assert_allclose(ours.lower_bounds_, theirs.lower_bounds_, rtol=1e-10)
+    assert ours.lower_bound_ == pytest.approx(theirs.lower_bound_)
+    assert (ours.n_iter_, ours.converged_) == (theirs.n_iter_, theirs.converged_)
+    for method in ("predict_proba", "score_samples"):
+        assert_allclose(getattr(ours, method)(correlated), getattr(theirs, method)(correlated), rtol=1e-7, atol=1e-9)
+    for method in ("score", "bic", "aic"):
+        assert getattr(ours, method)(correlated) == pytest.approx(getattr(theirs, method)(correlated))
+    assert_array_equal(ours.predict(correlated), theirs.predict(correlated))
+
+
+@over_types
+def test_stops_where_scikit_learn_stops(covariance_type, correlated):
+    ours, theirs = pair(correlated, covariance_type, max_iter=500, tol=1e-5)
+    assert ours.converged_
+    assert ours.n_iter_ == theirs.n_iter_
+
+
+@over_all_types
+@pytest.mark.parametrize("init_params", ["kmeans", "k-means++", "random", "random_from_data"])
+def test_finds_blobs(covariance_type, init_params, blobs):
+    X, y = blobs
+    gmm = TorchGMM(3, covariance_type=covariance_type, init_params=init_params, n_init=5, max_iter=300, random_state=0)
+    # Random responsibilities are a poor start, from which components may merge (in scikit-learn too).
+    assert adjusted_rand_score(y, gmm.fit_predict(X)) > (0.5 if init_params == "random" else 0.95)
+    assert gmm.weights_.sum() == pytest.approx(1)
+    assert_allclose(gmm.predict_proba(X).sum(1), 1)
+    assert_array_equal(gmm.predict(X), gmm.predict_proba(X).argmax(1))
+
+
+@over_all_types
+def test_precisions_are_inverse_covariances(covariance_type, correlated):
+    gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated)
+    if covariance_type in ("full", "tied"):
+        assert_allclose(gmm.precisions_ @ gmm.covariances_, np.broadcast_to(np.eye(3), gmm.covariances_.shape), atol=1e-8)
+        root = gmm.precisions_cholesky_
+        assert_allclose(root @ np.swapaxes(root, -1, -2), gmm.precisions_)
+    else:
+        assert_allclose(gmm.precisions_ * gmm.covariances_, 1)
+        assert_allclose(gmm.precisions_cholesky_**2, gmm.precisions_)
+
+
+@over_all_types
+def test_start_from_a_fit_is_that_fit(covariance_type, correlated):
+    gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated)
+    given = {f"{name}_init": getattr(gmm, f"{name}_") for name in ("weights", "means", "precisions")}
+    again = TorchGMM(3, covariance_type=covariance_type, max_iter=0, **given).fit(correlated)
+    assert_allclose(again.score_samples(correlated), gmm.score_samples(correlated))
+
+
+@over_all_types
+def test_samples_have_the_moments(covariance_type, correlated):
+    gmm = TorchGMM(2, covariance_type=covariance_type, random_state=0).fit(correlated)
+    X, y = gmm.sample(60_000, random_state=1)
+    assert X.shape == (60_000, 3)
+    assert (np.diff(y) >= 0).all()
+    assert_allclose(np.bincount(y) / len(y), gmm.weights_, atol=0.01)
+    refit = TorchGMM(1, covariance_type="full")
+    for component in range(2):
+        rows = X[y == component]
+        assert_allclose(rows.mean(0), gmm.means_[component], atol=0.1)
+        covariance = gmm.covariances_ if covariance_type.startswith("tied") else gmm.covariances_[component]
+        covariance = covariance if covariance_type in ("full", "tied") else covariance * np.eye(3)
+        assert_allclose(refit.fit(rows).covariances_[0], covariance, atol=0.06 * np.abs(covariance).max())
+
+
+def test_sample_has_its_own_seed(blobs):
+    gmm = TorchGMM(3, random_state=0).fit(blobs[0])
+    one, two = gmm.sample(5, random_state=1)[0], gmm.sample(5, random_state=2)[0]
+    assert not np.allclose(one, two)
+    assert_array_equal(one, gmm.sample(5, random_state=1)[0])
+
+
+@over_all_types
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+def test_offset_data(covariance_type, offset, correlated):
+    """float64 data far from the origin lose nothing; float32 data lose only what rounding took from them."""
+    near, far = (TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated + shift) for shift in (0, offset))
+    assert_allclose(far.covariances_, near.covariances_, rtol=1e-5, atol=1e-7)
+    assert_allclose(far.score_samples(correlated + offset), near.score_samples(correlated), atol=1e-5)
+    rounded = (correlated + 1e4).astype(np.float32)
+    single = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(rounded)
+    double = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(rounded.astype(np.float64))
+    assert single.means_.dtype == np.float32
+    assert_allclose(single.covariances_, double.covariances_, rtol=1e-3, atol=1e-3)
+
+
+def test_n_init_keeps_the_best(correlated):
+    settings = {"init_params": "random_from_data", "random_state": 0, "tol": 1e-6, "max_iter": 500}
+    bounds = [TorchGMM(4, n_init=n, **settings).fit(correlated).lower_bound_ for n in (1, 3, 10)]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] > bounds[0], "the restarts were all alike"
+
+
+def test_warm_start_goes_on(correlated):
+    settings = {"random_state": 0, "tol": 0.0, "init_params": "random"}
+    with pytest.warns(ConvergenceWarning):
+        whole = TorchGMM(3, max_iter=8, **settings).fit(correlated)
+    parts = TorchGMM(3, max_iter=4, warm_start=True, **settings)
+    for _ in range(2):
+        with pytest.warns(ConvergenceWarning, match="did not converge"):
+            parts.fit(correlated)
+    assert_allclose(parts.means_, whole.means_, rtol=1e-6)
+    assert_allclose(parts.lower_bound_, whole.lower_bound_)
+
+
+def test_lower_bounds_are_those_of_the_iterations(correlated):
+    gmm = TorchGMM(3, random_state=0).fit(correlated)
+    assert len(gmm.lower_bounds_) == gmm.n_iter_
+    assert gmm.lower_bounds_[-1] == gmm.lower_bound_
+    assert (np.diff(gmm.lower_bounds_) > 0).all()
+
+
+@pytest.mark.parametrize("chunk_size", [7, 100, 10_000])
+def test_chunk_size_changes_nothing(chunk_size, correlated):
+    one, two = (TorchGMM(3, random_state=0, chunk_size=size).fit(correlated) for size in (None, chunk_size))
+    assert_allclose(one.means_, two.means_, rtol=1e-10)
+    assert_allclose(one.covariances_, two.covariances_, rtol=1e-9, atol=1e-10)
+
+
+@over_all_types
+def test_as_many_components_as_features(covariance_type, correlated):
+    gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated)
+    assert gmm.means_.shape == (3, 3)
+    assert gmm.score_samples(correlated).shape == (len(correlated),)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "match"),
+    [
+        ({"weights_init": [0.5, 0.5]}, r"'weights' should have the shape of \(3,\), but got \(2,\)"),
+        ({"weights_init": [0.5, 0.5, 0.5]}, "normalized to sum to 1"),
+        ({"weights_init": [-0.5, 0.5, 1.0]}, r"range \[0, 1\]"),
+        ({"means_init": [[0.0, 1.0]]}, r"'means' should have the shape of \(3, 3\)"),
+        ({"precisions_init": np.ones((3, 3))}, r"'precisions' should have the shape of \(3, 3, 3\)"),
+        ({"precisions_init": -np.stack([np.eye(3)] * 3)}, "symmetric, positive-definite"),
+        ({"precisions_init": np.stack([np.triu(np.ones((3, 3)))] * 3)}, "symmetric, positive-definite"),
+        ({"precisions_init": -np.ones(3), "covariance_type": "spherical"}, "should be positive"),
+    ],
+)
+def test_wrong_starting_parameters(parameters, match, correlated):
+    with pytest.raises(ValueError, match=match):
+        TorchGMM(3, **parameters).fit(correlated)
+
+
+def test_collinear_features_are_a_clear_error():
+    X = np.repeat(np.linspace(0, 1, 20)[:, None], 2, axis=1)
+    with pytest.raises(ValueError, match="not positive definite.*Increase reg_covar"):
+        TorchGMM(1, reg_covar=0.0).fit(X)
+
+
+def test_verbose_prints_iterations(correlated, capsys):
+    TorchGMM(3, random_state=0).fit(correlated)
+    assert capsys.readouterr().out == ""
+    TorchGMM(3, random_state=0, verbose=2, verbose_interval=1).fit(correlated)
+    shown = capsys.readouterr().out
+    assert "Initialization 0" in shown
+    assert "Iteration 1\t lower bound" in shown
+    assert "converged" in shown
+
+
+def test_log_likelihood_chooses_the_number_of_components(blobs):
+    search = GridSearchCV(TorchGMM(random_state=0, n_init=3), {"n_components": [1, 2, 3]}, cv=3).fit(blobs[0])
+    assert search.best_params_ == {"n_components": 3}
+    bics = [TorchGMM(k, random_state=0, n_init=3).fit(blobs[0]).bic(blobs[0]) for k in (1, 2, 3, 6)]
+    assert np.argmin(bics) == 2
+
+
+def test_information_criteria_use_the_data_given(correlated):
+    gmm = TorchGMM(2, random_state=0).fit(correlated)
+    half = correlated[::2]
+    n_parameters = 2 * 3 + 2 * 6 + 1
+    assert gmm.bic(half) == pytest.approx(-2 * gmm.score(half) * len(half) + n_parameters * np.log(len(half)))
+    assert gmm.aic(half) == pytest.approx(-2 * gmm.score(half) * len(half) + 2 * n_parameters)
+
+
+def test_labels_are_ignored(blobs):
+    X, y = blobs
+    one, two = (clone(TorchGMM(3, random_state=0)).fit(X, labels) for labels in (y, y[::-1]))
+    assert_array_equal(one.means_, two.means_)

@@ -1,0 +1,99 @@
+"""Batches, objective and the training loop."""
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from skvae.fitting.training import NegativeELBO, RowBatches, fit_module
+from skvae.models import ELBO, NETWORKS, Bernoulli, LatentModel, StandardNormal
+
+
+def make_model(seed=0, n_features=4):
+    generator = torch.Generator().manual_seed(seed)
+    nets = NETWORKS["mlp"](
+        n_features, 2, n_features, hidden_layer_sizes=(8,), activation="relu", batch_norm=True, generator=generator
+    )
+    return LatentModel(*nets, Bernoulli(), StandardNormal())
+
+
+def train(model, rows, **settings):
+    settings = {"beta": 1.0, "max_epochs": 3, "batch_size": 16, "lr": 1e-2} | settings
+    generator = torch.Generator().manual_seed(1)
+    return fit_module(model, rows, noise_size=2, generator=generator, device="cpu", **settings)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8])
+@pytest.mark.parametrize("n_rows", range(2, 18))
+def test_batches_deal_every_row_once_and_never_alone(n_rows, batch_size):
+    rows = torch.arange(n_rows, dtype=torch.float32)[:, None]
+    batches = RowBatches(TensorDataset(rows), batch_size, noise_size=3, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    for _ in range(2):
+        inputs = [batch for batch, _ in batches]
+        sizes = [len(batch["u"]) for batch in inputs]
+        assert sorted(torch.cat([batch["u"] for batch in inputs]).flatten().tolist()) == list(range(n_rows))
+        assert [tuple(batch["noise"].shape) for batch in inputs] == [(size, 3) for size in sizes]
+    assert len(sizes) == len(batches)
+    assert min(sizes) >= 2
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(batch_size, 3)
+
+
+@pytest.mark.parametrize("n_rows", range(2, 34))
+def test_every_number_of_rows_trains_with_batch_norm(n_rows):
+    net = train(make_model(), torch.rand(n_rows, 4, generator=torch.Generator().manual_seed(0)))
+    assert len(net.history) == 3
+
+
+def test_loss_does_not_depend_on_the_batch_size():
+    elbo = ELBO(torch.tensor([-1.0, -3.0]), torch.tensor([0.5, 1.5]))
+    twice = ELBO(*(term.repeat(2) for term in elbo))
+    assert NegativeELBO(2.0)(elbo, None).item() == NegativeELBO(2.0)(twice, None).item() == 4.0
+
+
+def test_loss_falls_and_its_terms_add_up():
+    rows = (torch.rand(64, 4, generator=torch.Generator().manual_seed(0)) > 0.8).float()
+    net = train(make_model(), rows, beta=0.5, max_epochs=30)
+    first, last = net.history[0], net.history[-1]
+    assert last["train_loss"] < first["train_loss"]
+    for row in net.history:
+        assert row["train_loss"] == pytest.approx(0.5 * row["train_kl"] - row["train_log_likelihood"], rel=1e-5)
+
+
+def test_no_row_is_held_out():
+    """skorch would keep a fifth of the rows for validation."""
+    net = train(make_model(), torch.rand(50, 4))
+    assert sum(batch["train_batch_size"] for batch in net.history[-1]["batches"]) == 50
+    assert "valid_loss" not in net.history[-1]
+
+
+def test_divergence_is_an_error_that_says_where():
+    rows = torch.rand(64, 4)
+    rows[0, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"training loss became (nan|inf) in epoch 1 .*Decrease lr"):
+        train(make_model(), rows)
+
+
+def test_interrupts_are_not_swallowed(monkeypatch):
+    def interrupt(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NegativeELBO, "forward", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_model(), torch.rand(20, 4), progress="model")
+
+
+def test_progress_bar_is_shown_only_when_asked(capsys):
+    train(make_model(), torch.rand(20, 4))
+    assert capsys.readouterr().err == ""
+    train(make_model(), torch.rand(20, 4), progress="model")
+    shown = capsys.readouterr().err
+    assert "model" in shown
+    assert "3/3" in shown
+    assert "loss=" in shown
+
+
+def test_model_is_left_in_evaluation_mode():
+    model = make_model()
+    train(model, torch.rand(20, 4))
+    assert not any(module.training for module in model.modules())

@@ -1,0 +1,131 @@
+"""Identities over the registry of covariance types."""
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+from torch.testing import assert_close
+
+from skvae.models import COVARIANCES, Moments
+from skvae.models.covariances import MatrixCovariance
+
+K, D, N = 3, 4, 200
+over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVARIANCES)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def x(generator):
+    return torch.randn(N, D, dtype=torch.float64, generator=generator) @ torch.rand(
+        D, D, dtype=torch.float64, generator=generator
+    )
+
+
+@pytest.fixture
+def resp(generator):
+    return torch.rand(N, K, dtype=torch.float64, generator=generator).softmax(1)
+
+
+@pytest.fixture
+def means(generator):
+    return torch.randn(K, D, dtype=torch.float64, generator=generator)
+
+
+def matrices(family, covariances):
+    """Covariance matrices (K, D, D) from the package's own shape."""
+    if isinstance(family, MatrixCovariance):
+        return covariances.expand(K, D, D)
+    return covariances.expand(K, D).diag_embed()
+
+
+@over_families
+def test_density_is_the_multivariate_normal(family, x, resp, means):
+    covariances = family.estimate(family.moments(x, resp, means), reg_covar=1e-6)
+    factor, positive = family.factor(covariances)
+    assert positive.all()
+    twin = MultivariateNormal(means, matrices(family, covariances))
+    assert_close(family.log_prob(x, means, factor), twin.log_prob(x[:, None]))
+
+
+@over_families
+def test_factors_agree(family, x, resp, means):
+    covariances = family.estimate(family.moments(x, resp, means), reg_covar=1e-6)
+    factor, _ = family.factor(covariances)
+    again, precisions = family.from_factor(factor)
+    assert_close(again, covariances)
+    from_precisions, positive = family.factor_from_precisions(precisions)
+    assert positive.all()
+    assert_close(from_precisions, factor)
+    noise = torch.eye(D, dtype=torch.float64)
+    root = family.color(noise, factor.expand(K, *factor.shape[1:])[0])
+    assert_close(root.T @ root, matrices(family, covariances)[0])
+
+
+@over_families
+def test_merging_is_concatenating(family, x, resp, means):
+    whole = family.moments(x, resp, means)
+    parts = family.moments(x[:70], resp[:70], means).merge(family.moments(x[70:], resp[70:], means))
+    assert isinstance(parts, Moments)
+    for one, two in zip(whole, parts, strict=True):
+        assert_close(one, two)
+
+
+@over_families
+def test_any_reference_gives_the_same_covariance(family, x, resp, means):
+    one, two = (family.estimate(family.moments(x, resp, m), reg_covar=0.0) for m in (means, means + 1))
+    assert_close(one, two)
+
+
+@over_families
+def test_integer_weights_are_repeated_rows(family, x, resp, means):
+    counts = torch.arange(N) % 3
+    repeated = family.moments(x.repeat_interleave(counts, 0), resp.repeat_interleave(counts, 0), means)
+    for one, two in zip(family.moments(x, resp * counts[:, None], means), repeated, strict=True):
+        assert_close(one, two)
+
+
+@over_families
+def test_shapes_go_there_and_back(family, x, resp, means):
+    covariances = family.estimate(family.moments(x, resp, means), reg_covar=0.0)
+    compact = family.compact(covariances)
+    assert tuple(compact.shape) == family.compact_shape(K, D)
+    assert_close(family.expand(compact), covariances)
+
+
+@pytest.mark.parametrize(("pooled", "free"), [("full", "tied"), ("diag", "tied_diag"), ("spherical", "tied_spherical")])
+def test_tied_is_the_weighted_mean(pooled, free, x, resp, means):
+    moments = COVARIANCES[pooled].moments(x, resp, means)
+    each, one = (COVARIANCES[name].estimate(moments, reg_covar=0.0) for name in (pooled, free))
+    weights = moments.weight.reshape(-1, *[1] * (each.ndim - 1))
+    assert_close((weights * each).sum(0, keepdim=True) / weights.sum(), one)
+
+
+def test_full_on_a_diagonal_is_diag(x, resp, means):
+    full, diag = COVARIANCES["full"], COVARIANCES["diag"]
+    variances = diag.estimate(diag.moments(x, resp, means), reg_covar=0.0)
+    assert_close(full.estimate(full.moments(x, resp, means), 0.0).diagonal(dim1=1, dim2=2), variances)
+    assert_close(
+        full.log_prob(x, means, full.factor(variances.diag_embed())[0]),
+        diag.log_prob(x, means, diag.factor(variances)[0]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("full", 30), ("tied", 10), ("diag", 12), ("spherical", 3), ("tied_diag", 4), ("tied_spherical", 1)],
+)
+def test_number_of_parameters(name, expected):
+    assert COVARIANCES[name].n_parameters(K, D) == expected
+
+
+def test_one_component_as_many_features():
+    """Shapes (k,) and (d,) are not confused when they are equal, or one."""
+    x = torch.randn(20, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for name, family in COVARIANCES.items():
+        moments = family.moments(x, torch.ones(20, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
+        covariances = family.estimate(moments, 0.0)
+        assert_close(covariances.flatten(), x.var(0, correction=0), msg=name)
+        assert tuple(family.compact(covariances).shape) == family.compact_shape(1, 1)

@@ -1,0 +1,285 @@
+"""The contract of every estimator: scikit-learn's checks, and ours, over the registry."""
+
+import copy
+import pickle
+import random
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils._param_validation import InvalidParameterError
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+from skvae.estimators import ESTIMATORS, TorchGMM, VAEEmbedder
+
+INSTANCES = [
+    TorchGMM(),
+    TorchGMM(2, covariance_type="diag", n_init=2),
+    TorchGMM(2, covariance_type="tied", init_params="random"),
+    TorchGMM(2, covariance_type="spherical", init_params="k-means++"),
+    VAEEmbedder(),
+    VAEEmbedder(2, hidden_layer_sizes=(8,), likelihood="gaussian", batch_norm=True, max_epochs=5),
+]
+QUICK = [
+    TorchGMM(2, random_state=0),
+    VAEEmbedder(2, hidden_layer_sizes=(16,), max_epochs=4, batch_size=32, random_state=0),
+]
+over_estimators = pytest.mark.parametrize("estimator", QUICK, ids=lambda estimator: type(estimator).__name__)
+
+
+def outputs(estimator, X):
+    """Everything a fitted estimator says about X."""
+    names = ["predict", "predict_proba", "transform", "score_samples"]
+    found = {name: getattr(estimator, name)(X) for name in names if hasattr(estimator, name)}
+    sample = estimator.sample(5, random_state=0)
+    return found | {"sample": sample[0] if isinstance(sample, tuple) else sample}
+
+
+def assert_same(one, two, **tolerance):
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], err_msg=name, **({"rtol": 0, "atol": 0} | tolerance))
+
+
+def test_every_estimator_is_in_the_lists():
+    assert {type(estimator) for estimator in INSTANCES} == set(ESTIMATORS.values())
+    assert {type(estimator) for estimator in QUICK} == set(ESTIMATORS.values())
+
+
+def all_checks():
+    for instance in INSTANCES:
+        for estimator, check in estimator_checks_generator(instance):
+            name = getattr(check, "func", check).__name__
+            kind = check.keywords if hasattr(check, "keywords") else {}
+            yield pytest.param(estimator, check, id=f"{instance}-{name}-{kind}".replace("\n", ""))
+
+
+@pytest.mark.parametrize(("estimator", "check"), list(all_checks()))
+def test_scikit_learn_checks(estimator, check):
+    try:
+        check(estimator)
+    except BaseException as error:
+        if type(error).__name__ in ("SkipTest", "Skipped"):
+            pytest.fail(f"The check was skipped: {error}")
+        raise
+
+
+@over_estimators
+def test_same_seed_same_result(estimator, blobs):
+    one, two = (clone(estimator).fit(blobs[0]) for _ in range(2))
+    assert_same(outputs(one, blobs[0]), outputs(two, blobs[0]))
+
+
+@over_estimators
+def test_random_state_instance_advances(estimator, blobs):
+    state = np.random.RandomState(0)
+    estimator = clone(estimator).set_params(random_state=state)
+    before = state.get_state()[2]
+    estimator.fit(blobs[0])
+    assert state.get_state()[2] != before
+
+
+@over_estimators
+@pytest.mark.parametrize("random_state", [None, 0])
+def test_global_random_states_are_untouched(estimator, random_state, blobs):
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2], torch.get_rng_state()
+
+    before = states()
+    outputs(clone(estimator).set_params(random_state=random_state).fit(blobs[0]), blobs[0])
+    after = states()
+    assert before[:3] == after[:3]
+    assert torch.equal(before[3], after[3])
+
+
+@over_estimators
+def test_copies_are_equal(estimator, blobs, tmp_path):
+    estimator = clone(estimator).fit(blobs[0])
+    expected = outputs(estimator, blobs[0])
+    joblib.dump(estimator, tmp_path / "estimator.joblib")
+    copies = [pickle.loads(pickle.dumps(estimator)), copy.deepcopy(estimator), joblib.load(tmp_path / "estimator.joblib")]
+    for other in copies:
+        assert_same(outputs(other, blobs[0]), expected)
+        other.fit(blobs[0])
+        assert_same(outputs(other, blobs[0]), expected)
+    mapped = joblib.load(tmp_path / "estimator.joblib", mmap_mode="r")
+    assert_same(outputs(mapped, blobs[0]), expected)
+
+
+@over_estimators
+def test_pickle_is_small(estimator, blobs):
+    estimator = clone(estimator).fit(blobs[0])
+    arrays = [value for value in vars(estimator).values() if isinstance(value, np.ndarray)]
+    if hasattr(estimator, "module_"):
+        arrays += list(estimator.module_.state_dict().values())
+    size = sum(array.nbytes for array in arrays)
+    assert len(pickle.dumps(estimator)) < size + 8_000  # parameters, and a fixed cost for names
+
+
+@over_estimators
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda X: X.astype(np.float32),
+        np.asfortranarray,
+        lambda X: X.astype(">f8"),
+        lambda X: X[::-1][::-1],
+        lambda X: pd.DataFrame(X, columns=list("abcd")),
+        lambda X: X.tolist(),
+    ],
+    ids=["float32", "fortran", "big-endian", "strided", "pandas", "list"],
+)
+def test_kinds_of_input(estimator, convert, blobs):
+    X = blobs[0].astype(np.float32).astype(np.float64)
+    expected = outputs(clone(estimator).fit(X), X)
+    found = outputs(clone(estimator).fit(convert(X)), convert(X))
+    loose = convert(X) is not X and getattr(convert(X), "dtype", None) == np.float32
+    assert_same(found, expected, **({"rtol": 1e-2, "atol": 1e-2} if loose else {"rtol": 1e-6, "atol": 1e-6}))
+
+
+@over_estimators
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool, np.float16])
+def test_numeric_dtypes(estimator, dtype, blobs):
+    X = (blobs[0] - blobs[0].min() > 8).astype(dtype)
+    X = np.concatenate([X, 1 - X.astype(np.int64)], axis=1).astype(dtype)
+    found = outputs(clone(estimator).fit(X), X)
+    assert all(np.isfinite(value).all() for value in found.values())
+
+
+@over_estimators
+def test_float_precision_is_kept(estimator, blobs):
+    for dtype in (np.float32, np.float64):
+        X = blobs[0].astype(dtype)
+        estimator = clone(estimator).fit(X)
+        found = outputs(estimator, X)
+        kinds = {name: value.dtype for name, value in found.items() if name not in ("predict", "sample")}
+        assert set(kinds.values()) == {np.dtype(dtype)}, kinds
+
+
+@over_estimators
+def test_feature_names(estimator, blobs):
+    frame = pd.DataFrame(blobs[0], columns=list("abcd"))
+    estimator = clone(estimator).fit(frame)
+    assert_array_equal(estimator.feature_names_in_, list("abcd"))
+    with pytest.raises(ValueError, match="feature names"):
+        estimator.score_samples(frame[list("dcba")])
+
+
+@over_estimators
+def test_parameters_are_kept_as_given(estimator, blobs):
+    estimator = clone(estimator)
+    before = estimator.get_params()
+    after = estimator.fit(blobs[0]).get_params()
+    assert [name for name in before if after[name] is not before[name]] == []
+
+
+BAD_INPUT = {
+    "strings": (np.array([["a", "b"], ["c", "d"]]), ValueError, "could not convert string to float"),
+    "NaN": (np.array([[1.0, np.nan], [2.0, 3.0], [1.0, 4.0]]), ValueError, "contains NaN"),
+    "infinity": (np.array([[1.0, np.inf], [2.0, 3.0], [1.0, 4.0]]), ValueError, "contains infinity"),
+    "one dimension": (np.arange(5.0), ValueError, "Expected 2D array, got 1D array"),
+    "three dimensions": (np.zeros((5, 2, 2)), ValueError, "Found array with dim 3"),
+    "empty": (np.empty((0, 2)), ValueError, "0 sample"),
+    "no features": (np.empty((5, 0)), ValueError, r"0 feature\(s\)"),
+    "complex": (np.ones((5, 2), dtype=complex), ValueError, "Complex data not supported"),
+    "one sample": (np.ones((1, 2)), ValueError, "1 sample"),
+    "fewer samples than components": (np.eye(3), ValueError, "n_components ?= ?9"),
+}
+
+
+@over_estimators
+@pytest.mark.parametrize(("X", "error", "match"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_wrong_input_is_a_clear_error(estimator, X, error, match):
+    estimator = clone(estimator)
+    if len(X) == 3 and match.startswith("n_comp"):
+        estimator.set_params(n_components=9)
+    with pytest.raises(error, match=match):
+        estimator.fit(X)
+    assert not [name for name in vars(estimator) if name.endswith("_")], "A failed fit left something behind."
+
+
+@over_estimators
+def test_one_feature_works(estimator):
+    X = np.concatenate([np.linspace(-1, 1, 30), np.linspace(9, 11, 30)])[:, None]
+    found = outputs(clone(estimator).fit(X), X)
+    assert all(np.isfinite(value).all() for value in found.values())
+
+
+@over_estimators
+def test_use_before_fit(estimator, blobs):
+    for method in ("predict", "transform", "inverse_transform", "score_samples", "score"):
+        if hasattr(estimator, method):
+            with pytest.raises(NotFittedError):
+                getattr(clone(estimator), method)(blobs[0])
+    with pytest.raises(NotFittedError):
+        clone(estimator).sample()
+
+
+@over_estimators
+def test_wrong_number_of_features(estimator, blobs):
+    estimator = clone(estimator).fit(blobs[0])
+    with pytest.raises(ValueError, match="X has 3 features, but .* is expecting 4 features"):
+        estimator.score_samples(blobs[0][:, :3])
+
+
+@over_estimators
+def test_sample_size(estimator, blobs):
+    with pytest.raises(ValueError, match="n_samples"):
+        clone(estimator).fit(blobs[0]).sample(0)
+
+
+@over_estimators
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_unknown_device(estimator, device, blobs):
+    with pytest.raises(ValueError, match=f"device='{device}' can not be used here; use 'auto' or one of"):
+        clone(estimator).set_params(device=device).fit(blobs[0])
+
+
+def parameter_cases():
+    for estimator in QUICK:
+        for name in estimator.get_params():
+            yield pytest.param(estimator, name, id=f"{type(estimator).__name__}-{name}")
+
+
+@pytest.mark.parametrize(("estimator", "name"), list(parameter_cases()))
+def test_unknown_parameter_values(estimator, name, blobs):
+    with pytest.raises(InvalidParameterError, match=f"The '{name}' parameter of {type(estimator).__name__} must be"):
+        clone(estimator).set_params(**{name: object()}).fit(blobs[0])
+
+
+@over_estimators
+def test_failed_fit_changes_nothing(estimator, blobs, monkeypatch):
+    estimator = clone(estimator).fit(blobs[0])
+    before, expected = dict(vars(estimator)), outputs(estimator, blobs[0])
+    with pytest.raises(ValueError, match="NaN"):
+        estimator.fit(np.full((5, 7), np.nan))
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for module in ("gmm", "embedders"):
+        for function in ("fit_mixture", "fit_module"):
+            monkeypatch.setattr(f"skvae.estimators.{module}.{function}", interrupt, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        estimator.fit(blobs[0][:, :2])
+    assert vars(estimator).keys() == before.keys()
+    assert all(vars(estimator)[name] is before[name] for name in before)
+    assert_same(outputs(estimator, blobs[0]), expected)
+
+
+def test_no_asserts_guard_users(blobs):
+    """The errors stay under ``python -O``."""
+    code = (
+        "import numpy as np\nfrom skvae import VAEEmbedder\n"
+        "try:\n    VAEEmbedder(likelihood='bernoulli').fit(-np.ones((20, 2)))\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    result = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True)
+    assert "likelihood='bernoulli' needs values in [0, 1]" in result.stdout

@@ -1,0 +1,83 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.datasets import load_iris
+from sklearn.mixture import GaussianMixture
+
+from skvae import TorchGMM, VAEEmbedder
+from skvae.displays import LatentSpaceDisplay, ReconstructionDisplay, ellipse_of, full_covariances
+from skvae.models import COVARIANCES
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def ellipses(ax):
+    from matplotlib.patches import Ellipse
+
+    return [patch for patch in ax.patches if isinstance(patch, Ellipse)]
+
+
+def test_ellipse_of_known_covariance():
+    width, height, angle = ellipse_of(np.diag([4.0, 1.0]), n_std=1)
+    assert_allclose([width, height, angle % 180], [4, 2, 0], atol=1e-12)
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    assert ellipse_of(turn @ np.diag([4.0, 1.0]) @ turn.T, n_std=1)[2] % 180 == pytest.approx(90)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCES)
+def test_mixture_of_any_type(covariance_type):
+    X, y = load_iris(return_X_y=True)
+    gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(X)
+    figure, ax = plt.subplots()
+    display = LatentSpaceDisplay.from_estimator(gmm, X, y, ax=ax)
+    assert display.ax_ is ax
+    assert display.figure_ is figure
+    assert len(ellipses(ax)) == 3
+    assert display.codes.shape == (150, 2)
+    assert display.plot() is display
+    full = full_covariances(gmm.covariances_, covariance_type, gmm.means_)
+    assert full.shape == (3, 4, 4)
+    one = GaussianMixture(3)
+    one.weights_, one.means_ = gmm.weights_, gmm.means_
+    one.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(full))
+    assert_allclose(one.score_samples(X), gmm.score_samples(X))
+
+
+def test_projected_ellipse_is_that_of_projected_samples():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200_000, 4)) @ rng.normal(size=(4, 4))
+    gmm = TorchGMM(1).fit(X)
+    display = LatentSpaceDisplay.from_estimator(gmm, X)
+    assert_allclose(display.covariances[0], np.cov(display.codes.T), rtol=1e-3, atol=1e-3)
+    assert_allclose(display.means[0], display.codes.mean(0), atol=1e-6)
+
+
+def test_codes_alone_and_strings():
+    X, y = load_iris(return_X_y=True)
+    display = LatentSpaceDisplay.from_predictions(X[:, :2])
+    assert display.ax_.get_legend() is None
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    display = LatentSpaceDisplay.from_predictions(X[:, :2], names)
+    assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == sorted(set(names))
+    with pytest.raises(ValueError, match="inconsistent"):
+        LatentSpaceDisplay.from_predictions(X, y[:10])
+    with pytest.raises(ValueError, match=r"1 feature\(s\)"):
+        LatentSpaceDisplay.from_predictions(X[:, :1])
+
+
+def test_reconstructions():
+    X = np.random.default_rng(0).random((30, 12))
+    vae = VAEEmbedder(2, hidden_layer_sizes=(8,), max_epochs=1, random_state=0).fit(X)
+    figure, ax = plt.subplots()
+    display = ReconstructionDisplay.from_estimator(vae, X[:5], image_shape=(3, 4), ax=ax)
+    assert display.figure_ is figure
+    assert display.images.shape == display.reconstructions.shape == (5, 3, 4)
+    (picture,) = ax.get_images()
+    shown = picture.get_array()
+    assert_allclose(shown[1:4, 1:5], X[0].reshape(3, 4))
+    assert display.plot() is display
