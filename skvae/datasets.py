@@ -30,7 +30,8 @@ def fetch_mnist(*, data_home=None, return_X_y=False):
     Returns
     -------
     mnist : Bunch
-        ``data``: uint8 ndarray of shape (70000, 784), pixels from 0 to 255; ``target``: int64 ndarray of shape (70000,).
+        ``data``: uint8 ndarray of shape (70000, 784), pixels from 0 to 255. ``target``: int64 ndarray of shape
+        (70000,).
 
     Raises
     ------

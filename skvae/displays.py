@@ -1,6 +1,7 @@
-"""Pictures of fitted models, with the manners of scikit-learn's Display classes (matplotlib is imported when drawing)."""
+"""Pictures of fitted models, with the manners of scikit-learn's displays. matplotlib is imported when drawing."""
 
 import numpy as np
+from scipy.linalg import eigh
 from sklearn.decomposition import PCA
 from sklearn.utils import check_array, check_consistent_length
 
@@ -24,8 +25,9 @@ COLORS = (
 class LatentSpaceDisplay:
     """Scatter of codes with the ellipses of a mixture.
 
-    Codes of more than two dimensions are shown in the plane of their first two principal components, and the
-    ellipses are those of the projected covariances.
+    Codes of more than two dimensions are projected to a plane, and the ellipses are those of the projected covariances.
+    The plane is that of the first two principal components of the codes, or the discriminant plane of the mixture, in
+    which its means lie farthest apart for the width of its components (no labels are used for either).
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ class LatentSpaceDisplay:
         self.covariances = covariances
 
     @classmethod
-    def from_estimator(cls, mixture, Z, y=None, *, ax=None, n_std=2.0):
+    def from_estimator(cls, mixture, Z, y=None, *, projection="pca", ax=None, n_std=2.0):
         """Draw codes with the components of a fitted mixture.
 
         Parameters
@@ -76,6 +78,8 @@ class LatentSpaceDisplay:
             Codes.
         y : array-like of shape (n_samples,), default=None
             Classes for the colours; None shows the predicted components.
+        projection : {"pca", "discriminant"}, default="pca"
+            Plane for codes of more than two dimensions.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
         n_std : float, default=2.0
@@ -87,10 +91,12 @@ class LatentSpaceDisplay:
         """
         labels = mixture.predict(Z) if y is None else y
         covariances = full_covariances(mixture.covariances_, mixture.covariance_type, mixture.means_)
-        return cls.from_predictions(Z, labels, means=mixture.means_, covariances=covariances, ax=ax, n_std=n_std)
+        return cls.from_predictions(
+            Z, labels, means=mixture.means_, covariances=covariances, projection=projection, ax=ax, n_std=n_std
+        )
 
     @classmethod
-    def from_predictions(cls, Z, labels=None, *, means=None, covariances=None, ax=None, n_std=2.0):
+    def from_predictions(cls, Z, labels=None, *, means=None, covariances=None, projection="pca", ax=None, n_std=2.0):
         """Draw codes, and ellipses if there are means and covariances.
 
         Parameters
@@ -103,6 +109,8 @@ class LatentSpaceDisplay:
             Means of components.
         covariances : array-like of shape (n_components, n_features, n_features), default=None
             Their covariances.
+        projection : {"pca", "discriminant"}, default="pca"
+            Plane for codes of more than two dimensions; "discriminant" needs means and covariances.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
         n_std : float, default=2.0
@@ -115,16 +123,18 @@ class LatentSpaceDisplay:
         Raises
         ------
         ValueError
-            If Z has fewer than two features, or as many labels as it has rows are not given.
+            If Z has fewer than two features, if there are not as many labels as rows, or if the projection is unknown
+            or lacks the mixture that it needs.
         """
         Z = check_array(Z, ensure_min_features=2, input_name="Z")
         if labels is not None:
             labels = np.asarray(labels)
             check_consistent_length(Z, labels)
+        if projection not in PROJECTIONS:
+            raise ValueError(f"projection should be one of {sorted(PROJECTIONS)}, but got {projection!r}.")
         if Z.shape[1] > 2:
-            pca = PCA(2).fit(Z)
-            axes = pca.components_
-            Z, means = pca.transform(Z), None if means is None else pca.transform(means)
+            center, axes = Z.mean(axis=0), PROJECTIONS[projection](Z, means, covariances)
+            Z, means = (Z - center) @ axes.T, None if means is None else (means - center) @ axes.T
             covariances = None if covariances is None else axes @ np.asarray(covariances) @ axes.T
         return cls(Z, labels=labels, means=means, covariances=covariances).plot(ax=ax, n_std=n_std)
 
@@ -160,7 +170,13 @@ class LatentSpaceDisplay:
         if self.means is not None:
             ax.plot(*np.asarray(self.means).T, "x", color="black", markersize=7, markeredgewidth=2)
         if self.labels is not None:
-            ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=35 / size**0.5 / 5, frameon=False, handletextpad=0.1)
+            ax.legend(
+                loc="center left",
+                bbox_to_anchor=(1, 0.5),
+                markerscale=7 / size**0.5,
+                frameon=False,
+                handletextpad=0.1,
+            )
         ax.set(xlabel="first coordinate", ylabel="second coordinate")
         ax.set_aspect("equal", adjustable="datalim")
         self.ax_, self.figure_ = ax, ax.figure
@@ -263,7 +279,8 @@ class ReconstructionDisplay:
         ax = plt.subplots(layout="constrained")[1] if ax is None else ax
         images = np.stack([self.images, self.reconstructions])
         margin = max(1, images.shape[2] // 12)
-        images = np.pad(images.astype(float), ((0, 0), (0, 0), (margin, margin), (margin, margin)), constant_values=np.nan)
+        border = ((0, 0), (0, 0), (margin, margin), (margin, margin))
+        images = np.pad(images.astype(float), border, constant_values=np.nan)
         ax.imshow(np.concatenate([np.concatenate(list(row), axis=1) for row in images]), cmap="gray_r")
         height = images.shape[2]
         ax.set_yticks([height / 2, 1.5 * height], ["input", "output"])
@@ -272,6 +289,22 @@ class ReconstructionDisplay:
         ax.spines[:].set_visible(False)
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def principal_plane(Z, means, covariances):
+    """The first two principal axes of the codes (2, n_features)."""
+    return PCA(2).fit(Z).components_
+
+
+def discriminant_plane(Z, means, covariances):
+    """Fisher's two best directions for telling the components apart, scaled to unit width inside them."""
+    if means is None or covariances is None:
+        raise ValueError("projection='discriminant' needs the means and covariances of a mixture.")
+    _, directions = eigh(np.cov(means, rowvar=False), np.mean(covariances, axis=0))
+    return directions[:, :-3:-1].T
+
+
+PROJECTIONS = {"pca": principal_plane, "discriminant": discriminant_plane}
 
 
 def full_covariances(covariances, covariance_type, means):

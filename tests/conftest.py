@@ -5,9 +5,9 @@ import os
 os.environ["SCIPY_ARRAY_API"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from sklearn.datasets import make_blobs  # noqa: E402
+import numpy as np
+import pytest
+from sklearn.datasets import make_blobs
 
 
 @pytest.fixture

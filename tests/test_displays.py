@@ -81,3 +81,24 @@ def test_reconstructions():
     shown = picture.get_array()
     assert_allclose(shown[1:4, 1:5], X[0].reshape(3, 4))
     assert display.plot() is display
+
+
+def test_discriminant_plane_is_fishers():
+    """Against scikit-learn's linear discriminant analysis, with classes of equal size."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    X, y = load_iris(return_X_y=True)
+    means = np.stack([X[y == c].mean(0) for c in range(3)])
+    covariances = np.stack([np.cov(X[y == c].T, bias=True) for c in range(3)])
+    display = LatentSpaceDisplay.from_predictions(X, y, means=means, covariances=covariances, projection="discriminant")
+    codes = LinearDiscriminantAnalysis().fit(X, y).transform(X)
+    assert_allclose(np.abs(display.codes), np.abs(codes), rtol=1e-6, atol=1e-8)
+    assert_allclose(display.covariances.mean(0), np.eye(2), atol=1e-8)
+
+
+def test_wrong_projection():
+    X, _ = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match=r"projection should be one of \['discriminant', 'pca'\], but got 'tsne'"):
+        LatentSpaceDisplay.from_predictions(X, projection="tsne")
+    with pytest.raises(ValueError, match="needs the means and covariances"):
+        LatentSpaceDisplay.from_predictions(X, projection="discriminant")

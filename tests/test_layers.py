@@ -12,7 +12,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 LEVELS = {"models": 0, "fitting": 1, "estimators": 2, "metrics": 2, "displays": 3, "datasets": 3}
 TOP = 4
 LIBRARIES = {
-    "models": {"torch", "math", "typing", "dataclasses"},
+    "models": {"torch", "math", "typing", "dataclasses", "itertools"},
     "fitting": {"torch", "math", "typing", "functools", "skorch", "tqdm"},
     "metrics": {"numpy", "scipy", "sklearn"},
 }

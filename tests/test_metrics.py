@@ -21,7 +21,9 @@ def test_matching_is_one_to_one_and_best():
 
 
 @pytest.mark.parametrize(
-    ("labels", "expected"), [([0, 0, 0, 0], 0.5), ([0, 1, 2, 3], 0.5), ([7, 7, 9, 3], 0.75)], ids=["fewer", "more", "gaps"]
+    ("labels", "expected"),
+    [([0, 0, 0, 0], 0.5), ([0, 1, 2, 3], 0.5), ([7, 7, 9, 3], 0.75)],
+    ids=["fewer", "more", "gaps"],
 )
 def test_rectangular(labels, expected):
     y = ["cat", "cat", "dog", "dog"]

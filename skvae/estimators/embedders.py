@@ -3,6 +3,7 @@
 import copy
 import math
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     True
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "hidden_layer_sizes": ["array-like"],
         "activation": [StrOptions(set(ACTIVATIONS))],
@@ -181,7 +182,8 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         X = self._validate(X, reset=True, min_samples=2)
         if len(X) < self.n_components:
             raise ValueError(
-                f"n_components={self.n_components} is larger than n_samples={len(X)}; decrease n_components or add data."
+                f"n_components={self.n_components} is larger than n_samples={len(X)}; decrease n_components, or add "
+                "rows."
             )
         name = choose_likelihood(self.likelihood, X)
         device = resolve_device(self.device)
@@ -369,8 +371,8 @@ def check_support(name, X):
     low, high = LIKELIHOODS[name].support
     if X.min() < low or X.max() > high:
         raise ValueError(
-            f"likelihood={name!r} needs values in [{low:g}, {high:g}], but X has values from {X.min():g} to {X.max():g}; "
-            "scale X, or use likelihood='gaussian'."
+            f"likelihood={name!r} needs values in [{low:g}, {high:g}], but X has values from {X.min():g} to "
+            f"{X.max():g}; scale X, or use likelihood='gaussian'."
         )
 
 

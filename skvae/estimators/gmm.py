@@ -2,6 +2,7 @@
 
 import warnings
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -169,7 +170,7 @@ class TorchGMM(DensityMixin, TorchEstimator):
     True
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(COVARIANCES))],
         "tol": [Interval(Real, 0.0, None, closed="left")],
@@ -249,8 +250,7 @@ class TorchGMM(DensityMixin, TorchEstimator):
         X = self._validate(X, reset=True, min_samples=2)
         if len(X) < self.n_components:
             raise ValueError(
-                "Expected n_samples >= n_components "
-                f"but got n_components = {self.n_components}, n_samples = {len(X)}"
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {len(X)}"
             )
         center = X.mean(axis=0, dtype=np.float64)
         given = self._given_parameters(center)
@@ -394,9 +394,7 @@ class TorchGMM(DensityMixin, TorchEstimator):
         """
         check_is_fitted(self)
         if n_samples < 1:
-            raise ValueError(
-                f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample."
-            )
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
         generator = generator_from(self.random_state if random_state is None else random_state)
         family, mixture = COVARIANCES[self.covariance_type], self._mixture(torch.float64, "cpu")
         y = mixture.log_weights.exp().multinomial(n_samples, replacement=True, generator=generator).sort().values

@@ -124,5 +124,5 @@ def _sizes(x, n_components):
 
 
 def _statistics(x):
-    """An empty tensor with the dtype and device in which sums are kept: float64, on the CPU where x's device has none."""
+    """An empty tensor like those of sums: float64, on the CPU where the device of x has no float64."""
     return torch.empty(0, dtype=torch.float64, device="cpu" if x.device.type == "mps" else x.device)

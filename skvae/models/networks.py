@@ -1,6 +1,7 @@
 """Networks: pairs of an encoder and a decoder."""
 
 import math
+from itertools import pairwise
 
 from torch import nn
 from torch.nn.utils import skip_init
@@ -28,7 +29,7 @@ def linear(n_inputs, n_outputs, generator):
 def stack(sizes, activation, batch_norm, generator):
     """Hidden layers through these sizes, then a linear layer to the last one."""
     layers = []
-    for n_inputs, n_outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for n_inputs, n_outputs in pairwise(sizes[:-1]):
         layers.append(linear(n_inputs, n_outputs, generator))
         layers += [nn.BatchNorm1d(n_outputs)] if batch_norm else []
         layers.append(ACTIVATIONS[activation]())

@@ -70,7 +70,9 @@ def test_finds_blobs(covariance_type, init_params, blobs):
 def test_precisions_are_inverse_covariances(covariance_type, correlated):
     gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated)
     if covariance_type in ("full", "tied"):
-        assert_allclose(gmm.precisions_ @ gmm.covariances_, np.broadcast_to(np.eye(3), gmm.covariances_.shape), atol=1e-8)
+        assert_allclose(
+            gmm.precisions_ @ gmm.covariances_, np.broadcast_to(np.eye(3), gmm.covariances_.shape), atol=1e-8
+        )
         root = gmm.precisions_cholesky_
         assert_allclose(root @ np.swapaxes(root, -1, -2), gmm.precisions_)
     else:
@@ -113,7 +115,9 @@ def test_sample_has_its_own_seed(blobs):
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 def test_offset_data(covariance_type, offset, correlated):
     """float64 data far from the origin lose nothing; float32 data lose only what rounding took from them."""
-    near, far = (TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated + shift) for shift in (0, offset))
+    near, far = (
+        TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated + shift) for shift in (0, offset)
+    )
     assert_allclose(far.covariances_, near.covariances_, rtol=1e-5, atol=1e-7)
     assert_allclose(far.score_samples(correlated + offset), near.score_samples(correlated), atol=1e-5)
     rounded = (correlated + 1e4).astype(np.float32)

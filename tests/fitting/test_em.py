@@ -42,9 +42,7 @@ def test_em_never_descends(family, x):
 @over_families
 @pytest.mark.parametrize("chunk_size", [17, 250, 599, 600, 10_000])
 def test_chunks_change_nothing(family, x, chunk_size):
-    assert_same_mixture(
-        fit(x, family).mixture, fit(x, family, chunk_size=chunk_size).mixture, rtol=1e-10, atol=1e-10
-    )
+    assert_same_mixture(fit(x, family).mixture, fit(x, family, chunk_size=chunk_size).mixture, rtol=1e-10, atol=1e-10)
 
 
 @over_families
