@@ -37,6 +37,8 @@ def fetch_mnist(*, data_home=None, return_X_y=False):
     ------
     FileNotFoundError
         If ``data_home`` is given and has no such file.
+    ValueError
+        If the file does not hold these arrays.
     OSError
         If there is no file and OpenML can not be reached.
 
@@ -70,8 +72,12 @@ def _find(data_home):
 
 def _read(path):
     with np.load(path) as file:
-        images = np.concatenate([file["X_train"], file["X_test"]])
-        return images.reshape(len(images), -1), np.concatenate([file["y_train"], file["y_test"]]).astype(np.int64)
+        arrays = {name.lower(): file[name] for name in file.files}
+    missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
+    if missing:
+        raise ValueError(f"{path} should hold X_train, y_train, X_test and y_test, but it holds {sorted(arrays)}.")
+    images = np.concatenate([arrays["x_train"], arrays["x_test"]])
+    return images.reshape(len(images), -1), np.concatenate([arrays["y_train"], arrays["y_test"]]).astype(np.int64)
 
 
 def _download():

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
 from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils.validation import check_is_fitted
 
 __all__ = ["LatentSpaceDisplay", "ReconstructionDisplay"]
 
@@ -89,6 +90,7 @@ class LatentSpaceDisplay:
         -------
         display : LatentSpaceDisplay
         """
+        check_is_fitted(mixture)
         labels = mixture.predict(Z) if y is None else y
         covariances = full_covariances(mixture.covariances_, mixture.covariance_type, mixture.means_)
         return cls.from_predictions(
@@ -298,8 +300,8 @@ def principal_plane(Z, means, covariances):
 
 def discriminant_plane(Z, means, covariances):
     """Fisher's two best directions for telling the components apart, scaled to unit width inside them."""
-    if means is None or covariances is None:
-        raise ValueError("projection='discriminant' needs the means and covariances of a mixture.")
+    if means is None or covariances is None or len(means) < 2:
+        raise ValueError("projection='discriminant' needs the means and covariances of at least two components.")
     _, directions = eigh(np.cov(means, rowvar=False), np.mean(covariances, axis=0))
     return directions[:, :-3:-1].T
 

@@ -135,11 +135,12 @@ def test_pickle_is_small(estimator, blobs):
         lambda X: X.astype(np.float32),
         np.asfortranarray,
         lambda X: X.astype(">f8"),
-        lambda X: X[::-1][::-1],
+        lambda X: X[::-1].copy()[::-1],
         lambda X: pd.DataFrame(X, columns=list("abcd")),
+        lambda X: pd.DataFrame(X[::-1], columns=list("abcd")).iloc[::-1],
         lambda X: X.tolist(),
     ],
-    ids=["float32", "fortran", "big-endian", "strided", "pandas", "list"],
+    ids=["float32", "fortran", "big-endian", "negative strides", "pandas", "pandas reversed", "list"],
 )
 def test_kinds_of_input(estimator, convert, blobs):
     X = blobs[0].astype(np.float32).astype(np.float64)
@@ -164,8 +165,28 @@ def test_float_precision_is_kept(estimator, blobs):
         X = blobs[0].astype(dtype)
         estimator = clone(estimator).fit(X)
         found = outputs(estimator, X)
-        kinds = {name: value.dtype for name, value in found.items() if name not in ("predict", "sample")}
+        kinds = {name: value.dtype for name, value in found.items() if name != "predict"}
         assert set(kinds.values()) == {np.dtype(dtype)}, kinds
+
+
+@over_estimators
+def test_large_offsets_keep_their_digits(estimator):
+    """A column of time stamps."""
+    X = np.random.default_rng(0).normal(size=(200, 2)) * [100.0, 1.0] + [1.7e9, 0.0]
+    drawn = clone(estimator).fit(X).sample(100, random_state=0)
+    drawn = drawn[0] if isinstance(drawn, tuple) else drawn
+    assert len(np.unique(drawn[:, 0])) == 100
+    assert abs(drawn[:, 0].mean() - 1.7e9) < 100
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")
+@over_estimators
+def test_gpu_gives_what_the_cpu_gives(estimator, blobs):
+    one, two = (clone(estimator).set_params(device=device).fit(blobs[0]) for device in ("cpu", "cuda"))
+    if isinstance(estimator, TorchGMM):
+        assert_same(outputs(two, blobs[0]), outputs(one, blobs[0]), rtol=1e-6, atol=1e-6)
+    on_cpu = pickle.loads(pickle.dumps(two)).set_params(device="cpu")
+    assert_same(outputs(on_cpu, blobs[0]), outputs(two, blobs[0]), rtol=1e-6, atol=1e-6)
 
 
 @over_estimators
@@ -236,8 +257,12 @@ def test_wrong_number_of_features(estimator, blobs):
 
 @over_estimators
 def test_sample_size(estimator, blobs):
-    with pytest.raises(ValueError, match="n_samples"):
-        clone(estimator).fit(blobs[0]).sample(0)
+    estimator = clone(estimator).fit(blobs[0])
+    with pytest.raises(ValueError, match="n_samples == 0, must be >= 1"):
+        estimator.sample(0)
+    for size in (2.5, "3", None):
+        with pytest.raises(TypeError, match="n_samples must be an instance of int"):
+            estimator.sample(size)
 
 
 @over_estimators

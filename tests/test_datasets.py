@@ -35,6 +35,15 @@ def test_from_a_folder(folder, monkeypatch):
     assert_array_equal(bunch.target, y)
 
 
+def test_other_spellings_and_other_files(folder):
+    home, arrays = folder
+    np.savez(home / "mnist.npz", **{name.lower(): array for name, array in arrays.items()})
+    assert_array_equal(fetch_mnist(data_home=home).target, [0, 1, 2, 3, 4, 5, 0, 1])
+    np.savez(home / "mnist.npz", images=arrays["X_train"])
+    with pytest.raises(ValueError, match=r"should hold X_train, .*, but it holds \['images'\]"):
+        fetch_mnist(data_home=home)
+
+
 def test_missing_file(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="should be a folder that holds"):
         fetch_mnist(data_home=tmp_path)

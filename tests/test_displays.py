@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.mixture import GaussianMixture
 
 from skvae import TorchGMM, VAEEmbedder
@@ -100,5 +101,11 @@ def test_wrong_projection():
     X, _ = load_iris(return_X_y=True)
     with pytest.raises(ValueError, match=r"projection should be one of \['discriminant', 'pca'\], but got 'tsne'"):
         LatentSpaceDisplay.from_predictions(X, projection="tsne")
-    with pytest.raises(ValueError, match="needs the means and covariances"):
+    with pytest.raises(ValueError, match="needs the means and covariances of at least two"):
         LatentSpaceDisplay.from_predictions(X, projection="discriminant")
+
+
+def test_unfitted_mixture():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(NotFittedError):
+        LatentSpaceDisplay.from_estimator(TorchGMM(3), X, y)

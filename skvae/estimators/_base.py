@@ -2,11 +2,12 @@
 
 import copy
 import functools
+from numbers import Integral
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, _fit_context
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..fitting.em import row_chunks
@@ -34,39 +35,61 @@ def fit_method(method):
     return _fit_context(prefer_skip_nested_validation=True)(wrapper)
 
 
-def resolve_device(device):
-    """The torch device for a ``device`` parameter; "auto" is the first of cuda, mps and cpu that is there.
+def resolve_device(device, *, dtype=torch.float32):
+    """The torch device for a ``device`` parameter; "auto" is the first of cuda, mps and cpu that can be used.
+
+    Parameters
+    ----------
+    device : str or torch.device
+    dtype : torch.dtype, default=torch.float32
+        What has to be computed there (mps has no float64).
 
     Raises
     ------
     ValueError
-        If torch does not know the device, or the machine does not have it.
+        If torch does not know the device, or the machine does not have it, or it can not compute in the dtype.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if isinstance(device, str) and device == "auto":
-        device = next(name for name in DEVICES if available[name])
+    there = [name for name in DEVICES if available[name] and not (name == "mps" and dtype == torch.float64)]
     try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = [name for name in DEVICES if available[name]]
+        resolved = torch.device(there[0] if device == "auto" else device)
+        torch.empty(0, device=resolved, dtype=dtype)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(f"device={device!r} can not be used here; use 'auto' or one of {there}.") from error
     return resolved
 
 
-def generator_from(random_state, device="cpu"):
+def generator_from(random_state):
     """A private torch generator, seeded by an int, a RandomState or, for None, by the operating system."""
     if random_state is None:
         seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
     else:
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
 
 
 def compute_dtype(dtype, device):
     """The torch dtype in which arrays of a dtype are computed with on a device."""
     single = dtype == np.float32 or torch.device(device).type == "mps"  # mps has no float64
     return torch.float32 if single else torch.float64
+
+
+def to_tensor(array, dtype, device):
+    """A copy of an array as a tensor; the array may be read-only or have negative strides."""
+    return torch.tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
+
+
+def check_sample_size(n_samples):
+    """The number of rows to draw, or an error.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is less than one.
+    """
+    return check_scalar(n_samples, "n_samples", Integral, min_val=1)
 
 
 class TorchEstimator(BaseEstimator):
@@ -78,13 +101,23 @@ class TorchEstimator(BaseEstimator):
             check_is_fitted(self)
         return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_min_samples=min_samples)
 
-    def _map(self, function, X, device):
-        """Apply a tensor function to chunks of rows; return one array in the dtype of X."""
-        dtype = compute_dtype(X.dtype, device)
-        chunks = row_chunks(len(X), X.shape[1])
+    def _map(self, function, X, *, dtype, device, width, chunk_size=None):
+        """Apply a tensor function to chunks of rows; return one array in the dtype of X.
+
+        Parameters
+        ----------
+        function : callable, Tensor (b, d) -> Tensor (b, ...)
+        X : ndarray of shape (n, d)
+        dtype : torch.dtype
+        device : torch.device
+        width : int
+            Numbers that the function holds for each row at once.
+        chunk_size : int, optional
+            Rows in a chunk.
+        """
+        chunks = row_chunks(len(X), width, chunk_size)
         with torch.inference_mode():
-            # torch.tensor copies: X may be read-only, which torch.from_numpy warns about.
-            parts = [function(torch.tensor(X[rows], dtype=dtype, device=device)).cpu().numpy() for rows in chunks]
+            parts = [function(to_tensor(X[rows], dtype, device)).cpu().numpy() for rows in chunks]
         return to_dtype(np.concatenate(parts), X.dtype)
 
     def __getstate__(self):

@@ -15,7 +15,16 @@ from sklearn.utils.validation import check_is_fitted
 from ..fitting.training import count_batches, fit_module
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, StandardNormal
 from ..models.networks import NETWORKS
-from ._base import TorchEstimator, compute_dtype, fit_method, generator_from, resolve_device
+from ._base import (
+    TorchEstimator,
+    check_sample_size,
+    compute_dtype,
+    fit_method,
+    generator_from,
+    resolve_device,
+    to_dtype,
+    to_tensor,
+)
 
 N_SCORE_DRAWS = 16
 
@@ -31,7 +40,7 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     n_components : int, default=10
         Size of the embedding.
 
-    hidden_layer_sizes : tuple of int, default=(256, 128)
+    hidden_layer_sizes : int or tuple of int, default=(256, 128)
         Widths of the encoder's hidden layers; the decoder has them in reverse.
 
     activation : {"relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "sigmoid"}, default="relu"
@@ -41,8 +50,10 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Whether hidden layers are followed by batch normalisation.
 
     likelihood : {"auto", "bernoulli", "gaussian"}, default="auto"
-        Observation model. "bernoulli" takes data in [0, 1]. "gaussian" standardises the features inside and learns
-        the noise. "auto" is "bernoulli" for data in [0, 1], otherwise "gaussian".
+        Observation model. "bernoulli" takes data in [0, 1], such as grey values; for values between 0 and 1 its
+        log-likelihood is the usual cross-entropy, which compares only with that of other Bernoulli models. "gaussian"
+        standardises the features inside and learns the noise. "auto" is "bernoulli" for data in [0, 1], otherwise
+        "gaussian".
 
     beta : float, default=1.0
         Weight of the KL term in the training loss.
@@ -115,7 +126,7 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
 
     _parameter_constraints: ClassVar[dict] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
-        "hidden_layer_sizes": ["array-like"],
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "batch_norm": ["boolean"],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS})],
@@ -186,14 +197,16 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
                 "rows."
             )
         name = choose_likelihood(self.likelihood, X)
+        X = check_support(name, X)
         device = resolve_device(self.device)
 
         seeds = generator_from(self.random_state)
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
 
         likelihood = build_likelihood(name, X)
-        model = self._build(likelihood, X.shape[1], seeds).to(device)
         rows = standardized_rows(likelihood, X, device)
+        model = self._build(likelihood, X.shape[1], seeds)
+        model = to_device(model, device)
         net = fit_module(
             model,
             rows,
@@ -208,7 +221,7 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         )
 
         self.net_, self.module_, self.likelihood_ = net, model, name
-        self._n_features_out = self.n_components
+        self._n_features_out, self._fit_dtype = self.n_components, X.dtype
         self.history_ = [{key: row[key] for key in HISTORY_KEYS} for row in net.history]
         self.loss_curve_ = [float(row["train_loss"]) for row in self.history_]
         self.n_iter_ = len(self.history_)
@@ -227,7 +240,7 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Z : ndarray of shape (n_samples, n_components)
             Codes.
         """
-        return self._map_model(lambda model, x: model.posterior(model.likelihood.standardize(x)).mean, X)
+        return self._map_model(lambda model, x: model.posterior(model.standardize(x)).mean, X)
 
     def inverse_transform(self, Z):
         """Decode codes into expected data.
@@ -249,7 +262,7 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
                 f"Z has {Z.shape[1]} features, but {type(self).__name__} is expecting {self._n_features_out} latent "
                 "features as input."
             )
-        return self._map_array(lambda model, z: model.decode(z), Z)
+        return self._map_array(lambda model, z: model.decode(z.to(model.decoder[0].weight.dtype)), Z)
 
     def score_samples(self, X):
         """Evidence lower bound on the log-likelihood of each row.
@@ -265,7 +278,8 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Returns
         -------
         elbo : ndarray of shape (n_samples,)
-            In nats, in the units of the data (the Jacobian of the internal standardisation is in it).
+            In nats, in the units of the data (the Jacobian of the internal standardisation is in it). For the
+            Bernoulli likelihood on values between 0 and 1, the log-likelihood in it is minus the cross-entropy.
 
         Raises
         ------
@@ -273,13 +287,13 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             If X has values that the likelihood can not produce.
         """
         X = self._validate(X, reset=False)
-        check_support(self.likelihood_, X)
+        X = check_support(self.likelihood_, X)
         points = normal_points(N_SCORE_DRAWS, self._n_features_out)
 
         def elbo(model, x):
-            u = model.likelihood.standardize(x)
+            u = model.standardize(x)
             q = model.posterior(u)
-            terms = [model.elbo(u, q, noise.expand_as(q.mean)) for noise in points.to(x)]
+            terms = [model.elbo(u, q, noise.expand_as(q.mean)) for noise in points.to(u)]
             return sum(term.log_likelihood - term.kl for term in terms) / len(terms)
 
         return self._map_array(elbo, X)
@@ -304,7 +318,8 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def sample(self, n_samples=1, random_state=None):
         """Draw new rows: codes from the prior, then data from the likelihood.
 
-        For noise-free rows, decode codes of your own with `inverse_transform`.
+        Rows have the noise of the likelihood: those of a Bernoulli are 0 or 1. For expected rows, such as grey values,
+        decode codes of your own with `inverse_transform`.
 
         Parameters
         ----------
@@ -316,16 +331,16 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Rows, in the units of the training data.
+            Rows, in the units and the dtype of the training data.
         """
         check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"n_samples should be at least 1, but got {n_samples}.")
+        check_sample_size(n_samples)
         generator = generator_from(self.random_state if random_state is None else random_state)
-        noise = torch.randn(n_samples, self._n_features_out, generator=generator)
-        model = copy.deepcopy(self.module_).to("cpu", torch.float32)
+        noise = torch.randn(n_samples, self._n_features_out, dtype=torch.float64, generator=generator)
+        model = copy.deepcopy(self.module_).to("cpu", torch.float64)
         with torch.inference_mode():
-            return model.likelihood.sample(model.decoder(model.prior.sample(noise)), generator).numpy()
+            X = model.likelihood.sample(model.decoder(model.prior.sample(noise)), generator).numpy()
+        return to_dtype(X, self._fit_dtype)
 
     def _build(self, likelihood, n_features, generator):
         encoder, decoder = NETWORKS["mlp"](
@@ -345,8 +360,13 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def _map_array(self, function, X):
         """Apply a function of the model and rows to chunks, in the precision of the rows."""
         device = resolve_device(self.device)
-        model = copy.deepcopy(self.module_).to(device, compute_dtype(X.dtype, device))
-        return self._map(lambda x: function(model, x), X, device)
+        model = to_device(copy.deepcopy(self.module_).cpu(), device)
+        for network in (model.encoder, model.decoder):
+            network.to(compute_dtype(X.dtype, device))
+        widths = [parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 2]
+        # Units need the full precision, whatever the networks compute in: offsets may be large.
+        dtype = compute_dtype(np.float64, device)
+        return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * max(widths))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -358,22 +378,34 @@ HISTORY_KEYS = ("epoch", "train_loss", "train_log_likelihood", "train_kl", "dur"
 
 
 def choose_likelihood(name, X):
-    """Resolve "auto" by looking at the data, and check that the data can come from the likelihood."""
+    """Resolve "auto" by looking at the data."""
     if name == "auto":
-        low, high = LIKELIHOODS["bernoulli"].support
-        name = "bernoulli" if X.min() >= low and X.max() <= high else "gaussian"
-    check_support(name, X)
+        name = "bernoulli" if within_support("bernoulli", X) else "gaussian"
     return name
 
 
-def check_support(name, X):
-    """Raise if X has values outside the support of a likelihood."""
+def within_support(name, X):
+    """Whether all values are in the support of a likelihood, up to the rounding of a scaler."""
     low, high = LIKELIHOODS[name].support
-    if X.min() < low or X.max() > high:
+    slack = 8 * np.finfo(X.dtype).eps
+    return X.min() >= low - slack and X.max() <= high + slack
+
+
+def check_support(name, X):
+    """X, with rounding beyond the support of a likelihood clipped.
+
+    Raises
+    ------
+    ValueError
+        If there are values outside the support.
+    """
+    low, high = LIKELIHOODS[name].support
+    if not within_support(name, X):
         raise ValueError(
-            f"likelihood={name!r} needs values in [{low:g}, {high:g}], but X has values from {X.min():g} to "
-            f"{X.max():g}; scale X, or use likelihood='gaussian'."
+            f"likelihood={name!r} needs values in [{low:g}, {high:g}], but X has values from {X.min():.6g} to "
+            f"{X.max():.6g}; scale X (MinMaxScaler(clip=True) keeps new rows inside), or use likelihood='gaussian'."
         )
+    return X if X.min() >= low and X.max() <= high else X.clip(low, high)
 
 
 def build_likelihood(name, X):
@@ -386,7 +418,12 @@ def build_likelihood(name, X):
 def standardized_rows(likelihood, X, device):
     """What the networks see of X, in float32 on the device."""
     with torch.no_grad():
-        return likelihood.standardize(torch.tensor(X)).to(device, torch.float32)
+        return likelihood.standardize(to_tensor(X, None, "cpu")).to(torch.float32).to(device)
+
+
+def to_device(model, device):
+    """The model on a device, its buffers in float64 where there is float64."""
+    return model.to(torch.float32).to(device) if device.type == "mps" else model.to(device)
 
 
 def choose_epochs(max_epochs, n_samples, batch_size):
@@ -398,8 +435,8 @@ def choose_epochs(max_epochs, n_samples, batch_size):
 
 def check_layer_sizes(sizes):
     """The widths as a tuple of positive integers."""
-    sizes = tuple(sizes)
-    if not all(isinstance(size, Integral) and size > 0 for size in sizes):
+    sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
+    if not all(isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise ValueError(f"hidden_layer_sizes should be positive integers, but got {sizes}.")
     return sizes
 

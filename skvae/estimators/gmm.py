@@ -12,10 +12,10 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..fitting.em import MixtureFit, e_step, fit_mixture, start_mixture
+from ..fitting.em import WhitenedRows, e_step, fit_mixture, start_mixture
 from ..fitting.lloyd import lloyd, seed_centers
 from ..models.covariances import COVARIANCES, Mixture
-from ._base import TorchEstimator, compute_dtype, fit_method, generator_from, resolve_device
+from ._base import TorchEstimator, check_sample_size, compute_dtype, fit_method, generator_from, resolve_device
 
 
 def _kmeans_labels(x, n_components, generator):
@@ -110,7 +110,7 @@ class TorchGMM(DensityMixin, TorchEstimator):
         Start the next fit from the result of the last one.
 
     device : str or torch.device, default="auto"
-        Where to compute; "auto" takes cuda, then mps, then cpu.
+        Where to compute; "auto" takes cuda if it is there, else cpu (mps has no float64).
 
     chunk_size : int, default=None
         Rows visited at once. It changes memory and speed, never the result; None chooses.
@@ -143,6 +143,8 @@ class TorchGMM(DensityMixin, TorchEstimator):
         Its last lower bound on the mean log-likelihood of a row, in nats.
     lower_bounds_ : list of shape (n_iter_,)
         Its lower bound at each iteration.
+    n_regularized_ : int
+        Number of components whose covariance was singular in spite of ``reg_covar``, and was regularized further.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -245,7 +247,12 @@ class TorchGMM(DensityMixin, TorchEstimator):
         Raises
         ------
         ValueError
-            If X is not a finite numeric table with at least ``n_components`` rows, or if a covariance is singular.
+            If X is not a finite numeric table with at least ``n_components`` rows.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If EM did not reach ``tol``, or if components had to be regularized by more than ``reg_covar``.
         """
         X = self._validate(X, reset=True, min_samples=2)
         if len(X) < self.n_components:
@@ -257,7 +264,7 @@ class TorchGMM(DensityMixin, TorchEstimator):
 
         generator = generator_from(self.random_state)
 
-        device = resolve_device(self.device)
+        device = resolve_device(self.device, dtype=torch.float64)
         x = torch.tensor(X - center, dtype=compute_dtype(X.dtype, device), device=device)
         best = self._best_fit(x, center, given, generator)
 
@@ -393,8 +400,7 @@ class TorchGMM(DensityMixin, TorchEstimator):
             Their components.
         """
         check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
+        check_sample_size(n_samples)
         generator = generator_from(self.random_state if random_state is None else random_state)
         family, mixture = COVARIANCES[self.covariance_type], self._mixture(torch.float64, "cpu")
         y = mixture.log_weights.exp().multinomial(n_samples, replacement=True, generator=generator).sort().values
@@ -405,24 +411,13 @@ class TorchGMM(DensityMixin, TorchEstimator):
 
     def _best_fit(self, x, center, given, generator):
         """Run EM from every start and keep the one with the highest lower bound."""
-        family = COVARIANCES[self.covariance_type]
+        rows = WhitenedRows(x, COVARIANCES[self.covariance_type], self.reg_covar, chunk_size=self.chunk_size)
         warm = self.warm_start and hasattr(self, "converged_")
-        fits = []
+        report, fits = self._report if self.verbose else None, []
         for init in range(1 if warm else self.n_init):
             self._print(f"Initialization {init}")
-            mixture = self._mixture(torch.float64, x.device, center) if warm else self._start(x, given, generator)
-            fits.append(
-                fit_mixture(
-                    x,
-                    mixture,
-                    family,
-                    tol=self.tol,
-                    max_iter=self.max_iter,
-                    reg_covar=self.reg_covar,
-                    chunk_size=self.chunk_size,
-                    report=self._report if self.verbose else None,
-                )
-            )
+            mixture = self._mixture(torch.float64, x.device, center) if warm else self._start(x, rows, given, generator)
+            fits.append(fit_mixture(rows, mixture, tol=self.tol, max_iter=self.max_iter, report=report))
             self._print(f"Initialization {'converged' if fits[-1].converged else 'did not converge'}.")
         best = max(fits, key=lambda fit: fit.lower_bounds[-1] if fit.lower_bounds else -np.inf)
         if self.max_iter > 0 and not best.converged:
@@ -430,18 +425,27 @@ class TorchGMM(DensityMixin, TorchEstimator):
                 "Best performing initialization did not converge. Try different init parameters, or increase max_iter, "
                 "tol, or check for degenerate data.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=5,
+            )
+        if best.regularized:
+            warnings.warn(
+                f"The covariances of components {sorted(best.regularized)} are singular, and were regularized by more "
+                f"than reg_covar={self.reg_covar}: too few distinct rows, or linearly dependent features, for this "
+                "many components. Increase reg_covar, decrease n_components, or use a simpler covariance_type.",
+                ConvergenceWarning,
+                stacklevel=5,
             )
         return best
 
-    def _start(self, x, given, generator):
+    def _start(self, x, rows, given, generator):
         """The mixture to start from: what the user gave, the rest from the responsibilities of ``init_params``."""
         if all(part is not None for part in given):
             return Mixture(*(part.to(x.device) for part in given))
         resp_of = STARTS[self.init_params](x, self.n_components, generator)
-        family = COVARIANCES[self.covariance_type]
-        found = start_mixture(x, resp_of, self.n_components, family, self.reg_covar, self.chunk_size)
-        return Mixture(*(mine if mine is not None else part for mine, part in zip(given, found, strict=True)))
+        found = start_mixture(rows, resp_of, self.n_components)
+        return Mixture(
+            *(part if mine is None else mine.to(part.device) for mine, part in zip(given, found, strict=True))
+        )
 
     def _given_parameters(self, center):
         """Starting parameters from the ``*_init`` parameters, None where there are none."""
@@ -473,7 +477,7 @@ class TorchGMM(DensityMixin, TorchEstimator):
 
     def _publish(self, fit, center, dtype):
         """Set the fitted attributes as arrays in the dtype of the data."""
-        family, mixture = COVARIANCES[self.covariance_type], MixtureFit(*fit).mixture.to("cpu")
+        family, mixture = COVARIANCES[self.covariance_type], fit.mixture.to("cpu")
         _, precisions = family.from_factor(mixture.factor)
         self.weights_ = mixture.log_weights.exp().numpy().astype(dtype)
         self.means_ = (mixture.means.numpy() + center).astype(dtype)
@@ -483,10 +487,18 @@ class TorchGMM(DensityMixin, TorchEstimator):
         self.lower_bounds_, self.converged_ = fit.lower_bounds, fit.converged
         self.lower_bound_ = fit.lower_bounds[-1] if fit.lower_bounds else -np.inf
         self.n_iter_ = len(fit.lower_bounds)
+        self.n_regularized_ = len(fit.regularized)
 
     def _mixture(self, dtype, device, center=0.0):
         """The fitted mixture as tensors, about a centre."""
         family = COVARIANCES[self.covariance_type]
+        expected = family.compact_shape(len(self.means_), self.n_features_in_)
+        if self.means_.shape[1] != self.n_features_in_ or self.covariances_.shape != expected:
+            raise ValueError(
+                f"The fitted means of shape {self.means_.shape} and covariances of shape {self.covariances_.shape} do "
+                f"not belong to covariance_type={self.covariance_type!r} and {self.n_features_in_} features; fit again "
+                "with warm_start=False."
+            )
         parts = (
             np.log(self.weights_, dtype=np.float64),
             self.means_.astype(np.float64) - center,
@@ -498,9 +510,17 @@ class TorchGMM(DensityMixin, TorchEstimator):
     def _e_step(self, X, select):
         """Map the E-step over the rows and select one of its results."""
         X = self._validate(X, reset=False)
-        device = resolve_device(self.device)
-        family, mixture = COVARIANCES[self.covariance_type], self._mixture(compute_dtype(X.dtype, device), device)
-        return self._map(lambda x: select(*e_step(x, mixture, family)), X, device)
+        device = resolve_device(self.device, dtype=torch.float64)
+        dtype, family = compute_dtype(X.dtype, device), COVARIANCES[self.covariance_type]
+        mixture = self._mixture(dtype, device)
+        return self._map(
+            lambda x: select(*e_step(x, mixture, family)),
+            X,
+            dtype=dtype,
+            device=device,
+            width=3 * (X.shape[1] + len(mixture.means)),
+            chunk_size=self.chunk_size,
+        )
 
     def _n_parameters(self):
         n_components, n_features = self.means_.shape

@@ -76,11 +76,14 @@ def assign(x, centers):
 def _means(x, labels, distances, centers):
     """Mean of the rows of each centre; an empty one moves to the row farthest from its centre."""
     counts = torch.bincount(labels, minlength=len(centers))
-    sums = torch.zeros_like(centers).index_add_(0, labels, x)
+    components, sums = torch.arange(len(centers), device=x.device), torch.zeros_like(centers)
+    for rows in row_chunks(len(x), len(centers)):
+        # A product, because adding by index would sum in random order on a GPU.
+        sums += (labels[rows] == components[:, None]).to(x.dtype) @ x[rows]
     empty = (counts == 0).nonzero().flatten()
     if len(empty):
         farthest = distances.topk(len(empty)).indices
         counts -= torch.bincount(labels[farthest], minlength=len(centers))
-        sums.index_add_(0, labels[farthest], x[farthest], alpha=-1)
+        sums -= (labels[farthest] == components[:, None]).to(x.dtype) @ x[farthest]
         counts[empty], sums[empty] = 1, x[farthest]
     return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centers)

@@ -152,4 +152,13 @@ def fit_module(model, rows, *, noise_size, generator, beta, max_epochs, batch_si
     finally:
         net.notify("on_train_end", X=dataset, y=None)
     model.eval()
+    check_result(model, rows[:batch_size], noise_size)
     return net
+
+
+def check_result(model, rows, noise_size):
+    """Raise if the trained model is broken: the loss of an epoch is known only before its last step."""
+    with torch.inference_mode():
+        elbo = model(rows, rows.new_zeros(len(rows), noise_size))
+    if not all(torch.isfinite(term).all() for term in elbo):
+        raise ValueError("The trained networks give results that are not finite. Decrease lr, or scale the input data.")

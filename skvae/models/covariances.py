@@ -2,10 +2,15 @@
 
 Conventions
 -----------
-Data ``x`` is (n, d), ``means`` (k, d), responsibilities ``resp`` (n, k). Inside the package a covariance keeps all
-its axes, and an axis over which it is pooled has length 1: "tied" is (1, d, d), "spherical" is (k, 1). Broadcasting
-then serves every type, and `compact` gives the shapes that scikit-learn publishes. The ``factor`` of a covariance S
-is what whitens a residual: the upper triangular F with ``F F' = inv(S)``, or one over the standard deviation.
+Rows ``x`` are (n, d), ``means`` (k, d), responsibilities ``resp`` (n, k). Inside the package a covariance keeps all its
+axes, and an axis over which it is pooled has length 1: "tied" is (1, d, d), "spherical" is (k, 1). Broadcasting then
+serves every type, and `compact` gives the shapes that scikit-learn publishes. The ``factor`` of a covariance S is what
+whitens a residual: the upper triangular F with ``F F' = inv(S)``, or one over the standard deviation.
+
+Each type has its density in two forms. The residual form (`log_prob`, `moments`) subtracts the means first and is as
+accurate as the data allow. The linear form writes the log-density as an inner product of ``features`` of a row with the
+``natural`` parameters of a component, so that an E-step and its sums are two matrix products for all components at
+once; it loses digits when clusters are narrow for their distance from the origin (`spread` says how much).
 """
 
 import math
@@ -39,6 +44,11 @@ class Covariance:
 
     pooled: tuple = ()  # 0: over components (tied); 1: over features (spherical)
 
+    @property
+    def tied(self):
+        """Whether all components share their covariance."""
+        return 0 in self.pooled
+
     def compact(self, value):
         """Drop the pooled axes: the shape that scikit-learn publishes."""
         return value.squeeze(self.pooled) if self.pooled else value
@@ -54,19 +64,29 @@ class Covariance:
         shape = self._shape(n_components, n_features)
         return tuple(size for axis, size in enumerate(shape) if axis not in self.pooled)
 
-    def estimate(self, moments, reg_covar):
-        """Maximum likelihood covariances from moments about any reference, ``reg_covar`` added to the diagonal."""
+    def estimate(self, moments, regularization):
+        """Maximum likelihood covariances from moments about any reference, plus a regularization."""
         weight = moments.weight.reshape(-1, *[1] * (moments.second.ndim - 1))
-        shift = moments.first / moments.weight[:, None]
-        covariances = moments.second / weight - self._square(shift)
-        if 0 in self.pooled:
-            covariances = (weight * covariances).sum(0, keepdim=True) / weight.sum()
-        if 1 in self.pooled:
-            covariances = covariances.mean(1, keepdim=True)
-        return self._regularize(covariances, reg_covar)
+        explained = self._square(moments.first / moments.weight[:, None]) * weight
+        if self.tied:
+            scatter = moments.second.sum(0, keepdim=True) - explained.sum(0, keepdim=True)
+            return scatter / weight.sum() + regularization
+        return (moments.second - explained) / weight + regularization
+
+    def spread(self, mixture):
+        """Largest squared distance of a mean from the origin, in squared standard deviations of its component.
+
+        The linear form loses as many digits as this number has.
+        """
+        return self._whitened(mixture.means, mixture.factor).square().sum(-1).max()
 
     def _n_free(self, n_components):
-        return 1 if 0 in self.pooled else n_components
+        return 1 if self.tied else n_components
+
+    def _constants(self, mixture):
+        """Log-density of each component at the origin, plus its log-weight (k,)."""
+        squares = self._whitened(mixture.means, mixture.factor).square().sum(-1)
+        return mixture.log_weights + self._log_det(mixture) - 0.5 * (squares + mixture.means.shape[1] * LOG_2PI)
 
 
 class MatrixCovariance(Covariance):
@@ -74,19 +94,24 @@ class MatrixCovariance(Covariance):
 
     def log_prob(self, x, means, factor):
         """Log-density of each row under each component, in nats, from whitened residuals (n, k)."""
-        squares = x.new_empty(len(x), len(means))
+        xt, squares = x.mT.contiguous(), x.new_zeros(len(means), len(x))  # as columns, the products are faster
         for c, matrix in enumerate(factor.expand(len(means), -1, -1)):
-            squares[:, c] = ((x - means[c]) @ matrix).square().sum(1)
+            residual = xt - means[c, :, None]
+            for block in _blocks(len(xt)):  # the factor is zero below its diagonal
+                squares[c] += (matrix[: block.stop, block].mT @ residual[: block.stop]).square_().sum(0)
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return log_det - 0.5 * (squares + x.shape[1] * LOG_2PI)
+        return log_det - 0.5 * (squares.mT + x.shape[1] * LOG_2PI)
 
     def moments(self, x, resp, means):
         """Moments of the rows about the means, weighted by responsibilities."""
-        first, second = torch.empty_like(means), means.new_empty(*means.shape, means.shape[1])
+        first = torch.zeros_like(means)
+        second = means.new_zeros(self._n_free(len(means)), means.shape[1], means.shape[1])
         for c, mean in enumerate(means):
-            residual = x - mean
-            weighted = residual * resp[:, c, None]
-            first[c], second[c] = weighted.sum(0), weighted.mT @ residual
+            rows, weight = _rows_that_count(x, resp[:, c])
+            residual = rows - mean
+            first[c] = weight @ residual
+            _add_gram(second[0 if self.tied else c], residual, weight)
+        second += second.triu(1).mT
         return Moments(resp.sum(0), first, second)
 
     def factor(self, covariances):
@@ -116,15 +141,97 @@ class MatrixCovariance(Covariance):
         """Number of free parameters."""
         return self._n_free(n_components) * n_features * (n_features + 1) // 2
 
+    # The linear form.
+
+    def scatter(self, x, weight):
+        """Weighted sum of outer products of rows (1, d, d)."""
+        return ((x * weight[:, None]).mT @ x)[None]
+
+    def n_linear_features(self, n_features):
+        """Number of features of a row in the linear form."""
+        return 1 + n_features + (0 if self.tied else n_features * (n_features + 1) // 2)
+
+    def write_features(self, x, out):
+        """Write the features of rows (n, d) as columns (p, n): 1, x, and for "full" the products x_i x_j, i <= j."""
+        n_features = x.shape[1]
+        xt, products = _write_linear(x, out), out[n_features + 1 :]
+        if not self.tied:
+            for i, rows in enumerate(products.split(list(range(n_features, 0, -1)))):
+                torch.mul(xt[i], xt[i:], out=rows)
+
+    def natural(self, mixture):
+        """Natural parameters (k, p): the log-density plus log-weight is ``natural @ features`` (see `common`)."""
+        precisions = mixture.factor @ mixture.factor.mT
+        linear = (precisions @ mixture.means[:, :, None]).squeeze(-1)
+        parts = [self._constants(mixture)[:, None], linear]
+        if not self.tied:
+            i, j = torch.triu_indices(*precisions.shape[1:], device=precisions.device)
+            parts.append(torch.where(i == j, -0.5, -1.0).to(precisions) * precisions[:, i, j])
+        return torch.cat(parts, 1)
+
+    def common(self, mixture, scatter):
+        """Sum over all rows of the part of the log-density that components share and `natural` leaves out."""
+        return -0.5 * (mixture.factor @ mixture.factor.mT * scatter).sum() if self.tied else 0.0
+
+    def moments_of(self, sums, n_features, scatter):
+        """Moments about the origin from weighted sums of features (k, p)."""
+        weight, first = sums[:, 0], sums[:, 1 : n_features + 1]
+        if self.tied:
+            return Moments(weight, first, scatter)
+        i, j = torch.triu_indices(n_features, n_features, device=sums.device)
+        second = sums.new_empty(len(sums), n_features, n_features)
+        second[:, i, j] = second[:, j, i] = sums[:, n_features + 1 :]
+        return Moments(weight, first, second)
+
+    # Coordinates.
+
+    def identity(self, like, n_features):
+        """The whitener that changes nothing."""
+        return torch.eye(n_features).to(like)
+
+    def whitener(self, covariance):
+        """Upper triangular W such that rows ``x @ W`` have unit covariance; only their scales where it is singular."""
+        factor, positive = self.factor(covariance)
+        if positive.all() and torch.isfinite(factor).all():
+            return factor[0]
+        return _inverse_scales(covariance[0].diagonal()).diag()
+
+    def whiten(self, x, whitener):
+        """Rows in whitened coordinates."""
+        return x @ whitener
+
+    def whiten_mixture(self, mixture, whitener):
+        """The mixture in whitened coordinates."""
+        factor = torch.linalg.solve_triangular(whitener, mixture.factor, upper=True)
+        return Mixture(
+            mixture.log_weights, mixture.means @ whitener, whitener.mT @ mixture.covariances @ whitener, factor
+        )
+
+    def unwhiten_mixture(self, mixture, whitener):
+        """The mixture in the coordinates of the rows."""
+        root = torch.linalg.solve_triangular(whitener, torch.eye(len(whitener)).to(whitener), upper=True)
+        covariances = root.mT @ mixture.covariances @ root
+        return Mixture(mixture.log_weights, mixture.means @ root, covariances, whitener @ mixture.factor)
+
+    def log_scale(self, whitener, n_features):
+        """Log of the volume that whitening gives a unit of volume."""
+        return whitener.diagonal().log().sum()
+
+    def regularization(self, reg_covar, whitener):
+        """``reg_covar`` times the identity, in whitened coordinates."""
+        return reg_covar * whitener.mT @ whitener
+
+    def _whitened(self, means, factor):
+        return (means[:, None, :] @ factor).squeeze(1)
+
+    def _log_det(self, mixture):
+        return mixture.factor.diagonal(dim1=1, dim2=2).log().sum(1)
+
     def _shape(self, n_components, n_features):
         return self._n_free(n_components), n_features, n_features
 
     def _square(self, shift):
         return shift[:, :, None] * shift[:, None, :]
-
-    def _regularize(self, covariances, reg_covar):
-        covariances.diagonal(dim1=-2, dim2=-1).add_(reg_covar)
-        return covariances
 
 
 class AxisCovariance(Covariance):
@@ -134,7 +241,7 @@ class AxisCovariance(Covariance):
         """Log-density of each row under each component, in nats, from whitened residuals (n, k)."""
         squares = x.new_empty(len(x), len(means))
         for c, scale in enumerate(factor.expand(len(means), -1)):
-            squares[:, c] = ((x - means[c]) * scale).square().sum(1)
+            squares[:, c] = ((x - means[c]) * scale).square_().sum(1)
         log_det = factor.log().expand(-1, x.shape[1]).sum(1)
         return log_det - 0.5 * (squares + x.shape[1] * LOG_2PI)
 
@@ -144,7 +251,8 @@ class AxisCovariance(Covariance):
         for c, mean in enumerate(means):
             residual = x - mean
             first[c], second[c] = resp[:, c] @ residual, resp[:, c] @ residual.square()
-        return Moments(resp.sum(0), first, second)
+        second = second.sum(0, keepdim=True) if self.tied else second
+        return Moments(resp.sum(0), first, self._pool(second))
 
     def factor(self, covariances):
         """One over the standard deviations, and whether each component's variances are positive."""
@@ -167,14 +275,127 @@ class AxisCovariance(Covariance):
         """Number of free parameters."""
         return math.prod(self._shape(n_components, n_features))
 
+    # The linear form.
+
+    def scatter(self, x, weight):
+        """Weighted sum of squared rows (1, d), or of their mean over features (1, 1)."""
+        return self._pool((weight @ x.square())[None])
+
+    def n_linear_features(self, n_features):
+        """Number of features of a row in the linear form."""
+        return 1 + n_features + (0 if self.tied else self._shape(1, n_features)[1])
+
+    def write_features(self, x, out):
+        """Write the features of rows (n, d) as columns (p, n): 1, x, and unless tied the squares or their mean."""
+        xt = _write_linear(x, out)
+        if not self.tied:
+            out[x.shape[1] + 1 :] = self._pool(xt.square().mT).mT
+
+    def natural(self, mixture):
+        """Natural parameters (k, p): the log-density plus log-weight is ``natural @ features`` (see `common`)."""
+        precisions = mixture.factor.square()
+        parts = [self._constants(mixture)[:, None], precisions * mixture.means]
+        if not self.tied:
+            parts.append(-0.5 * precisions * (mixture.means.shape[1] // precisions.shape[1]))
+        return torch.cat(parts, 1)
+
+    def common(self, mixture, scatter):
+        """Sum over all rows of the part of the log-density that components share and `natural` leaves out."""
+        if not self.tied:
+            return 0.0
+        precisions = mixture.factor.square()
+        return -0.5 * (precisions * scatter).sum() * (mixture.means.shape[1] // precisions.shape[1])
+
+    def moments_of(self, sums, n_features, scatter):
+        """Moments about the origin from weighted sums of features (k, p)."""
+        return Moments(sums[:, 0], sums[:, 1 : n_features + 1], scatter if self.tied else sums[:, n_features + 1 :])
+
+    # Coordinates.
+
+    def identity(self, like, n_features):
+        """The whitener that changes nothing."""
+        return torch.ones(self._shape(1, n_features)[1]).to(like)
+
+    def whitener(self, covariance):
+        """Factors such that rows ``x * w`` have unit variances, or unit mean variance."""
+        return _inverse_scales(covariance[0])
+
+    def whiten(self, x, whitener):
+        """Rows in whitened coordinates."""
+        return x * whitener
+
+    def whiten_mixture(self, mixture, whitener):
+        """The mixture in whitened coordinates."""
+        return Mixture(
+            mixture.log_weights,
+            mixture.means * whitener,
+            mixture.covariances * whitener**2,
+            mixture.factor / whitener,
+        )
+
+    def unwhiten_mixture(self, mixture, whitener):
+        """The mixture in the coordinates of the rows."""
+        return self.whiten_mixture(mixture, 1 / whitener)
+
+    def log_scale(self, whitener, n_features):
+        """Log of the volume that whitening gives a unit of volume."""
+        return whitener.log().sum() * (n_features // len(whitener))
+
+    def regularization(self, reg_covar, whitener):
+        """``reg_covar``, in whitened coordinates."""
+        return reg_covar * whitener**2
+
+    def _pool(self, squares):
+        """Mean over features, if the type is pooled over them."""
+        return squares.mean(1, keepdim=True) if 1 in self.pooled else squares
+
+    def _whitened(self, means, factor):
+        return means * factor
+
+    def _log_det(self, mixture):
+        return mixture.factor.log().expand(-1, mixture.means.shape[1]).sum(1)
+
     def _shape(self, n_components, n_features):
         return self._n_free(n_components), 1 if 1 in self.pooled else n_features
 
     def _square(self, shift):
-        return shift.square()
+        return self._pool(shift.square())
 
-    def _regularize(self, covariances, reg_covar):
-        return covariances + reg_covar
+
+def _write_linear(x, out):
+    """Write a row of ones and the transposed rows; return the latter."""
+    xt = out[1 : x.shape[1] + 1]
+    out[0] = 1
+    xt.copy_(x.mT)
+    return xt
+
+
+def _inverse_scales(variances):
+    """One over the standard deviations, one where there is no variance."""
+    return torch.where(variances > 0, variances, 1.0).rsqrt()
+
+
+def _rows_that_count(x, weight):
+    """The rows whose weight is above rounding for their sum, with their weights; in many dimensions most are not."""
+    counts = weight > torch.finfo(weight.dtype).eps ** 2 * weight.sum()
+    if 2 * counts.sum() > len(x):
+        return x, weight
+    rows = counts.nonzero().squeeze(1)
+    return x[rows], weight[rows]
+
+
+def _add_gram(out, residual, weight):
+    """Add the blocks on and above the diagonal of ``residual' diag(weight) residual``."""
+    weighted = (residual * weight[:, None]).mT
+    for block in _blocks(len(out)):
+        # Of the block on the diagonal itself, only the upper triangle: the rest is mirrored at the end.
+        out[block, block.start :] += (weighted[block] @ residual[:, block.start :]).triu_()
+
+
+def _blocks(n_features):
+    """Slices in which a triangular product is computed: about half of the square one, in a few large pieces."""
+    size = max(48, n_features // 6)
+    return [slice(start, min(start + size, n_features)) for start in range(0, n_features, size)]
 
 
 COVARIANCES = {

@@ -30,6 +30,10 @@ class LatentModel(nn.Module):
         self.likelihood = likelihood
         self.prior = prior
 
+    def standardize(self, x):
+        """What the networks see of rows, in their precision."""
+        return self.likelihood.standardize(x).to(next(self.encoder.parameters()).dtype)
+
     def posterior(self, u):
         """q(z | x) of each row."""
         mean, raw = self.encoder(u).chunk(2, dim=-1)

@@ -99,7 +99,7 @@ class Gaussian(nn.Module):
         log_scale = self.log_scale
         squares = (u - params).square().sum(-1) * (-2 * log_scale).exp()
         constant = u.shape[-1] * (log_scale + 0.5 * LOG_2PI) + self.feature_scale.log().sum()
-        return (-0.5 * squares - constant).to(u.dtype)
+        return -0.5 * squares - constant
 
     def mean(self, params):
         """Expected rows in the data's units."""

@@ -185,10 +185,77 @@ def test_wrong_starting_parameters(parameters, match, correlated):
         TorchGMM(3, **parameters).fit(correlated)
 
 
-def test_collinear_features_are_a_clear_error():
-    X = np.repeat(np.linspace(0, 1, 20)[:, None], 2, axis=1)
-    with pytest.raises(ValueError, match="not positive definite.*Increase reg_covar"):
-        TorchGMM(1, reg_covar=0.0).fit(X)
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+def test_singular_data_are_fitted_with_a_warning(covariance_type):
+    X = np.concatenate([np.repeat(np.linspace(0, 1, 20)[:, None], 2, axis=1), np.full((20, 2), 9.0)])
+    gmm = TorchGMM(2, covariance_type=covariance_type, reg_covar=0.0, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"components \[[01](, 1)?\] are singular.*Increase reg_covar"):
+        gmm.fit(X)
+    assert gmm.n_regularized_ >= 1
+    assert len(set(gmm.predict(X))) == 2
+    assert TorchGMM(2, covariance_type=covariance_type, random_state=0).fit(X).n_regularized_ == 0
+
+
+@over_all_types
+@pytest.mark.parametrize("kind", ["constant", "duplicated", "few distinct", "wide", "one-hot", "huge", "tiny", "tight"])
+def test_never_dies(covariance_type, kind):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    X = {
+        "constant": np.column_stack([X, np.full(60, 7.0)]),
+        "duplicated": np.column_stack([X, X[:, 0]]),
+        "few distinct": X[rng.integers(3, size=60)],
+        "wide": rng.normal(size=(20, 40)),
+        "one-hot": np.eye(4)[rng.integers(4, size=60)],
+        "huge": X * 1e30,
+        "tiny": X * 1e-30,
+        "tight": np.repeat(X[:5], 12, axis=0) + 1e-9 * rng.normal(size=(60, 3)),
+    }[kind]
+    for reg_covar in (1e-6, 0.0):
+        gmm = TorchGMM(5, covariance_type=covariance_type, reg_covar=reg_covar, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            gmm.fit(X)
+        for name in ATTRIBUTES:
+            assert np.isfinite(getattr(gmm, name)).all(), (name, reg_covar)
+        assert np.isfinite(gmm.score_samples(X)).all()
+        assert_allclose(gmm.predict_proba(X).sum(1), 1)
+
+
+@over_all_types
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_lower_bound_is_the_score(covariance_type, dtype, correlated):
+    gmm = TorchGMM(3, covariance_type=covariance_type, tol=1e-7, max_iter=2_000, random_state=0)
+    X = correlated.astype(dtype)
+    assert gmm.fit(X).lower_bound_ == pytest.approx(gmm.score(X), abs=1e-5 if dtype == np.float64 else 1e-3)
+
+
+def test_warm_start_after_a_change_is_a_clear_error(correlated):
+    gmm = TorchGMM(2, random_state=0, warm_start=True).fit(correlated)
+    with pytest.raises(ValueError, match="do not belong to .* 2 features; fit again with warm_start=False"):
+        gmm.fit(correlated[:, :2])
+    with pytest.raises(ValueError, match="do not belong to covariance_type='diag'"):
+        gmm.set_params(covariance_type="diag").predict(correlated)
+
+
+def test_warnings_point_at_the_caller(correlated):
+    with pytest.warns(ConvergenceWarning) as caught:
+        TorchGMM(3, max_iter=1, random_state=0).fit(correlated)
+    assert caught[0].filename == __file__
+
+
+def test_prediction_visits_rows_in_chunks(correlated, monkeypatch):
+    sizes = []
+    original = TorchGMM.predict.__globals__["e_step"]
+
+    def spy(x, *args):
+        sizes.append(len(x))
+        return original(x, *args)
+
+    gmm = TorchGMM(3, random_state=0, chunk_size=100).fit(correlated)
+    monkeypatch.setattr("skvae.estimators.gmm.e_step", spy)
+    gmm.predict(correlated)
+    assert sizes == [100] * 6
 
 
 def test_verbose_prints_iterations(correlated, capsys):

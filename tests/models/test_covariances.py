@@ -5,7 +5,7 @@ import torch
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
-from skvae.models import COVARIANCES, Moments
+from skvae.models import COVARIANCES, Mixture, Moments
 from skvae.models.covariances import MatrixCovariance
 
 K, D, N = 3, 4, 200
@@ -43,7 +43,7 @@ def matrices(family, covariances):
 
 @over_families
 def test_density_is_the_multivariate_normal(family, x, resp, means):
-    covariances = family.estimate(family.moments(x, resp, means), reg_covar=1e-6)
+    covariances = family.estimate(family.moments(x, resp, means), regularization=0.0)
     factor, positive = family.factor(covariances)
     assert positive.all()
     twin = MultivariateNormal(means, matrices(family, covariances))
@@ -52,7 +52,7 @@ def test_density_is_the_multivariate_normal(family, x, resp, means):
 
 @over_families
 def test_factors_agree(family, x, resp, means):
-    covariances = family.estimate(family.moments(x, resp, means), reg_covar=1e-6)
+    covariances = family.estimate(family.moments(x, resp, means), regularization=0.0)
     factor, _ = family.factor(covariances)
     again, precisions = family.from_factor(factor)
     assert_close(again, covariances)
@@ -75,7 +75,7 @@ def test_merging_is_concatenating(family, x, resp, means):
 
 @over_families
 def test_any_reference_gives_the_same_covariance(family, x, resp, means):
-    one, two = (family.estimate(family.moments(x, resp, m), reg_covar=0.0) for m in (means, means + 1))
+    one, two = (family.estimate(family.moments(x, resp, m), regularization=0.0) for m in (means, means + 1))
     assert_close(one, two)
 
 
@@ -89,23 +89,87 @@ def test_integer_weights_are_repeated_rows(family, x, resp, means):
 
 @over_families
 def test_shapes_go_there_and_back(family, x, resp, means):
-    covariances = family.estimate(family.moments(x, resp, means), reg_covar=0.0)
+    covariances = family.estimate(family.moments(x, resp, means), regularization=0.0)
     compact = family.compact(covariances)
     assert tuple(compact.shape) == family.compact_shape(K, D)
     assert_close(family.expand(compact), covariances)
 
 
-@pytest.mark.parametrize(("pooled", "free"), [("full", "tied"), ("diag", "tied_diag"), ("spherical", "tied_spherical")])
-def test_tied_is_the_weighted_mean(pooled, free, x, resp, means):
-    moments = COVARIANCES[pooled].moments(x, resp, means)
-    each, one = (COVARIANCES[name].estimate(moments, reg_covar=0.0) for name in (pooled, free))
-    weights = moments.weight.reshape(-1, *[1] * (each.ndim - 1))
-    assert_close((weights * each).sum(0, keepdim=True) / weights.sum(), one)
+@pytest.mark.parametrize(("each", "tied"), [("full", "tied"), ("diag", "tied_diag"), ("spherical", "tied_spherical")])
+def test_tied_is_the_weighted_mean(each, tied, x, resp, means):
+    moments = COVARIANCES[each].moments(x, resp, means)
+    covariances = COVARIANCES[each].estimate(moments, 0.0)
+    weights = moments.weight.reshape(-1, *[1] * (covariances.ndim - 1))
+    pooled = COVARIANCES[tied].estimate(COVARIANCES[tied].moments(x, resp, means), 0.0)
+    assert_close((weights * covariances).sum(0, keepdim=True) / weights.sum(), pooled)
+
+
+def fitted(family, x, resp, means):
+    """A mixture with unequal weights."""
+    covariances = family.estimate(family.moments(x, resp, means), 0.0)
+    log_weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+    return Mixture(log_weights, means, covariances, family.factor(covariances)[0])
+
+
+@over_families
+def test_linear_form_is_the_residual_form(family, x, resp, means):
+    mixture, weight = fitted(family, x, resp, means), torch.ones(N, dtype=torch.float64)
+    features = x.new_empty(family.n_linear_features(D), N)
+    family.write_features(x, features)
+    scatter = family.scatter(x, weight)
+    joint = mixture.log_weights + family.log_prob(x, means, mixture.factor)
+    # What "tied" leaves out is the same for all components of a row.
+    difference = joint - (family.natural(mixture) @ features).T
+    assert_close(difference, difference[:, :1].expand(N, K))
+    assert_close(difference[:, 0].sum(), torch.as_tensor(family.common(mixture, scatter)).to(x), atol=1e-8, rtol=1e-8)
+    found = family.moments_of(resp.T @ features.T, D, scatter)
+    for one, two in zip(found, family.moments(x, resp, torch.zeros_like(means)), strict=True):
+        assert_close(one, two)
+
+
+@over_families
+def test_whitened_coordinates_change_nothing(family, x, resp, means):
+    mixture = fitted(family, x, resp, means)
+    whitener = family.whitener(family.scatter(x, torch.ones(N, dtype=torch.float64)) / N)
+    white, inside = family.whiten(x, whitener), family.whiten_mixture(mixture, whitener)
+    joint = family.log_prob(white, inside.means, inside.factor) + family.log_scale(whitener, D)
+    assert_close(joint, family.log_prob(x, means, mixture.factor))
+    for one, two in zip(family.unwhiten_mixture(inside, whitener), mixture, strict=True):
+        assert_close(one, two)
+    added = family.estimate(family.moments(white, resp, inside.means), family.regularization(0.5, whitener))
+    factor, _ = family.factor(added)
+    outside = family.unwhiten_mixture(inside._replace(covariances=added, factor=factor), whitener).covariances
+    identity = family.regularization(1.0, family.identity(x, D))
+    assert_close(outside, mixture.covariances + 0.5 * identity)
+
+
+def test_spread_is_the_squared_distance_in_standard_deviations():
+    diag = COVARIANCES["diag"]
+    variances = torch.tensor([[4.0, 1.0], [1.0, 1.0]])
+    mixture = Mixture(torch.zeros(2), torch.tensor([[6.0, 0.0], [0.0, 2.0]]), variances, diag.factor(variances)[0])
+    assert diag.spread(mixture).item() == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize("n_features", [5, 60, 300])
+def test_blocks_are_the_whole_product(n_features):
+    """Wide rows are multiplied in blocks of a triangle."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, n_features, dtype=torch.float64, generator=generator)
+    full, means = COVARIANCES["full"], x[:2] / 2
+    resp = torch.zeros(400, 2, dtype=torch.float64)
+    resp[:390, 0], resp[390:, 1] = 1, 1  # so few rows that the others are skipped
+    moments = full.moments(x, resp, means)
+    for c in range(2):
+        residual = (x - means[c]) * resp[:, c, None]
+        assert_close(moments.second[c], residual.T @ residual)
+    factor, _ = full.factor(torch.eye(n_features, dtype=torch.float64)[None] + moments.second)
+    twin = MultivariateNormal(means, precision_matrix=factor @ factor.mT)
+    assert_close(full.log_prob(x, means, factor), twin.log_prob(x[:, None]))
 
 
 def test_full_on_a_diagonal_is_diag(x, resp, means):
     full, diag = COVARIANCES["full"], COVARIANCES["diag"]
-    variances = diag.estimate(diag.moments(x, resp, means), reg_covar=0.0)
+    variances = diag.estimate(diag.moments(x, resp, means), regularization=0.0)
     assert_close(full.estimate(full.moments(x, resp, means), 0.0).diagonal(dim1=1, dim2=2), variances)
     assert_close(
         full.log_prob(x, means, full.factor(variances.diag_embed())[0]),
