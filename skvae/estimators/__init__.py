@@ -2,7 +2,8 @@
 
 from .embedders import VAEEmbedder
 from .gmm import TorchGMM
+from .ppca import TorchPPCA
 
-ESTIMATORS = {estimator.__name__: estimator for estimator in (TorchGMM, VAEEmbedder)}
+ESTIMATORS = {estimator.__name__: estimator for estimator in (TorchGMM, TorchPPCA, VAEEmbedder)}
 
-__all__ = ["ESTIMATORS", "TorchGMM", "VAEEmbedder"]
+__all__ = ["ESTIMATORS", "TorchGMM", "TorchPPCA", "VAEEmbedder"]

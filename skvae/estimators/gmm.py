@@ -1,6 +1,7 @@
 """Gaussian mixtures by expectation-maximisation."""
 
 import warnings
+from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -13,53 +14,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..fitting.em import WhitenedRows, e_step, fit_mixture, start_mixture
-from ..fitting.lloyd import lloyd, seed_centers
+from ..fitting.starts import STARTS
 from ..models.covariances import COVARIANCES, Mixture
 from ._base import TorchEstimator, check_sample_size, compute_dtype, fit_method, generator_from, resolve_device
-
-
-def _kmeans_labels(x, n_components, generator):
-    return lloyd(x, x[seed_centers(x, n_components, generator)])[1]
-
-
-def _seeds_only(choose):
-    """Responsibilities that give each component the one row chosen for it."""
-
-    def start(x, n_components, generator):
-        labels = torch.full((len(x),), -1, device=x.device)
-        labels[choose(x, n_components, generator)] = torch.arange(n_components, device=x.device)
-        return labels
-
-    return start
-
-
-def _from_labels(label):
-    """Responsibilities of rows with one component each (-1: none)."""
-
-    def start(x, n_components, generator):
-        labels, components = label(x, n_components, generator), torch.arange(n_components, device=x.device)
-        return lambda rows: (labels[rows, None] == components).to(x.dtype)
-
-    return start
-
-
-def _random_responsibilities(x, n_components, generator):
-    resp = torch.rand(len(x), n_components, generator=generator, dtype=torch.float64).to(x)
-    resp /= resp.sum(1, keepdim=True)
-    return lambda rows: resp[rows]
-
-
-def _random_rows(x, n_components, generator):
-    return torch.randperm(len(x), generator=generator)[:n_components].to(x.device)
-
-
-# Each gives, for rows x, a function from a slice to the responsibilities of its rows.
-STARTS = {
-    "kmeans": _from_labels(_kmeans_labels),
-    "k-means++": _from_labels(_seeds_only(seed_centers)),
-    "random": _random_responsibilities,
-    "random_from_data": _from_labels(_seeds_only(_random_rows)),
-}
 
 
 class TorchGMM(DensityMixin, TorchEstimator):
@@ -257,7 +214,8 @@ class TorchGMM(DensityMixin, TorchEstimator):
         X = self._validate(X, reset=True, min_samples=2)
         if len(X) < self.n_components:
             raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {len(X)}"
+                f"n_components={self.n_components} is larger than n_samples={len(X)}; decrease n_components, or add "
+                "rows."
             )
         center = X.mean(axis=0, dtype=np.float64)
         given = self._given_parameters(center)
@@ -265,7 +223,7 @@ class TorchGMM(DensityMixin, TorchEstimator):
         generator = generator_from(self.random_state)
 
         device = resolve_device(self.device, dtype=torch.float64)
-        x = torch.tensor(X - center, dtype=compute_dtype(X.dtype, device), device=device)
+        x = torch.from_numpy(X - center).to(device, compute_dtype(X.dtype, device))
         best = self._best_fit(x, center, given, generator)
 
         self._publish(best, center, X.dtype)
@@ -410,20 +368,23 @@ class TorchGMM(DensityMixin, TorchEstimator):
         return x.numpy().astype(self.means_.dtype), y.numpy()
 
     def _best_fit(self, x, center, given, generator):
-        """Run EM from every start and keep the one with the highest lower bound."""
-        rows = WhitenedRows(x, COVARIANCES[self.covariance_type], self.reg_covar, chunk_size=self.chunk_size)
+        """Run EM from every start and keep the one with the highest lower bound. The rows x are overwritten."""
         warm = self.warm_start and hasattr(self, "converged_")
-        report, fits = self._report if self.verbose else None, []
-        for init in range(1 if warm else self.n_init):
+        mixtures = [self._mixture(torch.float64, x.device, center)] if warm else self._starts(x, given, generator)
+        rows = WhitenedRows(x, COVARIANCES[self.covariance_type], self.reg_covar, chunk_size=self.chunk_size)
+        previous, report, best = self.lower_bound_ if warm else -np.inf, self._report if self.verbose else None, None
+        for init, mixture in enumerate(mixtures):
             self._print(f"Initialization {init}")
-            mixture = self._mixture(torch.float64, x.device, center) if warm else self._start(x, rows, given, generator)
-            fits.append(fit_mixture(rows, mixture, tol=self.tol, max_iter=self.max_iter, report=report))
-            self._print(f"Initialization {'converged' if fits[-1].converged else 'did not converge'}.")
-        best = max(fits, key=lambda fit: fit.lower_bounds[-1] if fit.lower_bounds else -np.inf)
+            if callable(mixture):
+                mixture = mixture(rows)
+            fit = fit_mixture(rows, mixture, previous, tol=self.tol, max_iter=self.max_iter, report=report)
+            self._print(f"Initialization {'converged' if fit.converged else 'did not converge'}.")
+            if best is None or fit.lower_bounds[-1:] > best.lower_bounds[-1:]:
+                best = fit
         if self.max_iter > 0 and not best.converged:
             warnings.warn(
-                "Best performing initialization did not converge. Try different init parameters, or increase max_iter, "
-                "tol, or check for degenerate data.",
+                f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the lower "
+                f"bound by tol={self.tol} or more. Increase max_iter or tol, or start elsewhere (init_params, n_init).",
                 ConvergenceWarning,
                 stacklevel=5,
             )
@@ -437,15 +398,18 @@ class TorchGMM(DensityMixin, TorchEstimator):
             )
         return best
 
-    def _start(self, x, rows, given, generator):
-        """The mixture to start from: what the user gave, the rest from the responsibilities of ``init_params``."""
+    def _starts(self, x, given, generator):
+        """What to start from: the mixture that the user gave, or functions of the whitened rows that complete it."""
         if all(part is not None for part in given):
-            return Mixture(*(part.to(x.device) for part in given))
-        resp_of = STARTS[self.init_params](x, self.n_components, generator)
-        found = start_mixture(rows, resp_of, self.n_components)
-        return Mixture(
-            *(part if mine is None else mine.to(part.device) for mine, part in zip(given, found, strict=True))
-        )
+            return [Mixture(*(part.to(x.device) for part in given))]
+
+        def complete(resp_of, rows):
+            found = start_mixture(rows, resp_of, self.n_components)
+            pairs = zip(given, found, strict=True)
+            return Mixture(*(theirs if mine is None else mine.to(theirs.device) for mine, theirs in pairs))
+
+        responsibilities = [STARTS[self.init_params](x, self.n_components, generator) for _ in range(self.n_init)]
+        return [partial(complete, resp_of) for resp_of in responsibilities]
 
     def _given_parameters(self, center):
         """Starting parameters from the ``*_init`` parameters, None where there are none."""
@@ -455,8 +419,8 @@ class TorchGMM(DensityMixin, TorchEstimator):
             weights = _check_init("weights", self.weights_init, (self.n_components,))
             if (weights < 0).any() or (weights > 1).any() or not np.allclose(weights.sum(), 1, atol=1e-6):
                 raise ValueError(
-                    "The parameter 'weights' should be in the range [0, 1] and normalized to sum to 1, "
-                    f"but got values in [{weights.min():.5f}, {weights.max():.5f}] that sum to {weights.sum():.5f}"
+                    f"weights_init should be between 0 and 1 and sum to 1, but its values are between "
+                    f"{weights.min():.5g} and {weights.max():.5g} and sum to {weights.sum():.5g}."
                 )
             log_weights = torch.tensor(weights).log()
         if self.means_init is not None:
@@ -468,10 +432,8 @@ class TorchGMM(DensityMixin, TorchEstimator):
             factor, positive = family.factor_from_precisions(precisions)
             symmetric = precisions.ndim < 3 or torch.allclose(precisions, precisions.mT)
             if not (positive.all() and symmetric):
-                raise ValueError(
-                    f"'{self.covariance_type} precision' should be "
-                    + ("symmetric, positive-definite" if precisions.ndim == 3 else "positive")
-                )
+                kind = "symmetric and positive definite" if precisions.ndim == 3 else "positive"
+                raise ValueError(f"precisions_init should be {kind} for covariance_type={self.covariance_type!r}.")
             covariances, _ = family.from_factor(factor)
         return log_weights, means, covariances, factor
 
@@ -541,5 +503,5 @@ def _check_init(name, value, shape):
     """A float64 array of the right shape, or an error that says what is wrong."""
     value = check_array(value, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0)
     if value.shape != shape:
-        raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {value.shape}")
+        raise ValueError(f"{name}_init should have the shape {shape}, but it has the shape {value.shape}.")
     return value

@@ -50,7 +50,7 @@ class WhitenedRows:
     Parameters
     ----------
     x : Tensor of shape (n, d)
-        Centred rows.
+        Centred rows. They are overwritten.
     family : Covariance
     reg_covar : float
         Regularization of the covariances, in squared units of x.
@@ -68,7 +68,9 @@ class WhitenedRows:
         self.whitener = family.whitener(scatter / self.total_weight + regularization)
         self.log_scale = float(family.log_scale(self.whitener, x.shape[1]))
         self.regularization = family.regularization(reg_covar, self.whitener)
-        self.x = family.whiten(x, self.whitener.to(x))
+        self.x, whitener = x, self.whitener.to(x)
+        for rows in self._chunks(x.shape[1]):
+            x[rows] = family.whiten(x[rows], whitener)
         self.scatter = self._scatter(self.x) if family.tied else None
 
     def moments(self, resp_of, n_components):
@@ -228,7 +230,7 @@ def start_mixture(rows, resp_of, n_components):
     return rows.family.unwhiten_mixture(mixture, rows.whitener)
 
 
-def fit_mixture(rows, mixture, *, tol, max_iter, report=None):
+def fit_mixture(rows, mixture, lower_bound=-math.inf, *, tol, max_iter, report=None):
     """Run EM from a mixture until the mean log-likelihood changes by less than ``tol``.
 
     Parameters
@@ -236,6 +238,8 @@ def fit_mixture(rows, mixture, *, tol, max_iter, report=None):
     rows : WhitenedRows
     mixture : Mixture
         Where to start, in the coordinates of the data.
+    lower_bound : float
+        The last lower bound of an earlier fit that goes on here.
     report : callable, optional
         Called after each iteration with its number, the lower bound and its gain.
 
@@ -246,13 +250,13 @@ def fit_mixture(rows, mixture, *, tol, max_iter, report=None):
     """
     family = rows.family
     mixture = family.whiten_mixture(mixture, rows.whitener)
-    lower_bounds, previous, converged = [], -math.inf, False
+    lower_bounds, converged = [], False
     regularized, n_reseeded = frozenset(), 0
     while len(lower_bounds) < max_iter and not converged:
         moments, means, total = rows.expect(mixture)
         mixture, regularized, dead = m_step(moments, means, rows)
-        lower_bound = total / rows.total_weight + rows.log_scale
-        gain, previous = lower_bound - previous, lower_bound
+        previous, lower_bound = lower_bound, total / rows.total_weight + rows.log_scale
+        gain = lower_bound - previous
         lower_bounds.append(lower_bound)
         converged = abs(gain) < tol
         if len(dead) and n_reseeded < len(mixture.means):

@@ -5,6 +5,7 @@ from .latent import ELBO, LatentModel
 from .likelihoods import LIKELIHOODS, Bernoulli, Gaussian
 from .moments import Moments
 from .networks import ACTIVATIONS, NETWORKS
+from .ppca import PPCA
 from .priors import Flat, Posterior, StandardNormal
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ELBO",
     "LIKELIHOODS",
     "NETWORKS",
+    "PPCA",
     "Bernoulli",
     "Flat",
     "Gaussian",

@@ -25,7 +25,7 @@ def random_resp(x):
 
 def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, **settings):
     resp = random_resp(x) if resp is None else resp
-    rows = WhitenedRows(x, family, reg_covar, **settings)
+    rows = WhitenedRows(x.clone(), family, reg_covar, **settings)
     mixture = start_mixture(rows, lambda chunk: resp[chunk], resp.shape[1])
     return fit_mixture(rows, mixture, tol=tol, max_iter=max_iter)
 

@@ -1,0 +1,187 @@
+"""TorchGMM beside scikit-learn's GaussianMixture: time for equal work, equality of the result, peak memory.
+
+    python benchmarks/gmm.py --threads 1 --output benchmarks/results/gmm.json
+
+Both run the same iterations from the same start on the same data, in turns (one of each a repeat), in one process with
+one number of threads. A ratio is scikit-learn's time over ours in a repeat; the median over repeats is shown. The time
+of a fit is all of it: validation, start, iterations, attributes. "ll" is the difference of the final lower bounds.
+Peak memory is the growth of the resident set during one fit, in a process of its own.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
+
+from skvae import TorchGMM
+
+SHAPES = {  # (n, d, k): iterations
+    (70_000, 2, 10): 20,
+    (70_000, 10, 10): 20,
+    (70_000, 10, 100): 10,
+    (200_000, 32, 20): 5,
+    (20_000, 128, 16): 5,
+    (10_000, 784, 10): 3,
+}
+WORK = [
+    *[(shape, "full", "float64") for shape in SHAPES],
+    *[(shape, "full", "float32") for shape in SHAPES],
+    *[(shape, kind, "float64") for kind in ("tied", "diag", "spherical") for shape in SHAPES if shape[0] != 200_000],
+]
+WHOLE = [(70_000, 10, 10), (70_000, 10, 100)]
+CLASSES = {"skvae": TorchGMM, "scikit-learn": GaussianMixture}
+
+
+def make_data(n, d, k, dtype):
+    """Overlapping clusters with correlations, and means to start from."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(k, d)) * 3 * np.sqrt(2 / d)
+    labels, X = rng.integers(k, size=n), np.empty((n, d), dtype)
+    for c in range(k):
+        rows = labels == c
+        mixing = np.eye(d) + rng.normal(size=(d, d)) / (2 * np.sqrt(d))
+        X[rows] = rng.normal(size=(rows.sum(), d)) @ mixing + means[c]
+    return X, means
+
+
+def settings(shape, kind, means):
+    """Parameters that make both run the same iterations from the same start."""
+    _, d, k = shape
+    precisions = {
+        "full": np.stack([np.eye(d)] * k),
+        "tied": np.eye(d),
+        "diag": np.ones((k, d)),
+        "spherical": np.ones(k),
+    }[kind]
+    start = {"weights_init": np.full(k, 1 / k), "means_init": means, "precisions_init": precisions}
+    return {"n_components": k, "covariance_type": kind, "tol": 0.0, "max_iter": SHAPES[shape], **start}
+
+
+def fit_seconds(estimator, X):
+    """Fit once; the seconds and the fitted estimator."""
+    started = time.perf_counter()
+    estimator.fit(X)
+    return time.perf_counter() - started, estimator
+
+
+def compare(shape, kind, dtype, repeats):
+    """Times of equal work, interleaved. scikit-learn works in float64 whatever the dtype of ours."""
+    X, means = make_data(*shape, np.float64)
+    inputs, parameters = {"skvae": X.astype(dtype), "scikit-learn": X}, settings(shape, kind, means)
+    TorchGMM(**{**parameters, "max_iter": 1}).fit(inputs["skvae"])  # warm up
+    times, bounds = {name: [] for name in CLASSES}, {}
+    for _ in range(repeats):
+        for name, cls in CLASSES.items():
+            seconds, fitted = fit_seconds(cls(**parameters), inputs[name])
+            times[name].append(seconds)
+            bounds[name] = fitted.lower_bound_
+    return summary(times) | {"ll": abs(bounds["skvae"] - bounds["scikit-learn"])}
+
+
+def compare_whole(shape, repeats):
+    """Times of whole fits from defaults, k-means start included; the starts differ, so the results do too."""
+    X, _ = make_data(*shape, np.float64)
+    times, bounds, iterations = {name: [] for name in CLASSES}, {}, {}
+    for seed in range(repeats):
+        for name, cls in CLASSES.items():
+            seconds, fitted = fit_seconds(cls(shape[2], random_state=seed, max_iter=300), X)
+            times[name].append(seconds)
+            bounds.setdefault(name, []).append(fitted.lower_bound_)
+            iterations.setdefault(name, []).append(fitted.n_iter_)
+    means = {name: statistics.mean(values) for name, values in bounds.items()}
+    return summary(times) | {"mean_lower_bound": means, "n_iter": iterations}
+
+
+def summary(times):
+    """Median seconds of each, and median, lowest and highest of the ratios of a repeat."""
+    ratios = sorted(theirs / ours for ours, theirs in zip(times["skvae"], times["scikit-learn"], strict=True))
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return {"seconds": medians, "ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
+
+
+def peak_megabytes(name, shape, kind, threads):
+    """Growth of the resident set during one fit, in a process of its own."""
+    command = [sys.executable, __file__, "--child", name, *map(str, shape), kind, "--threads", str(threads)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def child(name, n, d, k, kind):
+    """Fit once and print the growth of the resident set in MB."""
+    shape = int(n), int(d), int(k)
+    X, means = make_data(*shape, np.float64)
+    CLASSES[name](2, init_params="random", max_iter=2).fit(X[:50])  # libraries are loaded before the count begins
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted from here
+    before = resident_kilobytes("VmRSS")
+    CLASSES[name](**{**settings(shape, kind, means), "max_iter": 2}).fit(X)
+    print((resident_kilobytes("VmHWM") - before) / 1024)
+
+
+def resident_kilobytes(field):
+    """A field of the process status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def main():
+    """Run the comparison and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", help="only rows whose name contains this")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    torch.set_num_threads(args.threads)
+    with threadpool_limits(args.threads):
+        if args.child:
+            return child(*args.child)
+        versions = {"scikit-learn": sklearn.__version__, "torch": torch.__version__, "numpy": np.__version__}
+        record = {"machine": platform.processor() or platform.machine(), "threads": args.threads, "versions": versions}
+        record |= {"repeats": args.repeats, "rows": {}}
+        print(f"{'work':38}{'ours ms':>10}{'theirs ms':>11}{'ratio':>8}{'range':>14}{'ll':>9}{'MB':>14}")
+        for shape, kind, dtype in WORK:
+            row_name = f"{kind} {dtype} {shape}"
+            if args.rows and args.rows not in row_name:
+                continue
+            row = compare(shape, kind, dtype, args.repeats)
+            if dtype == "float64":
+                row["peak_mb"] = {name: peak_megabytes(name, shape, kind, args.threads) for name in CLASSES}
+            show(row_name, row, SHAPES[shape])
+            record["rows"][row_name] = row
+        for shape in WHOLE:
+            row_name = f"whole fit {shape}"
+            if args.rows and args.rows not in row_name:
+                continue
+            row = compare_whole(shape, args.repeats)
+            show(row_name, row, 1)
+            record["rows"][row_name] = row
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(record, indent=1))
+    return None
+
+
+def show(name, row, iterations):
+    """Print a row of the table; times are for one iteration, or for a whole fit."""
+    ours, theirs = (1e3 * row["seconds"][name] / iterations for name in CLASSES)
+    memory = "{skvae:.0f} / {scikit-learn:.0f}".format(**row["peak_mb"]) if "peak_mb" in row else ""
+    ll = f"{row['ll']:.0e}" if "ll" in row else ""
+    spread = f"{row['lowest']:.1f}-{row['highest']:.1f}"
+    print(f"{name:38}{ours:10.1f}{theirs:11.1f}{row['ratio']:8.1f}{spread:>14}{ll:>9}{memory:>14}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Probabilistic principal component analysis."""
+
+from numbers import Integral
+from typing import ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+
+from ..fitting.ppca import fit_ppca
+from ..models.ppca import PPCA
+from ._base import (
+    TorchEstimator,
+    check_sample_size,
+    compute_dtype,
+    fit_method,
+    generator_from,
+    resolve_device,
+    to_dtype,
+)
+
+
+class TorchPPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+    """Probabilistic principal component analysis, in closed form on CPU or GPU.
+
+    The linear Gaussian latent variable model ``x = W z + mean + noise``: the one that a variational autoencoder with
+    linear networks learns. Its covariance is formed in one pass over row chunks and summed in float64, so that the
+    variances of float32 data are accurate.
+
+    Parameters
+    ----------
+    n_components : int, float, "mle" or None, default=None
+        Size of the embedding; a float in (0, 1) is the share of the variance to reach; "mle" is Minka's choice; None
+        keeps every direction in which the data vary.
+
+    device : str or torch.device, default="auto"
+        Where to compute; "auto" takes cuda if it is there, else cpu (mps has no float64).
+
+    chunk_size : int, default=None
+        Rows visited at once; None chooses.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds `sample`; the fit is not random.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components_, n_features)
+        Principal axes, by decreasing variance.
+    explained_variance_ : ndarray of shape (n_components_,)
+        Variances of the data along the axes, in squared units of the data.
+    explained_variance_ratio_ : ndarray of shape (n_components_,)
+        Their shares of the total variance.
+    noise_variance_ : float
+        Variance of the noise: the mean variance along the other axes.
+    mean_ : ndarray of shape (n_features,)
+        Means of the features.
+    n_components_ : int
+        Number of components.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X has names that are all strings.
+
+    See Also
+    --------
+    sklearn.decomposition.PCA : Principal components, whose `score_samples` agrees with this one.
+    VAEEmbedder : The nonlinear model.
+
+    Notes
+    -----
+    With more features than rows, the noise variance is the mean over all other directions, also those in which the data
+    do not vary. scikit-learn leaves these out or in, depending on its solver.
+
+    References
+    ----------
+    M. E. Tipping and C. M. Bishop, Probabilistic Principal Component Analysis, 1999.
+    T. P. Minka, Automatic choice of dimensionality for PCA, 2000.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import TorchPPCA
+    >>> X = load_iris().data
+    >>> ppca = TorchPPCA(n_components=2).fit(X)
+    >>> ppca.transform(X).shape
+    (150, 2)
+    >>> round(float(ppca.explained_variance_ratio_.sum()), 3)
+    0.978
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "n_components": [
+            Interval(Integral, 1, None, closed="left"),
+            Interval(RealNotInt, 0, 1, closed="neither"),
+            StrOptions({"mle"}),
+            None,
+        ],
+        "device": [str, torch.device],
+        "chunk_size": [Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, n_components=None, *, device="auto", chunk_size=None, random_state=None):
+        self.n_components = n_components
+        self.device = device
+        self.chunk_size = chunk_size
+        self.random_state = random_state
+
+    @fit_method
+    def fit(self, X, y=None, sample_weight=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows; an integer weight is as many equal rows.
+
+        Returns
+        -------
+        self : TorchPPCA
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite numeric table of at least two rows, or has fewer rows or features than components.
+        """
+        X = self._validate(X, reset=True, min_samples=2)
+        if isinstance(self.n_components, Integral) and self.n_components > min(X.shape):
+            raise ValueError(
+                f"n_components={self.n_components} is larger than the smaller of n_samples={len(X)} and "
+                f"n_features={X.shape[1]}; decrease n_components."
+            )
+        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        if not weight.any():
+            raise ValueError("Every sample_weight is zero; at least one row should count.")
+
+        device = resolve_device(self.device, dtype=torch.float64)
+        dtype, mean = compute_dtype(X.dtype, device), np.average(X.astype(np.float64), axis=0, weights=weight)
+        x = torch.tensor(X - mean, dtype=dtype, device=device)
+        weight = torch.tensor(weight, dtype=dtype, device=device)
+        model, _, total_variance = fit_ppca(x, self.n_components, weight, self.chunk_size)
+
+        self.mean_ = to_dtype(mean, X.dtype)
+        self.components_ = to_dtype(model.axes.cpu().numpy(), X.dtype)
+        self.explained_variance_ = to_dtype(model.variances.cpu().numpy(), X.dtype)
+        self.explained_variance_ratio_ = to_dtype((model.variances / total_variance).cpu().numpy(), X.dtype)
+        self.noise_variance_ = float(model.noise_variance)
+        self.n_components_ = self._n_features_out = len(self.components_)
+        return self
+
+    def transform(self, X):
+        """Embed rows: the mean of p(z | x).
+
+        It is the projection on the principal axes, scaled to about unit variance and shrunk by the noise.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components_)
+            Codes.
+        """
+        return self._map_model(PPCA.posterior_mean, self._validate(X, reset=False))
+
+    def posterior_variance(self):
+        """Variances of p(z | x), which are the same for every row.
+
+        Returns
+        -------
+        variance : ndarray of shape (n_components_,)
+        """
+        check_is_fitted(self)
+        return to_dtype(self._model(torch.float64, "cpu").posterior_variance.numpy(), self.mean_.dtype)
+
+    def inverse_transform(self, Z):
+        """Decode codes: the mean of p(x | z).
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components_)
+            Codes.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Expected rows.
+        """
+        check_is_fitted(self)
+        Z = check_array(Z, dtype=(np.float64, np.float32), input_name="Z")
+        if Z.shape[1] != self.n_components_:
+            raise ValueError(
+                f"Z has {Z.shape[1]} features, but {type(self).__name__} is expecting {self.n_components_} latent "
+                "features as input."
+            )
+        return self._map_model(PPCA.decode, Z)
+
+    def score_samples(self, X):
+        """Log-likelihood of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_samples,)
+            In nats.
+        """
+        return self._map_model(PPCA.log_prob, self._validate(X, reset=False))
+
+    def score(self, X, y=None):
+        """Mean log-likelihood of the rows; higher is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        score : float
+            In nats per row.
+        """
+        return float(self.score_samples(X).mean(dtype=np.float64))
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw rows from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the draw; None uses the estimator's own ``random_state``.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Rows.
+        """
+        check_is_fitted(self)
+        check_sample_size(n_samples)
+        generator = generator_from(self.random_state if random_state is None else random_state)
+        sizes = self.n_components_, self.n_features_in_
+        noises = (torch.randn(n_samples, size, dtype=torch.float64, generator=generator) for size in sizes)
+        return to_dtype(self._model(torch.float64, "cpu").sample(*noises).numpy(), self.mean_.dtype)
+
+    def _model(self, dtype, device):
+        parts = self.mean_, self.components_, self.explained_variance_, self.noise_variance_
+        return PPCA(*(torch.tensor(part, dtype=dtype, device=device) for part in parts))
+
+    def _map_model(self, function, X):
+        """Apply a method of the model to chunks of rows."""
+        device = resolve_device(self.device, dtype=torch.float64)
+        dtype = compute_dtype(X.dtype, device)
+        model, width = self._model(dtype, device), 3 * self.n_features_in_
+        rows = {"dtype": dtype, "device": device, "width": width, "chunk_size": self.chunk_size}
+        return self._map(lambda x: function(model, x), X, **rows)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

@@ -1,0 +1,87 @@
+"""Probabilistic principal component analysis (Tipping and Bishop 1999).
+
+``x = W z + mean + noise`` with z ~ N(0, I) and noise ~ N(0, noise_variance I). The columns of W are the principal axes
+times ``sqrt(variances - noise_variance)``, so that x has the variance ``variances`` along them.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .covariances import LOG_2PI
+
+
+class PPCA(NamedTuple):
+    """Parameters: a value, with no memory of how it was found."""
+
+    mean: Tensor  # (d,)
+    axes: Tensor  # (q, d), orthonormal
+    variances: Tensor  # (q,), along the axes, noise included
+    noise_variance: Tensor  # ()
+
+    def to(self, *args, **kwargs):
+        """The model on another device or in another dtype."""
+        return PPCA(*(part.to(*args, **kwargs) for part in self))
+
+    @property
+    def weights(self):
+        """W' (q, d)."""
+        return (self.variances - self.noise_variance).clamp(min=0).sqrt()[:, None] * self.axes
+
+    @property
+    def posterior_variance(self):
+        """Variances of z given x, the same for every row: noise_variance / variances (q,)."""
+        return self.noise_variance / self.variances
+
+    def posterior_mean(self, x):
+        """E[z | x] (n, q), Tipping and Bishop 1999, equation 13."""
+        return (x - self.mean) @ (self.weights / self.variances[:, None]).mT
+
+    def decode(self, z):
+        """E[x | z] (n, d)."""
+        return z @ self.weights + self.mean
+
+    def log_prob(self, x):
+        """Log-density of the rows in nats (n,), Tipping and Bishop 1999, equation 6."""
+        n_components, n_features = self.axes.shape
+        residual = x - self.mean
+        along = residual @ self.axes.mT
+        squares = (along.square() / self.variances).sum(1)
+        log_det = self.variances.log().sum()
+        if n_components < n_features:
+            squares = squares + (residual - along @ self.axes).square().sum(1) / self.noise_variance
+            log_det = log_det + (n_features - n_components) * self.noise_variance.log()
+        return -0.5 * (squares + log_det + n_features * LOG_2PI)
+
+    def sample(self, noise_z, noise_x):
+        """Rows from standard normal noise (n, q) and (n, d)."""
+        return self.decode(noise_z) + self.noise_variance.sqrt() * noise_x
+
+
+def evidence_of_dimension(spectrum, n_components, n_samples):
+    """Log-evidence of a number of components, by Laplace's approximation (Minka 2000, equation 30).
+
+    Parameters
+    ----------
+    spectrum : Tensor of shape (d,)
+        Eigenvalues of the covariance, in decreasing order, all positive.
+    n_components : int
+        Between 1 and d - 1.
+    n_samples : float
+        Number of rows.
+    """
+    d, k = len(spectrum), n_components
+    noise = spectrum[k:].mean()
+    half = (d - torch.arange(k, dtype=spectrum.dtype)) / 2
+    log_volume = (half.lgamma() - half * math.log(math.pi)).sum() - k * math.log(2)  # of the frames of axes
+    n_free = d * k - k * (k + 1) / 2
+    smoothed = torch.cat([spectrum[:k], noise.expand(d - k)])
+    i, j = torch.triu_indices(d, d, offset=1)
+    i, j = i[i < k], j[i < k]
+    curvature = (
+        (1 / smoothed[j] - 1 / smoothed[i]).log() + (spectrum[i] - spectrum[j]).log() + math.log(n_samples)
+    ).sum()
+    fit = -0.5 * n_samples * (spectrum[:k].log().sum() + (d - k) * noise.log())
+    return log_volume + fit + 0.5 * ((n_free + k) * LOG_2PI - curvature - k * math.log(n_samples))
