@@ -58,7 +58,8 @@ def test_stops_where_scikit_learn_stops(covariance_type, correlated):
 @pytest.mark.parametrize("init_params", ["kmeans", "k-means++", "random", "random_from_data"])
 def test_finds_blobs(covariance_type, init_params, blobs):
     X, y = blobs
-    gmm = TorchGMM(3, covariance_type=covariance_type, init_params=init_params, n_init=5, max_iter=300, random_state=0)
+    settings = {"init_params": init_params, "n_init": 5, "tol": 1e-7, "max_iter": 5_000, "random_state": 0}
+    gmm = TorchGMM(3, covariance_type=covariance_type, **settings)
     found = adjusted_rand_score(y, gmm.fit_predict(X))
     if init_params == "random":  # a poor start, from which components may merge (in scikit-learn too)
         one = TorchGMM(1, covariance_type=covariance_type).fit(X)
