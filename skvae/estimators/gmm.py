@@ -434,13 +434,13 @@ class TorchGMM(DensityMixin, TorchEstimator):
             if not (positive.all() and symmetric):
                 kind = "symmetric and positive definite" if precisions.ndim == 3 else "positive"
                 raise ValueError(f"precisions_init should be {kind} for covariance_type={self.covariance_type!r}.")
-            covariances, _ = family.from_factor(factor)
+            covariances = family.covariances(factor)
         return log_weights, means, covariances, factor
 
     def _publish(self, fit, center, dtype):
         """Set the fitted attributes as arrays in the dtype of the data."""
         family, mixture = COVARIANCES[self.covariance_type], fit.mixture.to("cpu")
-        _, precisions = family.from_factor(mixture.factor)
+        precisions = family.precisions(mixture.factor)
         self.weights_ = mixture.log_weights.exp().numpy().astype(dtype)
         self.means_ = (mixture.means.numpy() + center).astype(dtype)
         self.covariances_ = family.compact(mixture.covariances).numpy().astype(dtype)

@@ -1,13 +1,11 @@
 """Expectation-maximisation for Gaussian mixtures, over row chunks."""
 
 import math
-from functools import reduce
 from typing import NamedTuple
 
 import torch
 
 from ..models.covariances import Mixture
-from ..models.moments import Moments
 
 LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
 MAX_SPREAD = {torch.float32: 1e3, torch.float64: 1e5}  # beyond it the linear form loses too many digits
@@ -133,11 +131,10 @@ class WhitenedRows:
         return *self._residual_moments(resp_of, current.means), float(total)
 
     def _residual_moments(self, resp_of, means):
-        parts = (
-            self.family.moments(self.x[rows], self._weighted(resp_of(rows), rows), means).to(torch.float64)
-            for rows in self._chunks(len(means))
-        )
-        return reduce(Moments.merge, parts), means.to(torch.float64)
+        moments = self.family.empty_moments(means)
+        for rows in self._chunks(len(means)):
+            self.family.accumulate(moments, self.x[rows], self._weighted(resp_of(rows), rows), means)
+        return self.family.complete(moments), means.to(torch.float64)
 
     def _is_small(self):
         return self.family.n_linear_features(self.x.shape[1]) <= MAX_LINEAR_FEATURES
@@ -254,7 +251,9 @@ def fit_mixture(rows, mixture, lower_bound=-math.inf, *, tol, max_iter, report=N
     regularized, n_reseeded = frozenset(), 0
     while len(lower_bounds) < max_iter and not converged:
         moments, means, total = rows.expect(mixture)
+        del mixture  # its memory is wanted for the next
         mixture, regularized, dead = m_step(moments, means, rows)
+        del moments
         previous, lower_bound = lower_bound, total / rows.total_weight + rows.log_scale
         gain = lower_bound - previous
         lower_bounds.append(lower_bound)

@@ -67,11 +67,12 @@ class Covariance:
     def estimate(self, moments, regularization):
         """Maximum likelihood covariances from moments about any reference, plus a regularization."""
         weight = moments.weight.reshape(-1, *[1] * (moments.second.ndim - 1))
-        explained = self._square(moments.first / moments.weight[:, None]) * weight
+        covariances = self._square(moments.first / moments.weight.sqrt()[:, None])  # explained by the means
         if self.tied:
-            scatter = moments.second.sum(0, keepdim=True) - explained.sum(0, keepdim=True)
-            return scatter / weight.sum() + regularization
-        return (moments.second - explained) / weight + regularization
+            covariances = covariances.sum(0, keepdim=True)
+            weight = weight.sum(0, keepdim=True)
+        # In place: for many features these are the largest tensors of all.
+        return covariances.neg_().add_(moments.second).div_(weight).add_(regularization)
 
     def spread(self, mixture):
         """Largest squared distance of a mean from the origin, in squared standard deviations of its component.
@@ -79,6 +80,12 @@ class Covariance:
         The linear form loses as many digits as this number has.
         """
         return self._whitened(mixture.means, mixture.factor).square().sum(-1).max()
+
+    def moments(self, x, resp, means):
+        """Moments of the rows about the means, weighted by responsibilities, in float64."""
+        moments = self.empty_moments(means)
+        self.accumulate(moments, x, resp, means)
+        return self.complete(moments)
 
     def _n_free(self, n_components):
         return 1 if self.tied else n_components
@@ -102,17 +109,26 @@ class MatrixCovariance(Covariance):
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
         return log_det - 0.5 * (squares.mT + x.shape[1] * LOG_2PI)
 
-    def moments(self, x, resp, means):
-        """Moments of the rows about the means, weighted by responsibilities."""
-        first = torch.zeros_like(means)
-        second = means.new_zeros(self._n_free(len(means)), means.shape[1], means.shape[1])
+    def empty_moments(self, means):
+        """Moments of no rows, to `accumulate` into: float64."""
+        k, d = means.shape
+        zeros = means.new_zeros(k, d, dtype=torch.float64)
+        return Moments(zeros.sum(1), zeros, zeros.new_zeros(self._n_free(k), d, d))
+
+    def accumulate(self, moments, x, resp, means):
+        """Add rows to moments about the means, in place, on and above the diagonal only (see `complete`)."""
+        moments.weight.add_(resp.sum(0))
         for c, mean in enumerate(means):
             rows, weight = _rows_that_count(x, resp[:, c])
             residual = rows - mean
-            first[c] = weight @ residual
-            _add_gram(second[0 if self.tied else c], residual, weight)
-        second += second.triu(1).mT
-        return Moments(resp.sum(0), first, second)
+            moments.first[c] += weight @ residual
+            _add_gram(moments.second[0 if self.tied else c], residual, weight)
+
+    def complete(self, moments):
+        """Moments whose second part is symmetric again."""
+        for second in moments.second:
+            second += second.triu(1).mT
+        return moments
 
     def factor(self, covariances):
         """Precision Cholesky factor of each covariance, and whether each is positive definite."""
@@ -126,12 +142,15 @@ class MatrixCovariance(Covariance):
         lower, info = torch.linalg.cholesky_ex(precisions.flip(-1, -2))
         return lower.flip(-1, -2), info == 0
 
-    def from_factor(self, factor):
-        """Covariances and precisions of a factor."""
-        precisions = factor @ factor.mT
+    def precisions(self, factor):
+        """Precisions of a factor."""
+        return factor @ factor.mT
+
+    def covariances(self, factor):
+        """Covariances of a factor."""
         eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         root = torch.linalg.solve_triangular(factor, eye, upper=True)
-        return root.mT @ root, precisions
+        return root.mT @ root
 
     def color(self, noise, factor):
         """Give standard normal rows the covariance of one component."""
@@ -161,7 +180,7 @@ class MatrixCovariance(Covariance):
 
     def natural(self, mixture):
         """Natural parameters (k, p): the log-density plus log-weight is ``natural @ features`` (see `common`)."""
-        precisions = mixture.factor @ mixture.factor.mT
+        precisions = self.precisions(mixture.factor)
         linear = (precisions @ mixture.means[:, :, None]).squeeze(-1)
         parts = [self._constants(mixture)[:, None], linear]
         if not self.tied:
@@ -171,7 +190,7 @@ class MatrixCovariance(Covariance):
 
     def common(self, mixture, scatter):
         """Sum over all rows of the part of the log-density that components share and `natural` leaves out."""
-        return -0.5 * (mixture.factor @ mixture.factor.mT * scatter).sum() if self.tied else 0.0
+        return -0.5 * (self.precisions(mixture.factor) * scatter).sum() if self.tied else 0.0
 
     def moments_of(self, sums, n_features, scatter):
         """Moments about the origin from weighted sums of features (k, p)."""
@@ -245,14 +264,23 @@ class AxisCovariance(Covariance):
         log_det = factor.log().expand(-1, x.shape[1]).sum(1)
         return log_det - 0.5 * (squares + x.shape[1] * LOG_2PI)
 
-    def moments(self, x, resp, means):
-        """Moments of the rows about the means, weighted by responsibilities."""
-        first, second = torch.empty_like(means), torch.empty_like(means)
+    def empty_moments(self, means):
+        """Moments of no rows, to `accumulate` into: float64."""
+        zeros = torch.zeros_like(means, dtype=torch.float64)
+        return Moments(zeros.sum(1), zeros, zeros.clone())
+
+    def accumulate(self, moments, x, resp, means):
+        """Add rows to moments about the means, in place, for every feature and component (see `complete`)."""
+        moments.weight.add_(resp.sum(0))
         for c, mean in enumerate(means):
             residual = x - mean
-            first[c], second[c] = resp[:, c] @ residual, resp[:, c] @ residual.square()
-        second = second.sum(0, keepdim=True) if self.tied else second
-        return Moments(resp.sum(0), first, self._pool(second))
+            moments.first[c] += resp[:, c] @ residual
+            moments.second[c] += resp[:, c] @ residual.square_()
+
+    def complete(self, moments):
+        """Moments whose second part is pooled."""
+        second = moments.second.sum(0, keepdim=True) if self.tied else moments.second
+        return moments._replace(second=self._pool(second))
 
     def factor(self, covariances):
         """One over the standard deviations, and whether each component's variances are positive."""
@@ -262,10 +290,13 @@ class AxisCovariance(Covariance):
         """Factor of given precisions, and whether each component's precisions are positive."""
         return precisions.sqrt(), (precisions > 0).all(-1)
 
-    def from_factor(self, factor):
-        """Covariances and precisions of a factor."""
-        precisions = factor.square()
-        return 1 / precisions, precisions
+    def precisions(self, factor):
+        """Precisions of a factor."""
+        return factor.square()
+
+    def covariances(self, factor):
+        """Covariances of a factor."""
+        return 1 / factor.square()
 
     def color(self, noise, factor):
         """Give standard normal rows the covariance of one component."""
@@ -293,7 +324,7 @@ class AxisCovariance(Covariance):
 
     def natural(self, mixture):
         """Natural parameters (k, p): the log-density plus log-weight is ``natural @ features`` (see `common`)."""
-        precisions = mixture.factor.square()
+        precisions = self.precisions(mixture.factor)
         parts = [self._constants(mixture)[:, None], precisions * mixture.means]
         if not self.tied:
             parts.append(-0.5 * precisions * (mixture.means.shape[1] // precisions.shape[1]))
@@ -303,7 +334,7 @@ class AxisCovariance(Covariance):
         """Sum over all rows of the part of the log-density that components share and `natural` leaves out."""
         if not self.tied:
             return 0.0
-        precisions = mixture.factor.square()
+        precisions = self.precisions(mixture.factor)
         return -0.5 * (precisions * scatter).sum() * (mixture.means.shape[1] // precisions.shape[1])
 
     def moments_of(self, sums, n_features, scatter):
