@@ -6,8 +6,8 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, _fit_context
-from sklearn.utils import check_random_state, check_scalar
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..fitting.em import row_chunks
@@ -126,6 +126,47 @@ class TorchEstimator(BaseEstimator):
         if "module_" in state:
             state["module_"] = copy.deepcopy(state["module_"]).cpu()
         return state
+
+
+class ScoreMixin:
+    """``score`` for estimators whose ``score_samples`` is the log-likelihood of each row, or a bound on it."""
+
+    def score(self, X, y=None):
+        """Mean of `score_samples` over the rows; higher is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        score : float
+            In nats per row.
+        """
+        return float(self.score_samples(X).mean(dtype=np.float64))
+
+
+class LatentMixin(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+    """What transformers into a latent space share; they set ``_n_features_out`` when fitted."""
+
+    def _validate_codes(self, Z):
+        """Check codes Z; return a 2-D float array."""
+        check_is_fitted(self)
+        Z = check_array(Z, dtype=FLOATS, input_name="Z")
+        if Z.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"Z has {Z.shape[1]} features, but {type(self).__name__} is expecting {self._n_features_out} latent "
+                "features as input."
+            )
+        return Z
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
 
 
 def to_dtype(array, dtype):

@@ -7,8 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,6 +14,7 @@ from ..fitting.training import count_batches, fit_module
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, StandardNormal
 from ..models.networks import NETWORKS
 from ._base import (
+    LatentMixin,
     TorchEstimator,
     check_sample_size,
     compute_dtype,
@@ -23,13 +22,13 @@ from ._base import (
     generator_from,
     resolve_device,
     to_dtype,
-    to_tensor,
 )
+from ._likelihoods import build_likelihood, check_support, choose_likelihood, standardized_rows
 
 N_SCORE_DRAWS = 16
 
 
-class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+class VAEEmbedder(LatentMixin, TorchEstimator):
     """Variational autoencoder as a transformer.
 
     Learns a nonlinear embedding of the rows of X in ``n_components`` dimensions whose distribution is close to a
@@ -255,13 +254,7 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         X : ndarray of shape (n_samples, n_features)
             Expected rows, in the units of the training data.
         """
-        check_is_fitted(self)
-        Z = check_array(Z, dtype=(np.float64, np.float32), input_name="Z")
-        if Z.shape[1] != self._n_features_out:
-            raise ValueError(
-                f"Z has {Z.shape[1]} features, but {type(self).__name__} is expecting {self._n_features_out} latent "
-                "features as input."
-            )
+        Z = self._validate_codes(Z)
         return self._map_array(lambda model, z: model.decode(z.to(model.decoder[0].weight.dtype)), Z)
 
     def score_samples(self, X):
@@ -297,23 +290,6 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             return sum(term.log_likelihood - term.kl for term in terms) / len(terms)
 
         return self._map_array(elbo, X)
-
-    def score(self, X, y=None):
-        """Mean evidence lower bound of the rows; higher is better.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Data.
-        y : Ignored
-            Present for API consistency.
-
-        Returns
-        -------
-        score : float
-            In nats per row.
-        """
-        return float(self.score_samples(X).mean(dtype=np.float64))
 
     def sample(self, n_samples=1, random_state=None):
         """Draw new rows: codes from the prior, then data from the likelihood.
@@ -368,57 +344,8 @@ class VAEEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         dtype = compute_dtype(np.float64, device)
         return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * max(widths))
 
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
 
 HISTORY_KEYS = ("epoch", "train_loss", "train_log_likelihood", "train_kl", "dur")
-
-
-def choose_likelihood(name, X):
-    """Resolve "auto" by looking at the data."""
-    if name == "auto":
-        name = "bernoulli" if within_support("bernoulli", X) else "gaussian"
-    return name
-
-
-def within_support(name, X):
-    """Whether all values are in the support of a likelihood, up to the rounding of a scaler."""
-    low, high = LIKELIHOODS[name].support
-    slack = 8 * np.finfo(X.dtype).eps
-    return X.min() >= low - slack and X.max() <= high + slack
-
-
-def check_support(name, X):
-    """X, with rounding beyond the support of a likelihood clipped.
-
-    Raises
-    ------
-    ValueError
-        If there are values outside the support.
-    """
-    low, high = LIKELIHOODS[name].support
-    if not within_support(name, X):
-        raise ValueError(
-            f"likelihood={name!r} needs values in [{low:g}, {high:g}], but X has values from {X.min():.6g} to "
-            f"{X.max():.6g}; scale X (MinMaxScaler(clip=True) keeps new rows inside), or use likelihood='gaussian'."
-        )
-    return X if X.min() >= low and X.max() <= high else X.clip(low, high)
-
-
-def build_likelihood(name, X):
-    """The likelihood for the columns of X; constant ones keep their unit."""
-    mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-    scale[scale <= 10 * np.finfo(X.dtype).eps * np.abs(mean)] = 1.0
-    return LIKELIHOODS[name].from_data(torch.tensor(mean), torch.tensor(scale))
-
-
-def standardized_rows(likelihood, X, device):
-    """What the networks see of X, in float32 on the device."""
-    with torch.no_grad():
-        return likelihood.standardize(to_tensor(X, None, "cpu")).to(torch.float32).to(device)
 
 
 def to_device(model, device):

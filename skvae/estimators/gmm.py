@@ -16,10 +16,18 @@ from sklearn.utils.validation import check_is_fitted
 from ..fitting.em import WhitenedRows, e_step, fit_mixture, start_mixture
 from ..fitting.starts import STARTS
 from ..models.covariances import COVARIANCES, Mixture
-from ._base import TorchEstimator, check_sample_size, compute_dtype, fit_method, generator_from, resolve_device
+from ._base import (
+    ScoreMixin,
+    TorchEstimator,
+    check_sample_size,
+    compute_dtype,
+    fit_method,
+    generator_from,
+    resolve_device,
+)
 
 
-class TorchGMM(DensityMixin, TorchEstimator):
+class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
     """Gaussian mixture fitted by expectation-maximisation on CPU or GPU.
 
     Parameters, attributes and results are those of :class:`sklearn.mixture.GaussianMixture`. The data are centred, the
@@ -290,23 +298,6 @@ class TorchGMM(DensityMixin, TorchEstimator):
             In nats.
         """
         return self._e_step(X, lambda evidence, log_resp: evidence)
-
-    def score(self, X, y=None):
-        """Mean log-likelihood of the rows; higher is better.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Data.
-        y : Ignored
-            Present for API consistency.
-
-        Returns
-        -------
-        score : float
-            In nats per row.
-        """
-        return float(self.score_samples(X).mean(dtype=np.float64))
 
     def bic(self, X):
         """Bayesian information criterion on X; lower is better.

@@ -5,14 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from ..fitting.ppca import fit_ppca
 from ..models.ppca import PPCA
 from ._base import (
+    LatentMixin,
     TorchEstimator,
     check_sample_size,
     compute_dtype,
@@ -23,7 +22,7 @@ from ._base import (
 )
 
 
-class TorchPPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+class TorchPPCA(LatentMixin, TorchEstimator):
     """Probabilistic principal component analysis, in closed form on CPU or GPU.
 
     The linear Gaussian latent variable model ``x = W z + mean + noise``: the one that a variational autoencoder with
@@ -196,13 +195,7 @@ class TorchPPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimato
         X : ndarray of shape (n_samples, n_features)
             Expected rows.
         """
-        check_is_fitted(self)
-        Z = check_array(Z, dtype=(np.float64, np.float32), input_name="Z")
-        if Z.shape[1] != self.n_components_:
-            raise ValueError(
-                f"Z has {Z.shape[1]} features, but {type(self).__name__} is expecting {self.n_components_} latent "
-                "features as input."
-            )
+        Z = self._validate_codes(Z)
         return self._map_model(PPCA.decode, Z)
 
     def score_samples(self, X):
@@ -219,23 +212,6 @@ class TorchPPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimato
             In nats.
         """
         return self._map_model(PPCA.log_prob, self._validate(X, reset=False))
-
-    def score(self, X, y=None):
-        """Mean log-likelihood of the rows; higher is better.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Data.
-        y : Ignored
-            Present for API consistency.
-
-        Returns
-        -------
-        score : float
-            In nats per row.
-        """
-        return float(self.score_samples(X).mean(dtype=np.float64))
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the model.
@@ -270,8 +246,3 @@ class TorchPPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimato
         model, width = self._model(dtype, device), 3 * self.n_features_in_
         rows = {"dtype": dtype, "device": device, "width": width, "chunk_size": self.chunk_size}
         return self._map(lambda x: function(model, x), X, **rows)
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags

@@ -20,7 +20,3 @@ class Moments(NamedTuple):
     def merge(self, other):
         """Moments of the rows of both."""
         return Moments(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-    def to(self, *args, **kwargs):
-        """Moments on another device or in another dtype."""
-        return Moments(*(part.to(*args, **kwargs) for part in self))

@@ -21,10 +21,6 @@ class PPCA(NamedTuple):
     variances: Tensor  # (q,), along the axes, noise included
     noise_variance: Tensor  # ()
 
-    def to(self, *args, **kwargs):
-        """The model on another device or in another dtype."""
-        return PPCA(*(part.to(*args, **kwargs) for part in self))
-
     @property
     def weights(self):
         """W' (q, d)."""
