@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from skvae.metrics import clustering_accuracy_score, match_clusters, matched_confusion_matrix
@@ -13,6 +15,22 @@ def test_renamed_clusters_are_perfect():
     matrix, clusters = matched_confusion_matrix(y, renamed)
     assert_array_equal(matrix, np.diag(np.bincount(y)))
     assert [match_clusters(y, renamed)[cluster] for cluster in clusters] == list(range(5))
+
+
+labelings = st.integers(1, 60).flatmap(
+    lambda n: st.tuples(*[st.lists(st.integers(0, 6), min_size=n, max_size=n) for _ in range(2)])
+)
+
+
+@given(labelings, st.permutations(range(7)))
+def test_names_do_not_matter(labels, names):
+    y, clusters = labels
+    accuracy = clustering_accuracy_score(y, clusters)
+    assert clustering_accuracy_score(y, [names[cluster] for cluster in clusters]) == accuracy
+    assert clustering_accuracy_score([f"class {names[label]}" for label in y], clusters) == accuracy
+    assert clustering_accuracy_score(clusters, y) == accuracy
+    majority = max(y.count(label) for label in y) / len(y) if len(set(clusters)) == 1 else 0
+    assert max(majority, 1 / len(y)) <= accuracy <= 1
 
 
 def test_matching_is_one_to_one_and_best():

@@ -4,6 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
@@ -20,14 +23,14 @@ over_types = pytest.mark.parametrize("covariance_type", SKLEARN_TYPES)
 over_all_types = pytest.mark.parametrize("covariance_type", COVARIANCES)
 
 
-def pair(X, covariance_type, max_iter=20, **settings):
+def pair(X, covariance_type, max_iter=20, **options):
     """Both implementations after the same number of iterations from the same start."""
     start = GaussianMixture(3, covariance_type=covariance_type, random_state=0, max_iter=1, tol=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         start.fit(X)
         given = {"weights_init": start.weights_, "means_init": start.means_, "precisions_init": start.precisions_}
-        given |= {"tol": 0.0, "max_iter": max_iter, "covariance_type": covariance_type} | settings
+        given |= {"tol": 0.0, "max_iter": max_iter, "covariance_type": covariance_type} | options
         return TorchGMM(3, **given).fit(X), GaussianMixture(3, **given).fit(X)
 
 
@@ -58,8 +61,8 @@ def test_stops_where_scikit_learn_stops(covariance_type, correlated):
 @pytest.mark.parametrize("init_params", ["kmeans", "k-means++", "random", "random_from_data"])
 def test_finds_blobs(covariance_type, init_params, blobs):
     X, y = blobs
-    settings = {"init_params": init_params, "n_init": 5, "tol": 1e-7, "max_iter": 5_000, "random_state": 0}
-    gmm = TorchGMM(3, covariance_type=covariance_type, **settings)
+    options = {"init_params": init_params, "n_init": 5, "tol": 1e-7, "max_iter": 5_000, "random_state": 0}
+    gmm = TorchGMM(3, covariance_type=covariance_type, **options)
     found = adjusted_rand_score(y, gmm.fit_predict(X))
     if init_params == "random":  # a poor start, from which components may merge (in scikit-learn too)
         one = TorchGMM(1, covariance_type=covariance_type).fit(X)
@@ -133,17 +136,17 @@ def test_offset_data(covariance_type, offset, correlated):
 
 
 def test_n_init_keeps_the_best(correlated):
-    settings = {"init_params": "random_from_data", "random_state": 0, "tol": 1e-6, "max_iter": 500}
-    bounds = [TorchGMM(4, n_init=n, **settings).fit(correlated).lower_bound_ for n in (1, 3, 10)]
+    options = {"init_params": "random_from_data", "random_state": 0, "tol": 1e-6, "max_iter": 500}
+    bounds = [TorchGMM(4, n_init=n, **options).fit(correlated).lower_bound_ for n in (1, 3, 10)]
     assert bounds == sorted(bounds)
     assert bounds[-1] > bounds[0], "the restarts were all alike"
 
 
 def test_warm_start_goes_on(correlated):
-    settings = {"random_state": 0, "tol": 0.0, "init_params": "random"}
+    options = {"random_state": 0, "tol": 0.0, "init_params": "random"}
     with pytest.warns(ConvergenceWarning):
-        whole = TorchGMM(3, max_iter=8, **settings).fit(correlated)
-    parts = TorchGMM(3, max_iter=4, warm_start=True, **settings)
+        whole = TorchGMM(3, max_iter=8, **options).fit(correlated)
+    parts = TorchGMM(3, max_iter=4, warm_start=True, **options)
     for _ in range(2):
         with pytest.warns(ConvergenceWarning, match="did not converge"):
             parts.fit(correlated)
@@ -167,8 +170,8 @@ def test_lower_bounds_are_those_of_the_iterations(correlated):
 @pytest.mark.parametrize("init_params", ["kmeans", "random", "random_from_data"])
 @pytest.mark.parametrize("chunk_size", [7, 100, 10_000])
 def test_chunk_size_changes_nothing(chunk_size, init_params, correlated):
-    settings = {"init_params": init_params, "random_state": 0, "tol": 1e-6, "max_iter": 1_000, "n_init": 2}
-    one, two = (TorchGMM(3, chunk_size=size, **settings).fit(correlated) for size in (None, chunk_size))
+    options = {"init_params": init_params, "random_state": 0, "tol": 1e-6, "max_iter": 1_000, "n_init": 2}
+    one, two = (TorchGMM(3, chunk_size=size, **options).fit(correlated) for size in (None, chunk_size))
     assert_allclose(one.means_, two.means_, rtol=1e-10)
     assert_allclose(one.covariances_, two.covariances_, rtol=1e-9, atol=1e-10)
 
@@ -207,6 +210,29 @@ def test_singular_data_are_fitted_with_a_warning(covariance_type):
     assert gmm.n_regularized_ >= 1
     assert len(set(gmm.predict(X))) == 2
     assert TorchGMM(2, covariance_type=covariance_type, random_state=0).fit(X).n_regularized_ == 0
+
+
+@settings(max_examples=40)
+@given(
+    X=arrays(
+        np.float64,
+        st.tuples(st.integers(5, 30), st.integers(1, 4)),
+        elements=st.floats(-1e9, 1e9).map(lambda value: value if abs(value) > 1e-30 else 0.0)
+        | st.sampled_from([0.0, 1.0, -1.0]),
+    ),
+    covariance_type=st.sampled_from(sorted(COVARIANCES)),
+    n_components=st.integers(1, 5),
+    reg_covar=st.sampled_from([0.0, 1e-6, 1.0]),
+)
+def test_any_table_ends_in_a_finite_mixture(X, covariance_type, n_components, reg_covar):
+    gmm = TorchGMM(n_components, covariance_type=covariance_type, reg_covar=reg_covar, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        gmm.fit(X)
+    assert all(np.isfinite(getattr(gmm, name)).all() for name in ATTRIBUTES)
+    assert np.isfinite(gmm.score_samples(X)).all()
+    assert_allclose(gmm.predict_proba(X).sum(1), 1)
+    assert gmm.weights_.sum() == pytest.approx(1)
 
 
 @over_all_types
