@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,26 +153,30 @@ def main():
         record = {"machine": platform.processor() or platform.machine(), "threads": args.threads, "versions": versions}
         record |= {"repeats": args.repeats, "rows": {}}
         print(f"{'work':38}{'ours ms':>10}{'theirs ms':>11}{'ratio':>8}{'range':>14}{'ll':>9}{'MB':>14}")
-        for shape, kind, dtype in WORK:
-            row_name = f"{kind} {dtype} {shape}"
-            if args.rows and args.rows not in row_name:
+        for name, iterations, measure in rows_of_table(args):
+            if args.rows and args.rows not in name:
                 continue
+            record["rows"][name] = measure()
+            show(name, record["rows"][name], iterations)
+            if args.output:  # after every row, so that nothing is lost with a run that is stopped
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                args.output.write_text(json.dumps(record, indent=1))
+    return None
+
+
+def rows_of_table(args):
+    """Name of each row, iterations that its times are divided by, and a function that measures it."""
+    for shape, kind, dtype in WORK:
+
+        def measure(shape=shape, kind=kind, dtype=dtype):
             row = compare(shape, kind, dtype, args.repeats)
             if dtype == "float64":
                 row["peak_mb"] = {name: peak_megabytes(name, shape, kind, args.threads) for name in CLASSES}
-            show(row_name, row, SHAPES[shape])
-            record["rows"][row_name] = row
-        for shape in WHOLE:
-            row_name = f"whole fit {shape}"
-            if args.rows and args.rows not in row_name:
-                continue
-            row = compare_whole(shape, args.repeats)
-            show(row_name, row, 1)
-            record["rows"][row_name] = row
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(record, indent=1))
-    return None
+            return row
+
+        yield f"{kind} {dtype} {shape}", SHAPES[shape], measure
+    for shape in WHOLE:
+        yield f"whole fit {shape}", 1, partial(compare_whole, shape, args.repeats)
 
 
 def show(name, row, iterations):
