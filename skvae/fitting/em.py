@@ -9,7 +9,6 @@ from ..models.covariances import Mixture
 
 LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
 MAX_SPREAD = {torch.float32: 1e3, torch.float64: 1e5}  # beyond it the linear form loses too many digits
-MAX_LINEAR_FEATURES = 1_500  # beyond it the products x_i x_j cost more than residuals
 MIN_LOG_RESP = {torch.float32: -80.0, torch.float64: -700.0}  # exp of less is denormal: nothing, and 30 times slower
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
@@ -80,7 +79,7 @@ class WhitenedRows:
             Responsibilities of the rows of a slice.
         """
         means = self.x.new_zeros(n_components, self.x.shape[1])
-        if not self._is_small():
+        if not self._is_linear():
             return self._residual_moments(resp_of, means)
         sums, scatter = self._sums(n_components), 0.0
         for rows, features in self._features(n_components, self.x.dtype):
@@ -93,7 +92,7 @@ class WhitenedRows:
     def expect(self, mixture):
         """E-step: moments, the reference that they are about, and the summed log-likelihood."""
         spread = self.family.spread(mixture)
-        for dtype in {self.x.dtype: None, torch.float64: None} if self._is_small() else ():
+        for dtype in {self.x.dtype: None, torch.float64: None} if self._is_linear() else ():
             if spread <= MAX_SPREAD[dtype]:
                 return self._expect_linear(mixture, dtype)
         return self._expect_residual(mixture)
@@ -136,8 +135,8 @@ class WhitenedRows:
             self.family.accumulate(moments, self.x[rows], self._weighted(resp_of(rows), rows), means)
         return self.family.complete(moments), means.to(torch.float64)
 
-    def _is_small(self):
-        return self.family.n_linear_features(self.x.shape[1]) <= MAX_LINEAR_FEATURES
+    def _is_linear(self):
+        return self.family.prefers_linear(self.x.shape[1])
 
     def _features(self, n_components, dtype):
         """Slices, and the features of their rows (p, b) in memory that is used again for the next."""

@@ -166,6 +166,10 @@ class MatrixCovariance(Covariance):
         """Weighted sum of outer products of rows (1, d, d)."""
         return ((x * weight[:, None]).mT @ x)[None]
 
+    def prefers_linear(self, n_features):
+        """Whether the linear form is the faster one: products x_i x_j of many features cost more than residuals."""
+        return self.tied or n_features <= 50
+
     def n_linear_features(self, n_features):
         """Number of features of a row in the linear form."""
         return 1 + n_features + (0 if self.tied else n_features * (n_features + 1) // 2)
@@ -311,6 +315,10 @@ class AxisCovariance(Covariance):
     def scatter(self, x, weight):
         """Weighted sum of squared rows (1, d), or of their mean over features (1, 1)."""
         return self._pool((weight @ x.square())[None])
+
+    def prefers_linear(self, n_features):
+        """Whether the linear form is the faster one: always."""
+        return True
 
     def n_linear_features(self, n_features):
         """Number of features of a row in the linear form."""

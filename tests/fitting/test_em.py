@@ -73,7 +73,7 @@ def test_both_forms_agree(family, x, dtype, monkeypatch):
     monkeypatch.setattr(em, "MAX_SPREAD", {torch.float32: -1.0, torch.float64: -1.0})
     residual = fit(x.to(dtype), family, max_iter=10)
     assert_same_mixture(linear.mixture, residual.mixture, **tolerance)
-    monkeypatch.setattr(em, "MAX_LINEAR_FEATURES", 0)
+    monkeypatch.setattr(type(family), "prefers_linear", lambda self, n_features: False)
     assert_same_mixture(linear.mixture, fit(x.to(dtype), family, max_iter=10).mixture, **tolerance)
 
 
