@@ -76,7 +76,15 @@ def compute_dtype(dtype, device):
 
 def to_tensor(array, dtype, device):
     """A copy of an array as a tensor; the array may be read-only or have negative strides."""
-    return torch.tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
+    return torch.tensor(np.asarray(array, order="C"), dtype=dtype, device=device)
+
+
+def check_enough_rows(X, n_components):
+    """Raise if there are fewer rows than components."""
+    if len(X) < n_components:
+        raise ValueError(
+            f"n_components={n_components} is larger than n_samples={len(X)}; decrease n_components, or add rows."
+        )
 
 
 def check_sample_size(n_samples):

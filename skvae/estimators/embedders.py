@@ -16,6 +16,7 @@ from ..models.networks import NETWORKS
 from ._base import (
     LatentMixin,
     TorchEstimator,
+    check_enough_rows,
     check_sample_size,
     compute_dtype,
     fit_method,
@@ -190,11 +191,7 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
             likelihood, or if the training diverges.
         """
         X = self._validate(X, reset=True, min_samples=2)
-        if len(X) < self.n_components:
-            raise ValueError(
-                f"n_components={self.n_components} is larger than n_samples={len(X)}; decrease n_components, or add "
-                "rows."
-            )
+        check_enough_rows(X, self.n_components)
         name = choose_likelihood(self.likelihood, X)
         X = check_support(name, X)
         device = resolve_device(self.device)

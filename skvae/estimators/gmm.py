@@ -19,11 +19,13 @@ from ..models.covariances import COVARIANCES, Mixture
 from ._base import (
     ScoreMixin,
     TorchEstimator,
+    check_enough_rows,
     check_sample_size,
     compute_dtype,
     fit_method,
     generator_from,
     resolve_device,
+    to_tensor,
 )
 
 
@@ -220,11 +222,7 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
             If EM did not reach ``tol``, or if components had to be regularized by more than ``reg_covar``.
         """
         X = self._validate(X, reset=True, min_samples=2)
-        if len(X) < self.n_components:
-            raise ValueError(
-                f"n_components={self.n_components} is larger than n_samples={len(X)}; decrease n_components, or add "
-                "rows."
-            )
+        check_enough_rows(X, self.n_components)
         center = X.mean(axis=0, dtype=np.float64)
         given = self._given_parameters(center)
 
@@ -455,8 +453,8 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         parts = (
             np.log(self.weights_, dtype=np.float64),
             self.means_.astype(np.float64) - center,
-            family.expand(torch.tensor(self.covariances_)),
-            family.expand(torch.tensor(self.precisions_cholesky_)),
+            family.expand(to_tensor(self.covariances_, dtype, device)),
+            family.expand(to_tensor(self.precisions_cholesky_, dtype, device)),
         )
         return Mixture(*(torch.as_tensor(part).to(device=device, dtype=dtype) for part in parts))
 

@@ -92,8 +92,8 @@ class WhitenedRows:
     def expect(self, mixture):
         """E-step: moments, the reference that they are about, and the summed log-likelihood."""
         spread = self.family.spread(mixture)
-        for dtype in {self.x.dtype: None, torch.float64: None} if self._is_linear() else ():
-            if spread <= MAX_SPREAD[dtype]:
+        for dtype in (self.x.dtype, torch.float64):
+            if self._is_linear() and spread <= MAX_SPREAD[dtype]:
                 return self._expect_linear(mixture, dtype)
         return self._expect_residual(mixture)
 
