@@ -299,7 +299,7 @@ def test_failed_fit_changes_nothing(estimator, blobs, monkeypatch):
         raise KeyboardInterrupt
 
     for module in ("gmm", "ppca", "embedders"):
-        for function in ("fit_mixture", "fit_ppca", "fit_module"):
+        for function in ("fit_mixtures", "fit_ppca", "fit_module"):
             monkeypatch.setattr(f"skvae.estimators.{module}.{function}", interrupt, raising=False)
     with pytest.raises(KeyboardInterrupt):
         estimator.fit(blobs[0][:, :2])

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array, check_random_state, check_scalar
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..fitting.em import row_chunks
+from ..fitting.rows import row_chunks
 
 FLOATS = (np.float64, np.float32)
 DEVICES = ("cuda", "mps", "cpu")
@@ -61,11 +61,14 @@ def resolve_device(device, *, dtype=torch.float32):
 
 def generator_from(random_state):
     """A private torch generator, seeded by an int, a RandomState or, for None, by the operating system."""
+    return torch.Generator().manual_seed(seed_from(random_state))
+
+
+def seed_from(random_state):
+    """A seed below 2**31, from an int, a RandomState or, for None, the operating system."""
     if random_state is None:
-        seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
-    else:
-        seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-    return torch.Generator().manual_seed(seed)
+        return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
 def compute_dtype(dtype, device):
@@ -77,6 +80,39 @@ def compute_dtype(dtype, device):
 def to_tensor(array, dtype, device):
     """A copy of an array as a tensor; the array may be read-only or have negative strides."""
     return torch.tensor(np.asarray(array, order="C"), dtype=dtype, device=device)
+
+
+def counted_rows(X, sample_weight):
+    """Rows of positive weight, their weights (float64, None if all are one) and what selects them.
+
+    Raises
+    ------
+    ValueError
+        If the weights are not finite, negative, all zero, or not one for each row.
+    """
+    if sample_weight is None:
+        return X, None, slice(None)
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    counted = weight > 0
+    if not counted.any():
+        raise ValueError("Every sample_weight is zero; at least one row should count.")
+    return (X, weight, slice(None)) if counted.all() else (X[counted], weight[counted], counted)
+
+
+def column_means(X, weight=None):
+    """Weighted means of the features (n_features,), summed in float64."""
+    if weight is None:
+        return X.mean(axis=0, dtype=np.float64)
+    total = sum(weight[rows] @ X[rows].astype(np.float64, copy=False) for rows in row_chunks(*X.shape))
+    return total / weight.sum()
+
+
+def centered(X, center, dtype, device):
+    """Rows less a float64 centre, as a tensor."""
+    x = torch.empty(X.shape, dtype=dtype, device=device)
+    for rows in row_chunks(*X.shape):
+        x[rows] = torch.from_numpy(X[rows] - center)
+    return x
 
 
 def check_enough_rows(X, n_components):

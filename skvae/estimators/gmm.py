@@ -7,29 +7,43 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import DensityMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..fitting.em import WhitenedRows, e_step, fit_mixture, start_mixture
+from ..fitting.em import MixtureFit, fit_mixtures, start_mixture, step_mixture
+from ..fitting.rows import WhitenedRows, e_step
+from ..fitting.squarem import ACCELERATIONS
 from ..fitting.starts import STARTS
 from ..models.covariances import COVARIANCES, Mixture
 from ._base import (
+    FLOATS,
     ScoreMixin,
     TorchEstimator,
+    centered,
     check_enough_rows,
     check_sample_size,
+    column_means,
     compute_dtype,
+    counted_rows,
     fit_method,
     generator_from,
     resolve_device,
+    seed_from,
     to_tensor,
+)
+from ._starts import (
+    check_init,
+    check_precisions_init,
+    check_weights_init,
+    given_responsibilities,
+    responsibilities_of,
 )
 
 
-class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
+class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, TorchEstimator):
     """Gaussian mixture fitted by expectation-maximisation on CPU or GPU.
 
     Parameters, attributes and results are those of :class:`sklearn.mixture.GaussianMixture`. The data are centred, the
@@ -55,11 +69,15 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         Largest number of iterations.
 
     n_init : int, default=1
-        Number of starts; the one with the highest lower bound is kept.
+        Number of starts; the one with the highest lower bound is kept. They are fitted together, in the same passes
+        over the rows. A start that the user gives is made once.
 
-    init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default="kmeans"
-        How responsibilities start: from k-means clusters, from rows chosen by k-means++, at random, or from random
-        rows.
+    init_params : {"kmeans", "k-means++", "random", "random_from_data", "labels"}, array-like of shape \
+            (n_samples, n_components) or clusterer, default="kmeans"
+        How responsibilities start: from k-means clusters, from rows chosen by k-means++, at random, from random rows,
+        from the classes that `fit` gets as y (component c starts as the mean and covariance of the c-th class in sorted
+        order; -1 is unlabelled), from given responsibilities, or from the labels of a clone of the clusterer (below
+        zero: none).
 
     weights_init : array-like of shape (n_components,), default=None
         Starting weights, summing to one.
@@ -75,6 +93,14 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
 
     warm_start : bool, default=False
         Start the next fit from the result of the last one.
+
+    acceleration : {"squarem"} or None, default=None
+        Whether to extrapolate EM steps. It takes fewer iterations to the same ``tol``, far fewer to a small one, but may
+        end in another local maximum.
+
+    learning_decay : float, default=0.7
+        How fast `partial_fit` forgets, in (0.5, 1]: a batch after ``b`` equal ones enters with the step
+        ``(b + 1) ** -learning_decay``. With 1 every row seen counts the same for ever.
 
     device : str or torch.device, default="auto"
         Where to compute; "auto" takes cuda if it is there, else cpu (mps has no float64).
@@ -125,6 +151,9 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
     References
     ----------
     C. M. Bishop, Pattern Recognition and Machine Learning, 2006, section 9.2 (equations 9.23 to 9.28).
+    R. Varadhan and C. Roland, Simple and globally convergent methods for accelerating the convergence of any EM
+    algorithm, 2008 (scheme S3).
+    O. Cappe and E. Moulines, On-line expectation-maximization algorithm for latent data models, 2009 (equation 14).
 
     Examples
     --------
@@ -146,12 +175,14 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         "reg_covar": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
-        "init_params": [StrOptions(set(STARTS))],
+        "init_params": [StrOptions({*STARTS, "labels"}), "array-like", HasMethods("fit_predict")],
         "weights_init": ["array-like", None],
         "means_init": ["array-like", None],
         "precisions_init": ["array-like", None],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
+        "acceleration": [StrOptions({name for name in ACCELERATIONS if name}), None],
+        "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
         "device": [str, torch.device],
         "chunk_size": [Interval(Integral, 1, None, closed="left"), None],
         "verbose": ["verbose"],
@@ -173,6 +204,8 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         precisions_init=None,
         random_state=None,
         warm_start=False,
+        acceleration=None,
+        learning_decay=0.7,
         device="auto",
         chunk_size=None,
         verbose=0,
@@ -190,21 +223,78 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         self.precisions_init = precisions_init
         self.random_state = random_state
         self.warm_start = warm_start
+        self.acceleration = acceleration
+        self.learning_decay = learning_decay
         self.device = device
         self.chunk_size = chunk_size
         self.verbose = verbose
         self.verbose_interval = verbose_interval
 
+    @classmethod
+    def from_parameters(cls, weights, means, covariances, **params):
+        """A fitted mixture from known parameters, without data.
+
+        Parameters
+        ----------
+        weights : array-like of shape (n_components,)
+            Weights of the components; they sum to one.
+        means : array-like of shape (n_components, n_features)
+            Means; the mixture has their floating dtype.
+        covariances : array-like
+            Covariances, in the shape that ``covariances_`` has for the ``covariance_type``.
+        **params
+            Further parameters of the estimator, such as ``covariance_type`` and ``random_state``.
+
+        Returns
+        -------
+        gmm : TorchGMM
+            It predicts, scores and samples; `partial_fit`, and `fit` with ``warm_start``, go on from it.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not belong together, the weights do not sum to one, or a covariance is not positive
+            definite.
+
+        Examples
+        --------
+        >>> from skvae import TorchGMM
+        >>> gmm = TorchGMM.from_parameters([0.5, 0.5], [[-3.0], [3.0]], [1.0, 4.0], covariance_type="spherical")
+        >>> gmm.predict([[-2.0], [9.0]])
+        array([0, 1])
+        """
+        means = check_array(means, dtype=FLOATS, input_name="means")
+        gmm = cls(**{"n_components": len(means), **params})
+        gmm._validate_params()
+        if gmm.n_components != len(means):
+            raise ValueError(f"There are {len(means)} means, but n_components={gmm.n_components}; leave it out.")
+        family = COVARIANCES[gmm.covariance_type]
+        weights = torch.tensor(check_weights_init(weights, len(means)))
+        covariances = check_init("covariances", covariances, family.compact_shape(*means.shape))
+        covariances = family.expand(torch.tensor(covariances))
+        factor, positive = family.factor(covariances)
+        if not positive.all() or (covariances.ndim == 3 and not torch.allclose(covariances, covariances.mT)):
+            raise ValueError(
+                f"The covariances should be symmetric and positive definite, in the form of covariance_type="
+                f"{gmm.covariance_type!r}, but those of components {(~positive).nonzero().flatten().tolist()} are not."
+            )
+        mixture = Mixture(weights.log(), torch.tensor(means, dtype=torch.float64), covariances, factor)
+        gmm.n_features_in_, gmm._weight_seen = means.shape[1], 0.0
+        gmm._publish(MixtureFit(mixture, [], True, frozenset(), 0), 0.0, means.dtype)
+        return gmm
+
     @fit_method
-    def fit(self, X, y=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Estimate the mixture with the EM algorithm.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Training data.
-        y : Ignored
-            Present for API consistency.
+        y : array-like of shape (n_samples,), default=None
+            Class labels to start from, -1 where unlabelled. Used only with ``init_params="labels"``.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows; an integer weight is as many equal rows, and a weight of zero none.
 
         Returns
         -------
@@ -214,7 +304,7 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         Raises
         ------
         ValueError
-            If X is not a finite numeric table with at least ``n_components`` rows.
+            If X is not a finite numeric table with at least ``n_components`` rows, or a start does not fit to it.
 
         Warns
         -----
@@ -222,17 +312,56 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
             If EM did not reach ``tol``, or if components had to be regularized by more than ``reg_covar``.
         """
         X = self._validate(X, reset=True, min_samples=2)
-        check_enough_rows(X, self.n_components)
-        center = X.mean(axis=0, dtype=np.float64)
-        given = self._given_parameters(center)
 
-        generator = generator_from(self.random_state)
+        rows, starts, center = self._begin(X, y, sample_weight, warm=self.warm_start and hasattr(self, "converged_"))
 
-        device = resolve_device(self.device, dtype=torch.float64)
-        x = torch.from_numpy(X - center).to(device, compute_dtype(X.dtype, device))
-        best = self._best_fit(x, center, given, generator)
+        best = self._best_fit(rows, starts)
 
         self._publish(best, center, X.dtype)
+        self._weight_seen = rows.total_weight
+        return self
+
+    @fit_method
+    def partial_fit(self, X, y=None, sample_weight=None):
+        """Make one step of stepwise EM with a batch of rows.
+
+        The first batch also starts the mixture, as `fit` does, so it should hold all clusters. After `fit`, or in a
+        mixture `from_parameters`, the step goes on from there.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            A batch.
+        y : array-like of shape (n_samples,), default=None
+            Class labels to start from, as in `fit`; used in the first batch only.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        self : TorchGMM
+            The fitted estimator. ``n_iter_`` counts the batches; ``lower_bounds_`` holds the mean log-likelihood of
+            each before its step.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite numeric table with the features of the earlier batches, or the first batch has fewer
+            than ``n_components`` rows.
+        """
+        first = not hasattr(self, "converged_")
+        X = self._validate(X, reset=first, min_samples=2 if first else 1)
+        seen, before = (0.0, []) if first else (self._weight_seen, self.lower_bounds_)
+
+        rows, starts, center = self._begin(X, y, sample_weight) if first else self._resume(X, sample_weight)
+
+        step = step_mixture(rows, starts[0](rows), seen, self.learning_decay)
+        self._warn_if_regularized(step)
+
+        n_iter = 1 if first else self.n_iter_ + 1
+        self._publish(step, center, X.dtype if first else self.means_.dtype)
+        self._weight_seen, self.n_iter_ = seen + rows.total_weight, n_iter
+        self.lower_bounds_ = [*before, *step.lower_bounds]
         return self
 
     def fit_predict(self, X, y=None):
@@ -282,6 +411,21 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         """
         return self._e_step(X, lambda evidence, log_resp: log_resp.exp())
 
+    def transform(self, X):
+        """Responsibilities, as `predict_proba`: what the next step of a pipeline gets.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        resp : ndarray of shape (n_samples, n_components)
+            Responsibilities; rows sum to one.
+        """
+        return self.predict_proba(X)
+
     def score_samples(self, X):
         """Log-likelihood of each row.
 
@@ -329,6 +473,29 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         """
         return float(-2 * self.score_samples(X).sum(dtype=np.float64) + 2 * self._n_parameters())
 
+    def icl(self, X):
+        """Integrated completed likelihood on X, as an information criterion; lower is better.
+
+        It is the BIC with a penalty for components that overlap: few, well separated ones have the lowest.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        icl : float
+            ``bic - 2 sum_i log max_c p(c | x_i)``.
+
+        References
+        ----------
+        C. Biernacki, G. Celeux and G. Govaert, Assessing a mixture model for clustering with the integrated completed
+        likelihood, 2000.
+        """
+        certainties = self._e_step(X, lambda evidence, log_resp: log_resp.amax(1))
+        return self.bic(X) - 2 * float(certainties.sum(dtype=np.float64))
+
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the mixture.
 
@@ -356,20 +523,86 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         x = torch.cat([mixture.means[c] + family.color(noise[y == c], factor[c]) for c in y.unique()])
         return x.numpy().astype(self.means_.dtype), y.numpy()
 
-    def _best_fit(self, x, center, given, generator):
-        """Run EM from every start and keep the one with the highest lower bound. The rows x are overwritten."""
+    def _begin(self, X, y, sample_weight, *, warm=False):
+        """Whitened rows, functions of them that give the mixtures to start from, and the centre of the data."""
+        given_start = None if warm else self._given_start(X, y, sample_weight)
+        X, weight, counted = counted_rows(X, sample_weight)
+        check_enough_rows(X, self.n_components)
+        center = column_means(X, weight)
+        x, weight = self._centered(X, weight, center)
+
+        if warm:
+            mixture = self._current_mixture(x.device, center)
+            starts = [lambda rows: mixture]
+        elif given_start is None:
+            starts = self._starts(x, weight, center)
+        else:
+            resp_of = responsibilities_of(given_start[counted], x.dtype, x.device, self.n_components)
+            starts = [self._start(resp_of, center)]
+        return self._whitened(x, weight), starts, center
+
+    def _resume(self, X, sample_weight):
+        """As `_begin`, but with the centre and the coordinates of the mixture that there is."""
+        X, weight, _ = counted_rows(X, sample_weight)
+        device = resolve_device(self.device, dtype=torch.float64)
+        center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
+        mixture = self._current_mixture(device, center)
+        x, weight = self._centered(X, weight, center)
+        rows = self._whitened(x, weight, covariance=COVARIANCES[self.covariance_type].total(mixture))
+        return rows, [lambda rows: mixture], center
+
+    def _centered(self, X, weight, center):
+        """Centred rows and their weights as tensors."""
+        device = resolve_device(self.device, dtype=torch.float64)
+        x = centered(X, center, compute_dtype(X.dtype, device), device)
+        return x, None if weight is None else to_tensor(weight, x.dtype, device)
+
+    def _whitened(self, x, weight, **coordinates):
+        family = COVARIANCES[self.covariance_type]
+        return WhitenedRows(x, family, self.reg_covar, weight, chunk_size=self.chunk_size, **coordinates)
+
+    def _given_start(self, X, y, sample_weight):
+        """Labels or responsibilities of the rows that the user gives, None where ``init_params`` is a method."""
+        if isinstance(self.init_params, str) and self.init_params in STARTS:
+            return None
+        seed = partial(seed_from, self.random_state)
+        return given_responsibilities(
+            self.init_params, X, y, self.n_components, sample_weight=sample_weight, draw_seed=seed
+        )
+
+    def _starts(self, x, weight, center):
+        """One start, if all its parameters are given, or ``n_init`` drawn ones."""
+        if all(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
+            mixture = Mixture(*(part.to(x.device) for part in self._given_parameters(center)))
+            return [lambda rows: mixture]
+        generator, draw = generator_from(self.random_state), STARTS[self.init_params]
+        drawn = (draw(x, self.n_components, generator, weight) for _ in range(self.n_init))
+        return [self._start(resp_of, center) for resp_of in drawn]
+
+    def _start(self, resp_of, center):
+        """A function from whitened rows to the mixture that responsibilities imply, but for what the user gives."""
+        given = self._given_parameters(center)
+
+        def start(rows):
+            found = start_mixture(rows, resp_of, self.n_components)
+            pairs = zip(given, found, strict=True)
+            return Mixture(*(theirs if mine is None else mine.to(theirs.device) for mine, theirs in pairs))
+
+        return start
+
+    def _best_fit(self, rows, starts):
+        """Run EM from every start and keep the one with the highest lower bound."""
         warm = self.warm_start and hasattr(self, "converged_")
-        mixtures = [self._mixture(torch.float64, x.device, center)] if warm else self._starts(x, given, generator)
-        rows = WhitenedRows(x, COVARIANCES[self.covariance_type], self.reg_covar, chunk_size=self.chunk_size)
-        previous, report, best = self.lower_bound_ if warm else -np.inf, self._report if self.verbose else None, None
-        for init, mixture in enumerate(mixtures):
-            self._print(f"Initialization {init}")
-            if callable(mixture):
-                mixture = mixture(rows)
-            fit = fit_mixture(rows, mixture, previous, tol=self.tol, max_iter=self.max_iter, report=report)
-            self._print(f"Initialization {'converged' if fit.converged else 'did not converge'}.")
-            if best is None or fit.lower_bounds[-1:] > best.lower_bounds[-1:]:
-                best = fit
+        previous, report = self.lower_bound_ if warm else -np.inf, self._report if self.verbose else None
+        settings = {"tol": self.tol, "max_iter": self.max_iter, "acceleration": self.acceleration}
+        fits, together = [], rows.n_together(self.n_components)
+        for first in range(0, len(starts), together):
+            mixtures = [start(rows) for start in starts[first : first + together]]
+            fits += fit_mixtures(rows, mixtures, previous, report=report and partial(report, first), **settings)
+            fits = [max(fits, key=lambda fit: fit.lower_bounds[-1:])]
+        best = fits[0]
+        if self.verbose:
+            print(f"The best start {'converged' if best.converged else 'did not converge'}.")
         if self.max_iter > 0 and not best.converged:
             warnings.warn(
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the lower "
@@ -377,53 +610,29 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
                 ConvergenceWarning,
                 stacklevel=5,
             )
-        if best.regularized:
+        self._warn_if_regularized(best, stacklevel=6)
+        return best
+
+    def _warn_if_regularized(self, fit, stacklevel=5):
+        if fit.regularized:
             warnings.warn(
-                f"The covariances of components {sorted(best.regularized)} are singular, and were regularized by more "
+                f"The covariances of components {sorted(fit.regularized)} are singular, and were regularized by more "
                 f"than reg_covar={self.reg_covar}: too few distinct rows, or linearly dependent features, for this "
                 "many components. Increase reg_covar, decrease n_components, or use a simpler covariance_type.",
                 ConvergenceWarning,
-                stacklevel=5,
+                stacklevel=stacklevel,
             )
-        return best
-
-    def _starts(self, x, given, generator):
-        """What to start from: the mixture that the user gave, or functions of the whitened rows that complete it."""
-        if all(part is not None for part in given):
-            return [Mixture(*(part.to(x.device) for part in given))]
-
-        def complete(resp_of, rows):
-            found = start_mixture(rows, resp_of, self.n_components)
-            pairs = zip(given, found, strict=True)
-            return Mixture(*(theirs if mine is None else mine.to(theirs.device) for mine, theirs in pairs))
-
-        responsibilities = [STARTS[self.init_params](x, self.n_components, generator) for _ in range(self.n_init)]
-        return [partial(complete, resp_of) for resp_of in responsibilities]
 
     def _given_parameters(self, center):
         """Starting parameters from the ``*_init`` parameters, None where there are none."""
-        family, n_features = COVARIANCES[self.covariance_type], len(center)
+        family, shape = COVARIANCES[self.covariance_type], (self.n_components, len(center))
         log_weights = means = covariances = factor = None
         if self.weights_init is not None:
-            weights = _check_init("weights", self.weights_init, (self.n_components,))
-            if (weights < 0).any() or (weights > 1).any() or not np.allclose(weights.sum(), 1, atol=1e-6):
-                raise ValueError(
-                    f"weights_init should be between 0 and 1 and sum to 1, but its values are between "
-                    f"{weights.min():.5g} and {weights.max():.5g} and sum to {weights.sum():.5g}."
-                )
-            log_weights = torch.tensor(weights).log()
+            log_weights = torch.tensor(check_weights_init(self.weights_init, self.n_components)).log()
         if self.means_init is not None:
-            given = _check_init("means", self.means_init, (self.n_components, n_features))
-            means = torch.tensor(given - center)
+            means = torch.tensor(check_init("means", self.means_init, shape) - center)
         if self.precisions_init is not None:
-            shape = family.compact_shape(self.n_components, n_features)
-            precisions = family.expand(torch.tensor(_check_init("precisions", self.precisions_init, shape)))
-            factor, positive = family.factor_from_precisions(precisions)
-            symmetric = precisions.ndim < 3 or torch.allclose(precisions, precisions.mT)
-            if not (positive.all() and symmetric):
-                kind = "symmetric and positive definite" if precisions.ndim == 3 else "positive"
-                raise ValueError(f"precisions_init should be {kind} for covariance_type={self.covariance_type!r}.")
-            covariances = family.covariances(factor)
+            factor, covariances = check_precisions_init(self.precisions_init, *shape, self.covariance_type, family)
         return log_weights, means, covariances, factor
 
     def _publish(self, fit, center, dtype):
@@ -458,6 +667,15 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         )
         return Mixture(*(torch.as_tensor(part).to(device=device, dtype=dtype) for part in parts))
 
+    def _current_mixture(self, device, center):
+        """The mixture to go on from."""
+        if len(self.means_) != self.n_components:
+            raise ValueError(
+                f"The mixture to go on from has {len(self.means_)} components, but n_components={self.n_components}; "
+                "set it back, or fit a clone from the beginning."
+            )
+        return self._mixture(torch.float64, device, center)
+
     def _e_step(self, X, select):
         """Map the E-step over the rows and select one of its results."""
         X = self._validate(X, reset=False)
@@ -478,19 +696,17 @@ class TorchGMM(ScoreMixin, DensityMixin, TorchEstimator):
         family = COVARIANCES[self.covariance_type]
         return n_components * (n_features + 1) - 1 + family.n_parameters(n_components, n_features)
 
-    def _print(self, message):
-        if self.verbose:
-            print(message)
+    @property
+    def _n_features_out(self):
+        """Number of responsibilities that `transform` gives."""
+        return len(self.weights_)
 
-    def _report(self, iteration, lower_bound, gain):
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _report(self, first, start, iteration, lower_bound, gain):
         if iteration % self.verbose_interval == 0:
             detail = f"\t lower bound {lower_bound:.5f}\t gain {gain:.5f}" if self.verbose > 1 else ""
-            print(f"  Iteration {iteration}{detail}")
-
-
-def _check_init(name, value, shape):
-    """A float64 array of the right shape, or an error that says what is wrong."""
-    value = check_array(value, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0)
-    if value.shape != shape:
-        raise ValueError(f"{name}_init should have the shape {shape}, but it has the shape {value.shape}.")
-    return value
+            print(f"Start {first + start}, iteration {iteration}{detail}")

@@ -1,4 +1,4 @@
-"""Expectation-maximisation for Gaussian mixtures, over row chunks."""
+"""Expectation-maximisation for Gaussian mixtures: M-step, iterations, restarts, batches."""
 
 import math
 from typing import NamedTuple
@@ -6,10 +6,8 @@ from typing import NamedTuple
 import torch
 
 from ..models.covariances import Mixture
+from .squarem import ACCELERATIONS
 
-LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
-MAX_SPREAD = {torch.float32: 1e3, torch.float64: 1e5}  # beyond it the linear form loses too many digits
-MIN_LOG_RESP = {torch.float32: -80.0, torch.float64: -700.0}  # exp of less is denormal: nothing, and 30 times slower
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
 MIN_ROWS = 1e-8  # a component with less than this share of a row is dead
@@ -23,148 +21,6 @@ class MixtureFit(NamedTuple):
     converged: bool
     regularized: frozenset  # components that needed more than reg_covar in the last M-step
     n_reseeded: int  # times a dead component was put elsewhere
-
-
-def row_chunks(n_rows, n_columns, chunk_size=None, n_bytes=RESIDUAL_BYTES):
-    """Slices that cover the rows; without a chunk size, as many rows as fit into a cache."""
-    chunk_size = chunk_size or max(256, n_bytes // (8 * n_columns))
-    return [slice(start, start + chunk_size) for start in range(0, n_rows, chunk_size)]
-
-
-def e_step(x, mixture, family):
-    """Log-likelihood (n,) and log-responsibilities (n, k) of rows, in the residual form."""
-    joint = mixture.log_weights + family.log_prob(x, mixture.means, mixture.factor)
-    evidence = joint.logsumexp(1)
-    return evidence, joint - evidence[:, None]
-
-
-class WhitenedRows:
-    """Rows in coordinates in which their covariance is the identity, and the sums of EM over them.
-
-    EM does not depend on the coordinates, and in these it loses the fewest digits, whatever the units, offsets and
-    correlations of the data. Sums are kept in float64.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n, d)
-        Centred rows. They are overwritten.
-    family : Covariance
-    reg_covar : float
-        Regularization of the covariances, in squared units of x.
-    weight : Tensor of shape (n,), optional
-        Weights of the rows; one each if not given.
-    chunk_size : int, optional
-        Rows visited at once.
-    """
-
-    def __init__(self, x, family, reg_covar, weight=None, chunk_size=None):
-        self.family, self.weight, self.chunk_size = family, weight, chunk_size
-        self.total_weight = float(len(x) if weight is None else weight.sum(dtype=torch.float64))
-        scatter = self._scatter(x)
-        regularization = family.regularization(reg_covar, family.identity(scatter, x.shape[1]))
-        self.whitener = family.whitener(scatter / self.total_weight + regularization)
-        self.log_scale = float(family.log_scale(self.whitener, x.shape[1]))
-        self.regularization = family.regularization(reg_covar, self.whitener)
-        self.x, whitener = x, self.whitener.to(x)
-        for rows in self._chunks(x.shape[1]):
-            x[rows] = family.whiten(x[rows], whitener)
-        self.scatter = self._scatter(self.x) if family.tied else None
-
-    def moments(self, resp_of, n_components):
-        """Moments for given responsibilities, and the reference that they are about.
-
-        Parameters
-        ----------
-        resp_of : callable, slice -> Tensor (b, k)
-            Responsibilities of the rows of a slice.
-        """
-        means = self.x.new_zeros(n_components, self.x.shape[1])
-        if not self._is_linear():
-            return self._residual_moments(resp_of, means)
-        sums, scatter = self._sums(n_components), 0.0
-        for rows, features in self._features(n_components, self.x.dtype):
-            resp = self._weighted(resp_of(rows), rows)
-            sums += torch.mm(resp.mT, features.mT)
-            # Responsibilities may sum to less than one: a start may use some rows only.
-            scatter = scatter + self.family.scatter(self.x[rows], resp.sum(1)).to(sums)
-        return self.family.moments_of(sums, self.x.shape[1], scatter), means
-
-    def expect(self, mixture):
-        """E-step: moments, the reference that they are about, and the summed log-likelihood."""
-        spread = self.family.spread(mixture)
-        for dtype in (self.x.dtype, torch.float64):
-            if self._is_linear() and spread <= MAX_SPREAD[dtype]:
-                return self._expect_linear(mixture, dtype)
-        return self._expect_residual(mixture)
-
-    def least_likely(self, mixture, n_rows):
-        """The rows with the lowest density (n_rows, d)."""
-        current = mixture.to(self.x)
-        evidence = [e_step(self.x[rows], current, self.family)[0] for rows in self._chunks(len(mixture.means))]
-        return self.x[torch.cat(evidence).topk(n_rows, largest=False).indices].to(mixture.means)
-
-    def _expect_linear(self, mixture, dtype):
-        natural, floor = self.family.natural(mixture).to(dtype), MIN_LOG_RESP[dtype]
-        sums, total = self._sums(len(natural)), self.family.common(mixture, self.scatter)
-        for rows, features in self._features(len(natural), dtype):
-            resp = torch.mm(natural, features)  # (k, b), so that sums over components run along memory
-            peak = resp.amax(0)
-            norm = resp.sub_(peak).clamp_(min=floor).exp_().sum(0)
-            evidence, scale = peak + norm.log(), norm.reciprocal()
-            if self.weight is not None:
-                evidence, scale = evidence * self.weight[rows], scale * self.weight[rows]
-            total = total + evidence.sum(dtype=torch.float64)
-            sums += torch.mm(resp.mul_(scale), features.mT)
-        moments = self.family.moments_of(sums, self.x.shape[1], self.scatter)
-        return moments, torch.zeros_like(mixture.means), float(total)
-
-    def _expect_residual(self, mixture):
-        current, total = mixture.to(self.x), 0.0
-
-        def resp_of(rows):
-            nonlocal total
-            evidence, log_resp = e_step(self.x[rows], current, self.family)
-            total = total + self._weighted(evidence[:, None], rows).sum(dtype=torch.float64)
-            return log_resp.exp()
-
-        return *self._residual_moments(resp_of, current.means), float(total)
-
-    def _residual_moments(self, resp_of, means):
-        moments = self.family.empty_moments(means)
-        for rows in self._chunks(len(means)):
-            self.family.accumulate(moments, self.x[rows], self._weighted(resp_of(rows), rows), means)
-        return self.family.complete(moments), means.to(torch.float64)
-
-    def _is_linear(self):
-        return self.family.prefers_linear(self.x.shape[1])
-
-    def _features(self, n_components, dtype):
-        """Slices, and the features of their rows (p, b) in memory that is used again for the next."""
-        n_linear = self.family.n_linear_features(self.x.shape[1])
-        chunks = row_chunks(len(self.x), n_linear + n_components, self.chunk_size, LINEAR_BYTES)
-        buffer = self.x.new_empty(n_linear, min(len(self.x), chunks[0].stop), dtype=dtype)
-        for rows in chunks:
-            x = self.x[rows].to(dtype)
-            features = buffer[:, : len(x)]
-            self.family.write_features(x, features)
-            yield rows, features
-
-    def _sums(self, n_components):
-        n_linear = self.family.n_linear_features(self.x.shape[1])
-        return self.x.new_zeros(n_components, n_linear, dtype=torch.float64)
-
-    def _scatter(self, x):
-        parts = (
-            self.family.scatter(x[rows], self._weighted(x.new_ones(len(x[rows]), 1), rows).squeeze(1))
-            for rows in row_chunks(len(x), x.shape[1], self.chunk_size)
-        )
-        return sum(part.to(torch.float64) for part in parts)
-
-    def _weighted(self, resp, rows):
-        return resp if self.weight is None else resp * self.weight[rows, None]
-
-    def _chunks(self, n_components):
-        return row_chunks(len(self.x), self.x.shape[1] + n_components, self.chunk_size)
 
 
 def m_step(moments, means, rows):
@@ -226,40 +82,107 @@ def start_mixture(rows, resp_of, n_components):
     return rows.family.unwhiten_mixture(mixture, rows.whitener)
 
 
-def fit_mixture(rows, mixture, lower_bound=-math.inf, *, tol, max_iter, report=None):
-    """Run EM from a mixture until the mean log-likelihood changes by less than ``tol``.
+class _Run:
+    """One EM run among those that share their passes over the rows."""
+
+    def __init__(self, rows, mixture, lower_bound, settings, index):
+        self.rows, self.settings, self.index = rows, settings, index
+        self.mixture = rows.family.whiten_mixture(mixture, rows.whitener)
+        self.lower_bound, self.lower_bounds, self.converged = lower_bound, [], False
+        self.regularized, self.n_reseeded = frozenset(), 0
+        self.accelerator = ACCELERATIONS[settings["acceleration"]](rows.family)
+
+    def update(self, moments, means, total):
+        """M-step, or the rejection of an extrapolated mixture that made the likelihood fall."""
+        rows = self.rows
+        lower_bound = total / rows.total_weight + rows.log_scale
+        plain = not self.accelerator.is_extrapolated
+        if not plain and not lower_bound >= self.lower_bound:
+            self.mixture = self.accelerator.reject()
+            return
+        before, self.mixture = self.mixture if self.accelerator.keeps_path else None, None  # memory is wanted
+        self.mixture, self.regularized, dead = m_step(moments, means, rows)
+        gain, self.lower_bound = lower_bound - self.lower_bound, lower_bound
+        self.lower_bounds.append(lower_bound)
+        self.converged = plain and abs(gain) < self.settings["tol"]
+        if len(dead) and self.n_reseeded < len(self.mixture.means):
+            self.mixture, self.n_reseeded = _reseed(self.mixture, dead, rows), self.n_reseeded + len(dead)
+            self.converged, before = False, None
+        if not self.converged:
+            self.mixture = self.accelerator.propose(before, self.mixture)
+        if self.settings["report"] is not None:
+            self.settings["report"](self.index, len(self.lower_bounds), lower_bound, gain)
+
+    def result(self):
+        """The mixture, in the coordinates of the data, and how it was found."""
+        mixture = self.accelerator.reject() if self.accelerator.is_extrapolated else self.mixture
+        mixture = self.rows.family.unwhiten_mixture(mixture, self.rows.whitener)
+        return MixtureFit(mixture, self.lower_bounds, self.converged, self.regularized, self.n_reseeded)
+
+
+def fit_mixtures(rows, mixtures, lower_bound=-math.inf, *, tol, max_iter, acceleration=None, report=None):
+    """Run EM from each mixture until its mean log-likelihood changes by less than ``tol``.
 
     Parameters
     ----------
     rows : WhitenedRows
-    mixture : Mixture
-        Where to start, in the coordinates of the data.
+    mixtures : list of Mixture
+        Where to start, in the coordinates of the data. All are brought on in the same passes over the rows.
     lower_bound : float
         The last lower bound of an earlier fit that goes on here.
+    acceleration : {None, "squarem"}
+        Whether steps are extrapolated.
     report : callable, optional
-        Called after each iteration with its number, the lower bound and its gain.
+        Called after each iteration with the number of the start, that of the iteration, the lower bound and its gain.
+
+    Returns
+    -------
+    fits : list of MixtureFit
+        Parameters in float64, in the coordinates of the data.
+    """
+    settings = {"tol": tol, "acceleration": acceleration, "report": report}
+    runs = [_Run(rows, mixture, lower_bound, settings, index) for index, mixture in enumerate(mixtures)]
+    for _ in range(max_iter):
+        active = [run for run in runs if not run.converged]
+        if not active:
+            break
+        expected = rows.expect([run.mixture for run in active])
+        for run in active:
+            run.update(*expected.pop(0))
+    return [run.result() for run in runs]
+
+
+def step_mixture(rows, mixture, weight_seen, decay):
+    """One step of stepwise EM (Cappe and Moulines 2009) with the rows of a batch.
+
+    A mixture is as good as the moments that it came from: they are those of the rows seen so far, and the moments of
+    the batch enter with the step ``(weight_seen / weight of the batch + 1) ** -decay``.
+
+    Parameters
+    ----------
+    rows : WhitenedRows
+        The batch.
+    mixture : Mixture
+        In the coordinates of the data.
+    weight_seen : float
+        Total weight of the rows of earlier batches.
+    decay : float
+        In (0.5, 1]; with one, all rows count the same for ever.
 
     Returns
     -------
     fit : MixtureFit
-        Parameters in float64, in the coordinates of the data.
     """
     family = rows.family
     mixture = family.whiten_mixture(mixture, rows.whitener)
-    lower_bounds, converged = [], False
-    regularized, n_reseeded = frozenset(), 0
-    while len(lower_bounds) < max_iter and not converged:
-        moments, means, total = rows.expect(mixture)
-        del mixture  # its memory is wanted for the next
-        mixture, regularized, dead = m_step(moments, means, rows)
-        del moments
-        previous, lower_bound = lower_bound, total / rows.total_weight + rows.log_scale
-        gain = lower_bound - previous
-        lower_bounds.append(lower_bound)
-        converged = abs(gain) < tol
-        if len(dead) and n_reseeded < len(mixture.means):
-            mixture, n_reseeded, converged = _reseed(mixture, dead, rows), n_reseeded + len(dead), False
-        if report is not None:
-            report(len(lower_bounds), lower_bound, gain)
+    moments, reference, total = rows.expect([mixture])[0]
+    step = (weight_seen / rows.total_weight + 1) ** -decay
+    earlier = family.shift(family.moments_from(mixture, rows.regularization), mixture.means, reference)
+    share = (1 - step) * rows.total_weight
+    moments = type(moments)(*(share * mine + step * theirs for mine, theirs in zip(earlier, moments, strict=True)))
+    mixture, regularized, dead = m_step(moments, reference, rows)
+    if len(dead):
+        mixture = _reseed(mixture, dead, rows)
+    lower_bound = total / rows.total_weight + rows.log_scale
     mixture = family.unwhiten_mixture(mixture, rows.whitener)
-    return MixtureFit(mixture, lower_bounds, converged, regularized, n_reseeded)
+    return MixtureFit(mixture, [lower_bound], False, regularized, len(dead))

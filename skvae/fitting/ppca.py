@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..models.ppca import PPCA, evidence_of_dimension
-from .em import row_chunks
+from .rows import row_chunks
 
 
 def principal_axes(x, weight, chunk_size=None):

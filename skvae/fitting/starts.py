@@ -2,54 +2,67 @@
 
 import torch
 
-from .lloyd import lloyd, seed_centers
+from .lloyd import canonical_order, draw_rows, kmeans, seed_centers
+
+FREQUENCY = 1e3  # of random responsibilities: rows this share of a standard deviation apart have nothing in common
 
 
-def _kmeans_labels(x, n_components, generator):
-    return lloyd(x, x[seed_centers(x, n_components, generator)])[1]
+def _kmeans_labels(x, n_components, generator, weight):
+    return from_labels(kmeans(x, n_components, generator, weight)[1], n_components, x.dtype)
 
 
-def _seeds_only(choose):
-    """Responsibilities that give each component the one row chosen for it."""
-
-    def start(x, n_components, generator):
-        labels = torch.full((len(x),), -1, device=x.device)
-        labels[choose(x, n_components, generator)] = torch.arange(n_components, device=x.device)
-        return labels
-
-    return start
-
-
-def _from_labels(label):
+def from_labels(labels, n_components, dtype):
     """Responsibilities of rows with one component each (-1: none)."""
+    components = torch.arange(n_components, device=labels.device)
+    return lambda rows: (labels[rows, None] == components).to(dtype)
 
-    def start(x, n_components, generator):
-        labels, components = label(x, n_components, generator), torch.arange(n_components, device=x.device)
-        return lambda rows: (labels[rows, None] == components).to(x.dtype)
+
+def _from_seeds(choose):
+    """Responsibilities that give each component the one row chosen for it, whatever the weight of that row."""
+
+    def start(x, n_components, generator, weight):
+        seeds = choose(x, n_components, generator, weight)
+        labels = torch.full((len(x),), -1, device=x.device)
+        labels[seeds] = torch.arange(n_components, device=x.device)
+        resp_of = from_labels(labels, n_components, x.dtype)
+        return resp_of if weight is None else lambda rows: resp_of(rows) / weight[rows, None]
 
     return start
 
 
-def _random_responsibilities(x, n_components, generator):
-    """Uniform responsibilities, drawn when they are asked for: every row once, in order."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    own = torch.Generator().manual_seed(seed)
+def _random_responsibilities(x, n_components, generator, weight):
+    """Random responsibilities, uniform before they are normalized.
+
+    They are a function of the row, of a very high frequency: equal rows have equal ones, in any order and any chunks.
+    """
+    draws = {"dtype": torch.float64, "generator": generator}
+    scale = x.square().mean(0).sqrt() if weight is None else (weight @ x.square() / weight.sum()).sqrt()
+    direction = torch.randn(x.shape[1], **draws).to(x) / torch.where(scale > 0, scale, 1.0)
+    places = x @ direction  # the rows themselves will be overwritten
+    frequencies, phases = FREQUENCY * torch.randn(n_components, **draws).to(x), torch.rand(n_components, **draws).to(x)
 
     def resp_of(rows):
-        resp = torch.rand(len(x[rows]), n_components, generator=own, dtype=torch.float64)
-        return (resp / resp.sum(1, keepdim=True)).to(x)
+        resp = (places[rows, None] * frequencies + phases).remainder(1.0) + torch.finfo(x.dtype).eps
+        return resp / resp.sum(1, keepdim=True)
 
     return resp_of
 
 
-def _random_rows(x, n_components, generator):
-    return torch.randperm(len(x), generator=generator)[:n_components].to(x.device)
+def _distinct_rows(x, n_components, generator, weight):
+    """Rows drawn by their weight, all different as long as there are different ones."""
+    weight = x.new_ones(len(x)) if weight is None else weight
+    order, mass, chosen = canonical_order(x, weight), weight, []
+    for _ in range(n_components):
+        mass = mass if mass.any() else weight
+        chosen.append(draw_rows(order, mass, 1, generator))
+        mass = torch.where((x == x[chosen[-1]]).all(1), 0.0, mass)
+    return torch.cat(chosen)
 
 
-# Each gives, for rows x, a function from a slice to the responsibilities of its rows.
+# Each gives, for rows x and their weights (or None), a function from a slice to the responsibilities of its rows.
 STARTS = {
-    "kmeans": _from_labels(_kmeans_labels),
-    "k-means++": _from_labels(_seeds_only(seed_centers)),
+    "kmeans": _kmeans_labels,
+    "k-means++": _from_seeds(seed_centers),
     "random": _random_responsibilities,
-    "random_from_data": _from_labels(_seeds_only(_random_rows)),
+    "random_from_data": _from_seeds(_distinct_rows),
 }

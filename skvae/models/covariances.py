@@ -74,6 +74,27 @@ class Covariance:
         # In place: for many features these are the largest tensors of all.
         return covariances.neg_().add_(moments.second).div_(weight).add_(regularization)
 
+    def moments_from(self, mixture, regularization):
+        """Moments per unit of weight, about its means, of rows that `estimate` would give this mixture."""
+        weight, means = mixture.log_weights.exp(), mixture.means
+        weights = weight.sum() if self.tied else weight.reshape(-1, *[1] * (mixture.covariances.ndim - 1))
+        return Moments(weight, torch.zeros_like(means), weights * (mixture.covariances - regularization))
+
+    def shift(self, moments, means, reference):
+        """Moments about another reference (k, d)."""
+        weight = moments.weight[:, None].clamp(min=torch.finfo(moments.weight.dtype).tiny)
+        first = moments.first + moments.weight[:, None] * (means - reference)
+        change = self._square(first / weight.sqrt()) - self._square(moments.first / weight.sqrt())
+        change = change.sum(0, keepdim=True) if self.tied else change
+        return Moments(moments.weight, first, moments.second + change)
+
+    def total(self, mixture):
+        """Covariance of the whole mixture about its mean, in the form of one component."""
+        weight = mixture.log_weights.exp()
+        center = (weight @ mixture.means)[None]
+        moments = self.shift(self.moments_from(mixture, 0.0), mixture.means, center.expand_as(mixture.means))
+        return moments.second.sum(0, keepdim=True)
+
     def spread(self, mixture):
         """Largest squared distance of a mean from the origin, in squared standard deviations of its component.
 
@@ -142,6 +163,14 @@ class MatrixCovariance(Covariance):
         lower, info = torch.linalg.cholesky_ex(precisions.flip(-1, -2))
         return lower.flip(-1, -2), info == 0
 
+    def log_factor(self, factor):
+        """The factor with the logarithm of its diagonal: any upper triangle is one."""
+        return factor.triu(1) + factor.diagonal(dim1=1, dim2=2).log().diag_embed()
+
+    def exp_factor(self, log_factor):
+        """The factor of which `log_factor` is given."""
+        return log_factor.triu(1) + log_factor.diagonal(dim1=1, dim2=2).exp().diag_embed()
+
     def precisions(self, factor):
         """Precisions of a factor."""
         return factor @ factor.mT
@@ -162,9 +191,11 @@ class MatrixCovariance(Covariance):
 
     # The linear form.
 
-    def scatter(self, x, weight):
+    def scatter(self, x, weight=None):
         """Weighted sum of outer products of rows (1, d, d)."""
-        return ((x * weight[:, None]).mT @ x)[None]
+        out = x.new_zeros(x.shape[1], x.shape[1])
+        _add_gram(out, x, weight)
+        return (out + out.triu(1).mT)[None]
 
     def prefers_linear(self, n_features):
         """Whether the linear form is the faster one: products x_i x_j of many features cost more than residuals."""
@@ -226,9 +257,12 @@ class MatrixCovariance(Covariance):
     def whiten_mixture(self, mixture, whitener):
         """The mixture in whitened coordinates."""
         factor = torch.linalg.solve_triangular(whitener, mixture.factor, upper=True)
-        return Mixture(
-            mixture.log_weights, mixture.means @ whitener, whitener.mT @ mixture.covariances @ whitener, factor
-        )
+        covariances = self.whiten_covariances(mixture.covariances, whitener)
+        return Mixture(mixture.log_weights, mixture.means @ whitener, covariances, factor)
+
+    def whiten_covariances(self, covariances, whitener):
+        """Covariances in whitened coordinates."""
+        return whitener.mT @ covariances @ whitener
 
     def unwhiten_mixture(self, mixture, whitener):
         """The mixture in the coordinates of the rows."""
@@ -294,6 +328,14 @@ class AxisCovariance(Covariance):
         """Factor of given precisions, and whether each component's precisions are positive."""
         return precisions.sqrt(), (precisions > 0).all(-1)
 
+    def log_factor(self, factor):
+        """The logarithm of the factor."""
+        return factor.log()
+
+    def exp_factor(self, log_factor):
+        """The factor of which `log_factor` is given."""
+        return log_factor.exp()
+
     def precisions(self, factor):
         """Precisions of a factor."""
         return factor.square()
@@ -312,9 +354,10 @@ class AxisCovariance(Covariance):
 
     # The linear form.
 
-    def scatter(self, x, weight):
+    def scatter(self, x, weight=None):
         """Weighted sum of squared rows (1, d), or of their mean over features (1, 1)."""
-        return self._pool((weight @ x.square())[None])
+        squares = x.square()
+        return self._pool((squares.sum(0) if weight is None else weight @ squares)[None])
 
     def prefers_linear(self, n_features):
         """Whether the linear form is the faster one: always."""
@@ -365,12 +408,12 @@ class AxisCovariance(Covariance):
 
     def whiten_mixture(self, mixture, whitener):
         """The mixture in whitened coordinates."""
-        return Mixture(
-            mixture.log_weights,
-            mixture.means * whitener,
-            mixture.covariances * whitener**2,
-            mixture.factor / whitener,
-        )
+        covariances = self.whiten_covariances(mixture.covariances, whitener)
+        return Mixture(mixture.log_weights, mixture.means * whitener, covariances, mixture.factor / whitener)
+
+    def whiten_covariances(self, covariances, whitener):
+        """Covariances in whitened coordinates."""
+        return covariances * whitener**2
 
     def unwhiten_mixture(self, mixture, whitener):
         """The mixture in the coordinates of the rows."""
@@ -425,7 +468,7 @@ def _rows_that_count(x, weight):
 
 def _add_gram(out, residual, weight):
     """Add the blocks on and above the diagonal of ``residual' diag(weight) residual``."""
-    weighted = (residual * weight[:, None]).mT
+    weighted = (residual if weight is None else residual * weight[:, None]).mT
     for block in _blocks(len(out)):
         # Of the block on the diagonal itself, only the upper triangle: the rest is mirrored at the end.
         out[block, block.start :] += (weighted[block] @ residual[:, block.start :]).triu_()

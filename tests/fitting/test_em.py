@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from skvae.fitting import em
-from skvae.fitting.em import WhitenedRows, e_step, fit_mixture, row_chunks, start_mixture
+
+from skvae.fitting import rows as em
+from skvae.fitting.em import fit_mixtures, start_mixture
+from skvae.fitting.rows import WhitenedRows, e_step, row_chunks
 from skvae.models import COVARIANCES
 
 K = 3
@@ -27,7 +29,7 @@ def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, **settings):
     resp = random_resp(x) if resp is None else resp
     rows = WhitenedRows(x.clone(), family, reg_covar, **settings)
     mixture = start_mixture(rows, lambda chunk: resp[chunk], resp.shape[1])
-    return fit_mixture(rows, mixture, tol=tol, max_iter=max_iter)
+    return fit_mixtures(rows, [mixture], tol=tol, max_iter=max_iter)[0]
 
 
 def assert_same_mixture(one, two, **tolerance):

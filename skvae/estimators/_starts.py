@@ -1,0 +1,114 @@
+"""What a user may give a mixture to start from: parameters, labels, responsibilities, a clusterer."""
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils import check_array, column_or_1d
+from sklearn.utils.validation import has_fit_parameter
+
+from ..fitting.starts import from_labels
+from ._base import to_tensor
+
+
+def check_init(name, value, shape):
+    """A float64 array of the right shape, or an error that says what is wrong."""
+    value = check_array(
+        value, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=f"{name}_init"
+    )
+    if value.shape != shape:
+        raise ValueError(f"{name}_init should have the shape {shape}, but it has the shape {value.shape}.")
+    return value
+
+
+def check_weights_init(value, n_components):
+    """Weights of components, between zero and one and summing to one."""
+    weights = check_init("weights", value, (n_components,))
+    if (weights < 0).any() or (weights > 1).any() or not np.allclose(weights.sum(), 1, atol=1e-6):
+        raise ValueError(
+            f"weights_init should be between 0 and 1 and sum to 1, but its values are between {weights.min():.5g} and "
+            f"{weights.max():.5g} and sum to {weights.sum():.5g}."
+        )
+    return weights
+
+
+def check_precisions_init(value, n_components, n_features, covariance_type, family):
+    """Factor and covariances, as tensors with all axes, of precisions in the published shape."""
+    precisions = check_init("precisions", value, family.compact_shape(n_components, n_features))
+    precisions = family.expand(torch.tensor(precisions))
+    factor, positive = family.factor_from_precisions(precisions)
+    symmetric = precisions.ndim < 3 or torch.allclose(precisions, precisions.mT)
+    if not (positive.all() and symmetric):
+        kind = "symmetric and positive definite" if precisions.ndim == 3 else "positive"
+        raise ValueError(f"precisions_init should be {kind} for covariance_type={covariance_type!r}.")
+    return factor, family.covariances(factor)
+
+
+def given_responsibilities(init_params, X, y, n_components, *, sample_weight=None, draw_seed=None):
+    """Component of each row (n,), or responsibilities (n, k), that ``init_params`` and y say.
+
+    Parameters
+    ----------
+    init_params : "labels", array-like of shape (n_samples, n_components), or clusterer
+    X : ndarray of shape (n_samples, n_features)
+    y : array-like of shape (n_samples,) or None
+        Class labels for "labels"; -1 is unlabelled.
+    sample_weight : ndarray of shape (n_samples,), optional
+        Passed to a clusterer that takes it.
+    draw_seed : callable
+        Gives a seed for a clusterer that has none.
+    """
+    if isinstance(init_params, str):
+        return _class_labels(y, X, n_components)
+    if hasattr(init_params, "fit_predict"):
+        return _cluster_labels(init_params, X, n_components, sample_weight, draw_seed)
+    resp = check_array(init_params, dtype=np.float64, input_name="init_params")
+    if resp.shape != (len(X), n_components):
+        raise ValueError(
+            f"init_params as an array should hold responsibilities of shape {(len(X), n_components)}, one row for each "
+            f"row of X, but it has the shape {resp.shape}."
+        )
+    sums = resp.sum(axis=1)
+    if (resp < 0).any() or not (np.isclose(sums, 1, atol=1e-6) | (sums == 0)).all():
+        raise ValueError(
+            "init_params as an array should hold responsibilities: not negative, and summing to 1 in each row (or to 0 "
+            f"for a row without any), but the values begin at {resp.min():.5g} and rows sum to up to {sums.max():.5g}."
+        )
+    return resp
+
+
+def responsibilities_of(given, dtype, device, n_components):
+    """The function from a slice to the responsibilities of its rows, that EM starts from."""
+    if given.ndim == 1:
+        return from_labels(to_tensor(given, torch.int64, device), n_components, dtype)
+    return lambda rows: to_tensor(given[rows], dtype, device)
+
+
+def _class_labels(y, X, n_components):
+    """Places of the labels among the sorted classes; -1 stays."""
+    if y is None:
+        raise ValueError("init_params='labels' needs y, the labels of the rows (-1: unlabelled); give fit(X, y).")
+    y = column_or_1d(y, warn=True)
+    if len(y) != len(X):
+        raise ValueError(f"y should have a label for each of the {len(X)} rows of X, but it has {len(y)}.")
+    labelled = np.asarray(y != -1)
+    return _places(y, labelled, n_components, "y holds {} classes (-1 left out)")
+
+
+def _cluster_labels(clusterer, X, n_components, sample_weight, draw_seed):
+    """Labels of a clone of the clusterer, which gets a seed if it wants one and has none."""
+    clusterer = clone(clusterer)
+    if clusterer.get_params().get("random_state", 0) is None:
+        clusterer.set_params(random_state=draw_seed())
+    weighted = sample_weight is not None and has_fit_parameter(clusterer, "sample_weight")
+    labels = np.asarray(clusterer.fit_predict(X, **({"sample_weight": sample_weight} if weighted else {})))
+    return _places(labels, labels >= 0, n_components, f"init_params={clusterer!r} found {{}} clusters")
+
+
+def _places(labels, counted, n_components, found):
+    """Place of each label among the distinct ones, -1 where it does not count."""
+    classes, places = np.unique(labels[counted], return_inverse=True)
+    if len(classes) != n_components:
+        raise ValueError(f"{found.format(len(classes))}, but n_components={n_components}; let the two agree.")
+    out = np.full(len(labels), -1)
+    out[counted] = places
+    return out

@@ -1,0 +1,354 @@
+"""What TorchGMM can start from: labels, responsibilities, clusterers, known parameters; weights; batches of rows."""
+
+import warnings
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.cluster import DBSCAN, KMeans
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import shuffle
+
+from skvae import TorchGMM
+from skvae.estimators._starts import given_responsibilities
+from skvae.fitting.starts import STARTS
+from skvae.models import COVARIANCES
+
+ATTRIBUTES = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_")
+over_all_types = pytest.mark.parametrize("covariance_type", COVARIANCES)
+
+
+def assert_same_fit(one, two, **tolerance):
+    for name in ATTRIBUTES:
+        assert_allclose(getattr(one, name), getattr(two, name), err_msg=name, **({"rtol": 1e-7} | tolerance))
+
+
+def one_step(X, **parameters):
+    """A fit of one iteration, which warns that it has not converged."""
+    y, sample_weight = parameters.pop("y", None), parameters.pop("sample_weight", None)
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        return TorchGMM(3, max_iter=1, **parameters).fit(X, y, sample_weight)
+
+
+def test_labels_start_at_class_means(blobs):
+    X, y = blobs
+    names = np.array(["c", "a", "b"])[y]
+    gmm = TorchGMM(3, init_params="labels", max_iter=0).fit(X, names)
+    assert_allclose(gmm.means_, [X[names == name].mean(0) for name in "abc"])
+    assert_allclose(gmm.weights_, [np.mean(names == name) for name in "abc"])
+    assert_array_equal(np.array(list("abc"))[gmm.fit(X, names).predict(X)], names)
+
+
+def test_unlabelled_rows_wait_for_em(blobs):
+    X, y = blobs
+    known = np.random.default_rng(0).permutation(len(y))[:30]
+    partial = np.full(len(y), -1)
+    partial[known] = y[known]
+    start = TorchGMM(3, init_params="labels", max_iter=0).fit(X, partial)
+    assert_allclose(start.means_, [X[partial == c].mean(0) for c in range(3)])
+    assert_array_equal(TorchGMM(3, init_params="labels").fit(X, partial).predict(X), y)
+
+
+def test_labels_go_through_a_pipeline(blobs):
+    pipeline = make_pipeline(StandardScaler(), TorchGMM(3, init_params="labels"))
+    assert_array_equal(pipeline.fit(*blobs).predict(blobs[0]), blobs[1])
+    assert pipeline.transform(blobs[0]).shape == (300, 3)
+
+
+def test_class_means_with_other_parameters_given(blobs):
+    """Start at class means with equal weights and equal round covariances."""
+    X, y = blobs
+    given = {"weights_init": np.full(3, 1 / 3), "precisions_init": np.stack([np.eye(4) * 10] * 3)}
+    gmm = TorchGMM(3, init_params="labels", max_iter=0, **given).fit(X, y)
+    assert_allclose(gmm.covariances_, given["precisions_init"] / 100, atol=1e-12)
+    assert_allclose(gmm.weights_, 1 / 3)
+    assert_allclose(gmm.means_, [X[y == c].mean(0) for c in range(3)])
+
+
+@over_all_types
+def test_responsibilities_start_a_mixture(covariance_type, correlated):
+    resp = np.random.default_rng(0).dirichlet(np.ones(3), size=len(correlated))
+    gmm = TorchGMM(3, covariance_type=covariance_type, init_params=resp, max_iter=0, reg_covar=0).fit(correlated)
+    assert_allclose(gmm.weights_, resp.mean(0))
+    assert_allclose(gmm.means_, resp.T @ correlated / resp.sum(0)[:, None])
+    listed = TorchGMM(3, covariance_type=covariance_type, init_params=resp.tolist(), max_iter=0, reg_covar=0)
+    assert_same_fit(listed.fit(correlated), gmm)
+
+
+def test_clusterer_starts_a_mixture(blobs):
+    X, y = blobs
+    clusterer = KMeans(3, n_init=1)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002 (the global state is what is tested)
+    one, two = (TorchGMM(3, init_params=clusterer, random_state=0).fit(X) for _ in range(2))
+    assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    assert not hasattr(clusterer, "labels_"), "the clusterer that was given has been fitted"
+    assert_same_fit(one, two, rtol=0)
+    assert adjusted_rand_score(y, one.predict(X)) == 1
+    noise = TorchGMM(3, init_params=DBSCAN(eps=1.2)).fit(X)
+    assert adjusted_rand_score(y, noise.predict(X)) == 1
+
+
+def test_clusterer_gets_the_weights(blobs):
+    class Spy(KMeans):
+        def fit(self, X, y=None, sample_weight=None):
+            seen.append(sample_weight)
+            return super().fit(X, y, sample_weight)
+
+    seen, weight = [], np.linspace(1, 2, 300)
+    TorchGMM(3, init_params=Spy(3, random_state=0)).fit(blobs[0], sample_weight=weight)
+    assert_array_equal(seen[0], weight)
+
+
+@pytest.mark.parametrize(
+    ("init_params", "y", "match"),
+    [
+        ("labels", None, "init_params='labels' needs y"),
+        ("labels", [0, 1, -1] * 100, "y holds 2 classes .* but n_components=3; let the two agree"),
+        ("labels", [0, 1, 2], "label for each of the 300 rows of X, but it has 3"),
+        (np.ones((300, 2)) / 2, None, r"shape \(300, 3\), one row for each row of X, but it has the shape \(300, 2\)"),
+        (np.ones((300, 3)), None, r"summing to 1 in each row \(or to 0 .* rows sum to up to 3"),
+        (-np.ones((300, 3)), None, "not negative"),
+        (KMeans(2, random_state=0), None, r"KMeans\(.*\) found 2 clusters, but n_components=3"),
+    ],
+)
+def test_wrong_starts(init_params, y, match, blobs):
+    with pytest.raises(ValueError, match=match):
+        TorchGMM(3, init_params=init_params).fit(blobs[0], y)
+
+
+def test_a_given_start_is_made_once(blobs, monkeypatch):
+    calls = []
+
+    def spy(*args, **kwargs):
+        calls.append(args)
+        return given_responsibilities(*args, **kwargs)
+
+    monkeypatch.setattr("skvae.estimators.gmm.given_responsibilities", spy)
+    TorchGMM(3, init_params="labels", n_init=5).fit(*blobs)
+    assert len(calls) == 1
+
+
+@over_all_types
+def test_known_parameters_make_a_mixture(covariance_type, correlated):
+    fitted = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated)
+    options = {"covariance_type": covariance_type, "random_state": 0}
+    known = TorchGMM.from_parameters(fitted.weights_, fitted.means_, fitted.covariances_, **options)
+    assert_same_fit(known, fitted)
+    assert_allclose(known.score_samples(correlated), fitted.score_samples(correlated))
+    assert_array_equal(known.predict(correlated), fitted.predict(correlated))
+    assert_allclose(known.sample(10)[0], fitted.sample(10)[0])
+    assert known.n_components == 3
+
+
+@pytest.mark.parametrize(
+    ("weights", "means", "covariances", "params", "match"),
+    [
+        ([0.5, 0.6], [[0.0], [1.0]], [[[1.0]], [[1.0]]], {}, "sum to 1.1"),
+        ([1.0], [[0.0], [1.0]], [[[1.0]], [[1.0]]], {}, r"weights_init should have the shape \(2,\)"),
+        ([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0], {}, r"covariances_init should have the shape \(2, 1, 1\)"),
+        ([0.5, 0.5], [[0.0], [1.0]], [1.0, -1.0], {"covariance_type": "spherical"}, r"components \[1\] are not"),
+        ([0.5, 0.5], [[0.0], [1.0]], [[[1.0]], [[1.0]]], {"n_components": 3}, "2 means, but n_components=3"),
+    ],
+)
+def test_wrong_known_parameters(weights, means, covariances, params, match):
+    with pytest.raises(ValueError, match=match):
+        TorchGMM.from_parameters(weights, means, covariances, **params)
+
+
+@over_all_types
+@pytest.mark.parametrize("init_params", STARTS)
+def test_integer_weights_are_repeated_rows(covariance_type, init_params, correlated):
+    """Also where the start is drawn, and in any order."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(0, 4, size=len(correlated))
+    mixed, mixed_weight = shuffle(correlated, weight, random_state=1)
+    options = {"covariance_type": covariance_type, "init_params": init_params, "random_state": 0, "n_init": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        gmm = TorchGMM(3, max_iter=20, reg_covar=1e-2, **options)
+        repeated = gmm.fit(correlated.repeat(weight, axis=0))
+        score = repeated.score_samples(correlated)
+        weighted = gmm.fit(mixed, sample_weight=mixed_weight)
+    assert_allclose(weighted.score_samples(correlated), score, rtol=1e-7, atol=1e-7)
+
+
+def test_rows_without_weight_are_not_there(correlated):
+    weight = np.ones(len(correlated))
+    weight[:100] = 0
+    spoilt = correlated.copy()
+    spoilt[:100] = 1e6
+    one = TorchGMM(3, random_state=0).fit(spoilt, sample_weight=weight)
+    assert_same_fit(one, TorchGMM(3, random_state=0).fit(correlated[100:]))
+    resp = np.full((600, 3), [0.2, 0.3, 0.5])
+    resp[100:300] = [0.5, 0.3, 0.2]
+    one, two = (
+        one_step(spoilt, init_params=resp, sample_weight=weight),
+        one_step(correlated[100:], init_params=resp[100:]),
+    )
+    assert_same_fit(one, two)
+
+
+def test_scale_of_weights_does_not_matter(correlated):
+    weight = np.random.default_rng(0).uniform(size=len(correlated))
+    one, two = (TorchGMM(3, random_state=0).fit(correlated, sample_weight=weight * scale) for scale in (1e-6, 1e3))
+    assert_same_fit(one, two, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("weight", "match"),
+    [
+        (np.zeros(300), "zero"),
+        (-np.ones(300), "[Nn]egative"),
+        (np.ones(299), "sample_weight"),
+        (np.full(300, np.nan), "NaN"),
+        (np.repeat([1, 0], [2, 298]), "n_components=3 is larger than n_samples=2"),
+    ],
+)
+def test_wrong_weights(weight, match, blobs):
+    with pytest.raises(ValueError, match=match):
+        TorchGMM(3).fit(blobs[0], sample_weight=weight)
+
+
+@over_all_types
+def test_first_batch_is_one_step_of_em(covariance_type, correlated):
+    options = {"covariance_type": covariance_type, "random_state": 0}
+    assert_same_fit(TorchGMM(3, **options).partial_fit(correlated), one_step(correlated, **options))
+
+
+@over_all_types
+def test_step_of_one_half_is_the_middle(covariance_type, correlated):
+    """With learning_decay=1, a second batch as large as the first weighs as much: sums of equal weight add."""
+    options = {"covariance_type": covariance_type, "reg_covar": 0.0}
+    start = TorchGMM(3, random_state=0, **options).partial_fit(correlated)
+    weights, means, covariances = start.weights_, start.means_, start.covariances_
+    step = TorchGMM.from_parameters(weights, means, covariances, learning_decay=1.0, **options)
+    step._weight_seen = 600.0
+    shifted = correlated + 0.3
+    step.partial_fit(shifted)
+    full = TorchGMM.from_parameters(weights, means, covariances, learning_decay=1.0, **options).partial_fit(shifted)
+    assert_allclose(step.weights_, (weights + full.weights_) / 2)
+    first = weights[:, None] * means + full.weights_[:, None] * full.means_
+    assert_allclose(step.means_, first / (weights + full.weights_)[:, None])
+
+
+@over_all_types
+def test_stream_comes_to_what_a_fit_finds(covariance_type, blobs):
+    X, y = shuffle(*blobs, random_state=0)
+    stream = TorchGMM(3, covariance_type=covariance_type, random_state=0)
+    for _ in range(15):
+        for start in range(0, 300, 50):
+            stream.partial_fit(X[start : start + 50])
+    batch = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(X)
+    assert stream.score(X) > batch.score(X) - 0.02
+    assert adjusted_rand_score(y, stream.predict(X)) > 0.95
+    assert (stream.n_iter_, len(stream.lower_bounds_)) == (90, 90)
+
+
+def test_stream_follows_data_that_move():
+    lags = []
+    for learning_decay in (0.55, 0.7, 1.0):
+        rng, gmm = np.random.default_rng(0), TorchGMM(2, random_state=0, learning_decay=learning_decay)
+        for step in range(200):
+            centers = np.array([-5.0, 5.0]) + step / 20
+            gmm.partial_fit(rng.normal(size=(50, 1)) + rng.choice(centers, size=(50, 1)))
+        lags.append(np.abs(np.sort(gmm.means_[:, 0]) - centers).mean())
+    assert lags == sorted(lags)
+    assert lags[0] < 1.2, "the mixture is more than 24 batches behind"
+    assert lags[2] > 3, "with learning_decay=1 nothing is forgotten"
+
+
+def test_partial_fit_goes_on_from_a_fit(correlated):
+    gmm = TorchGMM(3, random_state=0).fit(correlated)
+    before = gmm.score(correlated)
+    gmm.partial_fit(correlated[:1])
+    assert abs(gmm.score(correlated) - before) < 0.05, "one row has moved the mixture of six hundred"
+    with pytest.raises(ValueError, match="3 components, but n_components=2"):
+        gmm.set_params(n_components=2).partial_fit(correlated)
+
+
+def test_partial_fit_with_weights(correlated):
+    weight = np.random.default_rng(0).integers(1, 4, size=600)
+    one = TorchGMM(3, random_state=0).partial_fit(correlated).partial_fit(correlated, sample_weight=weight)
+    two = TorchGMM(3, random_state=0).partial_fit(correlated).partial_fit(correlated.repeat(weight, axis=0))
+    assert_same_fit(one, two)
+
+
+def test_first_batch_needs_enough_rows(correlated):
+    gmm = TorchGMM(3)
+    with pytest.raises(ValueError, match="n_components=3 is larger than n_samples=2"):
+        gmm.partial_fit(correlated[:2])
+    with pytest.raises(NotFittedError):
+        gmm.predict(correlated)
+    gmm.partial_fit(correlated)
+    with pytest.raises(ValueError, match="X has 2 features"):
+        gmm.partial_fit(correlated[:, :2])
+
+
+def test_transform_is_predict_proba(blobs):
+    gmm = TorchGMM(3, random_state=0).fit(blobs[0])
+    assert_array_equal(gmm.transform(blobs[0]), gmm.predict_proba(blobs[0]))
+    assert list(gmm.get_feature_names_out()) == ["torchgmm0", "torchgmm1", "torchgmm2"]
+    assert_array_equal(TorchGMM(3, random_state=0).fit_transform(blobs[0]), gmm.transform(blobs[0]))
+
+
+def test_icl_is_the_bic_and_the_doubt(correlated):
+    gmm = TorchGMM(3, random_state=0).fit(correlated)
+    doubt = -2 * np.log(gmm.predict_proba(correlated).max(1)).sum()
+    assert gmm.icl(correlated) == pytest.approx(gmm.bic(correlated) + doubt)
+    assert doubt > 1
+
+
+@over_all_types
+def test_restarts_together_are_restarts_alone(covariance_type, correlated, monkeypatch):
+    options = {"covariance_type": covariance_type, "init_params": "random_from_data", "random_state": 3, "tol": 1e-5}
+    gmm = TorchGMM(3, n_init=6, max_iter=500, **options)
+    together = gmm.fit(correlated)
+    bounds = together.lower_bounds_
+    monkeypatch.setattr("skvae.fitting.rows.WhitenedRows.n_together", lambda self, n_components: 1)
+    alone = TorchGMM(3, n_init=6, max_iter=500, **options).fit(correlated)
+    assert_allclose(alone.lower_bounds_, bounds, rtol=1e-10)
+    assert_same_fit(alone, together)
+
+
+@over_all_types
+def test_squarem_arrives_sooner(covariance_type, correlated):
+    options = {"covariance_type": covariance_type, "random_state": 0, "tol": 1e-8, "max_iter": 5_000}
+    plain = TorchGMM(3, **options).fit(correlated)
+    fast = TorchGMM(3, acceleration="squarem", **options).fit(correlated)
+    assert fast.converged_
+    assert (np.diff(fast.lower_bounds_) > -1e-9).all()
+    assert fast.lower_bound_ > plain.lower_bound_ - 1e-5
+    assert fast.n_iter_ < plain.n_iter_ or plain.n_iter_ < 12
+    assert fast.score(correlated) == pytest.approx(fast.lower_bound_, abs=1e-6)
+
+
+def test_squarem_stopped_early_is_a_mixture_of_em(correlated):
+    for max_iter in range(1, 12):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            gmm = TorchGMM(3, acceleration="squarem", random_state=0, max_iter=max_iter, tol=0).fit(correlated)
+        assert gmm.n_iter_ <= max_iter
+        assert gmm.score(correlated) > gmm.lower_bound_ - 1e-9
+        assert_allclose(gmm.covariances_ @ gmm.precisions_, np.stack([np.eye(3)] * 3), atol=1e-8)
+
+
+def test_memory_map(correlated, tmp_path):
+    mapped = np.memmap(tmp_path / "rows.dat", dtype=np.float64, mode="w+", shape=correlated.shape)
+    mapped[:] = correlated
+    mapped.flush()
+    mapped = np.memmap(tmp_path / "rows.dat", dtype=np.float64, mode="r", shape=correlated.shape)
+    one, two = (TorchGMM(3, random_state=0).fit(X) for X in (mapped, correlated))
+    assert_same_fit(one, two, rtol=0)
+    assert_array_equal(one.predict(mapped), two.predict(correlated))
+
+
+def test_scikit_learns_estimator_reads_the_attributes(correlated):
+    """A fitted TorchGMM can be turned into a GaussianMixture by its attributes alone."""
+    gmm, twin = TorchGMM(3, random_state=0).fit(correlated), GaussianMixture(3)
+    for name in ("weights_", "means_", "precisions_cholesky_"):
+        setattr(twin, name, getattr(gmm, name))
+    assert_allclose(twin.predict_proba(correlated), gmm.predict_proba(correlated), rtol=1e-6, atol=1e-9)
