@@ -9,12 +9,13 @@ import skvae
 
 ROOT = Path(skvae.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
-LEVELS = {"models": 0, "fitting": 1, "estimators": 2, "metrics": 2, "displays": 3, "datasets": 3}
+LEVELS = {"models": 0, "fitting": 1, "estimators": 2, "metrics": 2, "selection": 2, "displays": 3, "datasets": 3}
 TOP = 4
 LIBRARIES = {
     "models": {"torch", "math", "typing", "dataclasses", "itertools"},
     "fitting": {"torch", "math", "typing", "functools", "skorch", "tqdm"},
     "metrics": {"numpy", "scipy", "sklearn"},
+    "selection": {"numpy", "sklearn", "dataclasses", "itertools", "numbers", "time", "warnings"},
 }
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-
 from skvae.fitting import rows as em
 from skvae.fitting.em import fit_mixtures, start_mixture
 from skvae.fitting.rows import WhitenedRows, e_step, row_chunks

@@ -6,15 +6,10 @@ from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.mixture import GaussianMixture
 
-from skvae import TorchGMM, VAEEmbedder
-from skvae.displays import LatentSpaceDisplay, ReconstructionDisplay, ellipse_of, full_covariances
+from skvae import TorchGMM
+from skvae.displays import LatentSpaceDisplay
+from skvae.displays.latent_space import ellipse_of, full_covariances
 from skvae.models import COVARIANCES
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 def ellipses(ax):
@@ -69,19 +64,6 @@ def test_codes_alone_and_strings():
         LatentSpaceDisplay.from_predictions(X, y[:10])
     with pytest.raises(ValueError, match=r"1 feature\(s\)"):
         LatentSpaceDisplay.from_predictions(X[:, :1])
-
-
-def test_reconstructions():
-    X = np.random.default_rng(0).random((30, 12))
-    vae = VAEEmbedder(2, hidden_layer_sizes=(8,), max_epochs=1, random_state=0).fit(X)
-    figure, ax = plt.subplots()
-    display = ReconstructionDisplay.from_estimator(vae, X[:5], image_shape=(3, 4), ax=ax)
-    assert display.figure_ is figure
-    assert display.images.shape == display.reconstructions.shape == (5, 3, 4)
-    (picture,) = ax.get_images()
-    shown = picture.get_array()
-    assert_allclose(shown[1:4, 1:5], X[0].reshape(3, 4))
-    assert display.plot() is display
 
 
 def test_discriminant_plane_is_fishers():

@@ -1,4 +1,4 @@
-"""Pictures of fitted models, with the manners of scikit-learn's displays. matplotlib is imported when drawing."""
+"""Codes in the plane with the components of a mixture."""
 
 import numpy as np
 from scipy.linalg import eigh
@@ -6,21 +6,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["LatentSpaceDisplay", "ReconstructionDisplay"]
-
-# Ten colours that can be told apart with every kind of colour vision (Petroff 2021, "Accessible color sequences").
-COLORS = (
-    "#3f90da",
-    "#ffa90e",
-    "#bd1f01",
-    "#94a4a2",
-    "#832db6",
-    "#a96b59",
-    "#e76300",
-    "#b9ac70",
-    "#717581",
-    "#92dadd",
-)
+from .drawing import COLORS, axes_or_new
 
 
 class LatentSpaceDisplay:
@@ -154,10 +140,9 @@ class LatentSpaceDisplay:
         -------
         self : LatentSpaceDisplay
         """
-        import matplotlib.pyplot as plt
         from matplotlib.patches import Ellipse
 
-        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+        ax = axes_or_new(ax)
         labels = np.zeros(len(self.codes), dtype=int) if self.labels is None else self.labels
         size = np.clip(8_000 / len(self.codes), 4, 20)  # square points: many rows stay apart, few stay visible
         for index, label in enumerate(np.unique(labels)):
@@ -181,114 +166,6 @@ class LatentSpaceDisplay:
             )
         ax.set(xlabel="first coordinate", ylabel="second coordinate")
         ax.set_aspect("equal", adjustable="datalim")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self
-
-
-class ReconstructionDisplay:
-    """Images above their reconstructions.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n_images, height, width)
-        Originals.
-    reconstructions : ndarray of shape (n_images, height, width)
-        What the model makes of them.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        Where it was drawn.
-    figure_ : matplotlib Figure
-        Its figure.
-
-    Examples
-    --------
-    >>> import matplotlib
-    >>> matplotlib.use("agg")
-    >>> from sklearn.datasets import load_digits
-    >>> from skvae import VAEEmbedder
-    >>> from skvae.displays import ReconstructionDisplay
-    >>> X = load_digits().data / 16
-    >>> vae = VAEEmbedder(max_epochs=2, random_state=0).fit(X)
-    >>> display = ReconstructionDisplay.from_estimator(vae, X[:8], image_shape=(8, 8))
-    >>> display.images.shape
-    (8, 8, 8)
-    """
-
-    def __init__(self, images, reconstructions):
-        self.images = images
-        self.reconstructions = reconstructions
-
-    @classmethod
-    def from_estimator(cls, embedder, X, *, image_shape, ax=None):
-        """Draw images and what a fitted embedder makes of them.
-
-        Parameters
-        ----------
-        embedder : transformer
-            Fitted, with ``transform`` and ``inverse_transform``.
-        X : array-like of shape (n_images, n_features)
-            Images, one flat row each.
-        image_shape : tuple of int
-            Height and width.
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a new figure.
-
-        Returns
-        -------
-        display : ReconstructionDisplay
-        """
-        return cls.from_predictions(
-            X, embedder.inverse_transform(embedder.transform(X)), image_shape=image_shape, ax=ax
-        )
-
-    @classmethod
-    def from_predictions(cls, X, X_reconstructed, *, image_shape, ax=None):
-        """Draw images and their reconstructions.
-
-        Parameters
-        ----------
-        X, X_reconstructed : array-like of shape (n_images, n_features)
-            Images, one flat row each.
-        image_shape : tuple of int
-            Height and width.
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a new figure.
-
-        Returns
-        -------
-        display : ReconstructionDisplay
-        """
-        images, reconstructions = (np.asarray(rows).reshape(-1, *image_shape) for rows in (X, X_reconstructed))
-        check_consistent_length(images, reconstructions)
-        return cls(images, reconstructions).plot(ax=ax)
-
-    def plot(self, *, ax=None):
-        """Draw.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a new figure.
-
-        Returns
-        -------
-        self : ReconstructionDisplay
-        """
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
-        images = np.stack([self.images, self.reconstructions])
-        margin = max(1, images.shape[2] // 12)
-        border = ((0, 0), (0, 0), (margin, margin), (margin, margin))
-        images = np.pad(images.astype(float), border, constant_values=np.nan)
-        ax.imshow(np.concatenate([np.concatenate(list(row), axis=1) for row in images]), cmap="gray_r")
-        height = images.shape[2]
-        ax.set_yticks([height / 2, 1.5 * height], ["input", "output"])
-        ax.set_xticks([])
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
