@@ -95,8 +95,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Start the next fit from the result of the last one.
 
     acceleration : {"squarem"} or None, default=None
-        Whether to extrapolate EM steps. It takes fewer iterations to the same ``tol``, far fewer to a small one, but may
-        end in another local maximum.
+        Whether to extrapolate EM steps. It takes fewer iterations to the same ``tol``, far fewer to a small one. The
+        local maximum where it ends may be another one.
 
     learning_decay : float, default=0.7
         How fast `partial_fit` forgets, in (0.5, 1]: a batch after ``b`` equal ones enters with the step

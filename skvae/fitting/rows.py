@@ -165,11 +165,13 @@ class WhitenedRows:
             self.features = x.new_empty(n_linear, n_samples)
             self.x = self.features[1 : n_features + 1].mT
         for rows in row_chunks(n_samples, n_features, self.chunk_size):
-            white = self.family.whiten(x[rows], whitener)
             if self.features is None:
-                self.x[rows] = white
+                white = x.new_empty(n_features, len(x[rows]))
+                self.family.whiten(x[rows], whitener, white)
+                x[rows] = white.mT
             else:
-                self.family.write_features(white, self.features[:, rows])
+                self.family.whiten(x[rows], whitener, self.features[1 : n_features + 1, rows])
+                self.family.write_features(self.features[:, rows], n_features)
 
     def _features(self, n_components, dtype):
         """Slices, and the features of their rows (p, b), which may be in memory that is used again for the next."""
@@ -180,9 +182,10 @@ class WhitenedRows:
             return
         buffer = self.x.new_empty(n_linear, min(len(self.x), chunks[0].stop), dtype=dtype)
         for rows in chunks:
-            x = self.x[rows].to(dtype)
+            x = self.x[rows]
             features = buffer[:, : len(x)]
-            self.family.write_features(x, features)
+            features[1 : x.shape[1] + 1].copy_(x.mT)
+            self.family.write_features(features, x.shape[1])
             yield rows, features
 
     def _sums(self, n_components):

@@ -67,9 +67,8 @@ class Covariance:
     def estimate(self, moments, regularization):
         """Maximum likelihood covariances from moments about any reference, plus a regularization."""
         weight = moments.weight.reshape(-1, *[1] * (moments.second.ndim - 1))
-        covariances = self._square(moments.first / moments.weight.sqrt()[:, None])  # explained by the means
+        covariances = self._squares(moments.first / moments.weight.sqrt()[:, None])  # explained by the means
         if self.tied:
-            covariances = covariances.sum(0, keepdim=True)
             weight = weight.sum(0, keepdim=True)
         # In place: for many features these are the largest tensors of all.
         return covariances.neg_().add_(moments.second).div_(weight).add_(regularization)
@@ -84,8 +83,7 @@ class Covariance:
         """Moments about another reference (k, d)."""
         weight = moments.weight[:, None].clamp(min=torch.finfo(moments.weight.dtype).tiny)
         first = moments.first + moments.weight[:, None] * (means - reference)
-        change = self._square(first / weight.sqrt()) - self._square(moments.first / weight.sqrt())
-        change = change.sum(0, keepdim=True) if self.tied else change
+        change = self._squares(first / weight.sqrt()) - self._squares(moments.first / weight.sqrt())
         return Moments(moments.weight, first, moments.second + change)
 
     def total(self, mixture):
@@ -205,27 +203,33 @@ class MatrixCovariance(Covariance):
         """Number of features of a row in the linear form."""
         return 1 + n_features + (0 if self.tied else n_features * (n_features + 1) // 2)
 
-    def write_features(self, x, out):
-        """Write the features of rows (n, d) as columns (p, n): 1, x, and for "full" the products x_i x_j, i <= j."""
-        n_features = x.shape[1]
-        xt, products = _write_linear(x, out), out[n_features + 1 :]
+    def write_features(self, out, n_features):
+        """Complete the features (p, n) of rows, which hold x: 1, x, and for "full" the products x_i x_j, i <= j."""
+        out[0] = 1
+        xt, products = out[1 : n_features + 1], out[n_features + 1 :]
         if not self.tied:
             for i, rows in enumerate(products.split(list(range(n_features, 0, -1)))):
                 torch.mul(xt[i], xt[i:], out=rows)
 
     def natural(self, mixture):
         """Natural parameters (k, p): the log-density plus log-weight is ``natural @ features`` (see `common`)."""
-        precisions = self.precisions(mixture.factor)
-        linear = (precisions @ mixture.means[:, :, None]).squeeze(-1)
-        parts = [self._constants(mixture)[:, None], linear]
+        linear = self._whitened(mixture.means, mixture.factor)[:, None, :] @ mixture.factor.mT
+        parts = [self._constants(mixture)[:, None], linear.squeeze(1)]
         if not self.tied:
+            precisions = self.precisions(mixture.factor)
             i, j = torch.triu_indices(*precisions.shape[1:], device=precisions.device)
             parts.append(torch.where(i == j, -0.5, -1.0).to(precisions) * precisions[:, i, j])
         return torch.cat(parts, 1)
 
     def common(self, mixture, scatter):
         """Sum over all rows of the part of the log-density that components share and `natural` leaves out."""
-        return -0.5 * (self.precisions(mixture.factor) * scatter).sum() if self.tied else 0.0
+        if not self.tied:
+            return 0.0
+        total = 0.0
+        for block in _blocks(mixture.means.shape[1]):  # the factor is zero below its diagonal
+            columns = mixture.factor[0, : block.stop, block]
+            total = total + ((scatter[0, : block.stop, : block.stop] @ columns) * columns).sum()
+        return -0.5 * total
 
     def moments_of(self, sums, n_features, scatter):
         """Moments about the origin from weighted sums of features (k, p)."""
@@ -250,9 +254,10 @@ class MatrixCovariance(Covariance):
             return factor[0]
         return _inverse_scales(covariance[0].diagonal()).diag()
 
-    def whiten(self, x, whitener):
-        """Rows in whitened coordinates."""
-        return x @ whitener
+    def whiten(self, x, whitener, out):
+        """Write rows (n, d), in whitened coordinates, as columns (d, n)."""
+        for block in _blocks(len(whitener)):  # the whitener is zero below its diagonal
+            torch.mm(whitener[: block.stop, block].mT, x[:, : block.stop].mT, out=out[block])
 
     def whiten_mixture(self, mixture, whitener):
         """The mixture in whitened coordinates."""
@@ -287,8 +292,9 @@ class MatrixCovariance(Covariance):
     def _shape(self, n_components, n_features):
         return self._n_free(n_components), n_features, n_features
 
-    def _square(self, shift):
-        return shift[:, :, None] * shift[:, None, :]
+    def _squares(self, shift):
+        """Outer products of vectors (k, d) with themselves, or their sum if the type is tied."""
+        return (shift.mT @ shift)[None] if self.tied else shift[:, :, None] * shift[:, None, :]
 
 
 class AxisCovariance(Covariance):
@@ -367,11 +373,16 @@ class AxisCovariance(Covariance):
         """Number of features of a row in the linear form."""
         return 1 + n_features + (0 if self.tied else self._shape(1, n_features)[1])
 
-    def write_features(self, x, out):
-        """Write the features of rows (n, d) as columns (p, n): 1, x, and unless tied the squares or their mean."""
-        xt = _write_linear(x, out)
-        if not self.tied:
-            out[x.shape[1] + 1 :] = self._pool(xt.square().mT).mT
+    def write_features(self, out, n_features):
+        """Complete the features (p, n) of rows, which hold x: 1, x, and unless tied the squares or their mean."""
+        out[0] = 1
+        xt, squares = out[1 : n_features + 1], out[n_features + 1 :]
+        if self.tied:
+            return
+        if 1 in self.pooled:
+            torch.mean(xt.square(), 0, keepdim=True, out=squares)
+        else:
+            torch.mul(xt, xt, out=squares)
 
     def natural(self, mixture):
         """Natural parameters (k, p): the log-density plus log-weight is ``natural @ features`` (see `common`)."""
@@ -402,9 +413,9 @@ class AxisCovariance(Covariance):
         """Factors such that rows ``x * w`` have unit variances, or unit mean variance."""
         return _inverse_scales(covariance[0])
 
-    def whiten(self, x, whitener):
-        """Rows in whitened coordinates."""
-        return x * whitener
+    def whiten(self, x, whitener, out):
+        """Write rows (n, d), in whitened coordinates, as columns (d, n)."""
+        torch.mul(x.mT, whitener.expand(x.shape[1])[:, None], out=out)
 
     def whiten_mixture(self, mixture, whitener):
         """The mixture in whitened coordinates."""
@@ -440,16 +451,10 @@ class AxisCovariance(Covariance):
     def _shape(self, n_components, n_features):
         return self._n_free(n_components), 1 if 1 in self.pooled else n_features
 
-    def _square(self, shift):
-        return self._pool(shift.square())
-
-
-def _write_linear(x, out):
-    """Write a row of ones and the transposed rows; return the latter."""
-    xt = out[1 : x.shape[1] + 1]
-    out[0] = 1
-    xt.copy_(x.mT)
-    return xt
+    def _squares(self, shift):
+        """Squares of vectors (k, d), or their sum if the type is tied."""
+        squares = self._pool(shift.square())
+        return squares.sum(0, keepdim=True) if self.tied else squares
 
 
 def _inverse_scales(variances):

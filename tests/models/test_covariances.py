@@ -114,8 +114,10 @@ def fitted(family, x, resp, means):
 def test_linear_form_is_the_residual_form(family, x, resp, means):
     mixture, weight = fitted(family, x, resp, means), torch.ones(N, dtype=torch.float64)
     features = x.new_empty(family.n_linear_features(D), N)
-    family.write_features(x, features)
-    scatter = family.scatter(x, weight)
+    features[1 : D + 1] = x.T
+    family.write_features(features, D)
+    scatter = family.scatter(x)
+    assert_close(scatter, family.scatter(x, weight))
     joint = mixture.log_weights + family.log_prob(x, means, mixture.factor)
     # What "tied" leaves out is the same for all components of a row.
     difference = joint - (family.natural(mixture) @ features).T
@@ -130,7 +132,12 @@ def test_linear_form_is_the_residual_form(family, x, resp, means):
 def test_whitened_coordinates_change_nothing(family, x, resp, means):
     mixture = fitted(family, x, resp, means)
     whitener = family.whitener(family.scatter(x, torch.ones(N, dtype=torch.float64)) / N)
-    white, inside = family.whiten(x, whitener), family.whiten_mixture(mixture, whitener)
+    columns, inside = x.new_empty(D, N), family.whiten_mixture(mixture, whitener)
+    family.whiten(x, whitener, columns)
+    white = columns.T
+    assert_close(
+        family.scatter(white) / N, family.expand(family.compact(family.identity(x, D)[None])), atol=1e-8, rtol=0
+    )
     joint = family.log_prob(white, inside.means, inside.factor) + family.log_scale(whitener, D)
     assert_close(joint, family.log_prob(x, means, mixture.factor))
     for one, two in zip(family.unwhiten_mixture(inside, whitener), mixture, strict=True):
@@ -140,6 +147,39 @@ def test_whitened_coordinates_change_nothing(family, x, resp, means):
     outside = family.unwhiten_mixture(inside._replace(covariances=added, factor=factor), whitener).covariances
     identity = family.regularization(1.0, family.identity(x, D))
     assert_close(outside, mixture.covariances + 0.5 * identity)
+
+
+@over_families
+def test_moments_of_a_mixture_give_it_back(family, x, resp, means):
+    mixture, reference = fitted(family, x, resp, means), means.flip(0) + 1
+    moments = family.shift(family.moments_from(mixture, 0.25), mixture.means, reference)
+    assert_close(family.estimate(moments, 0.25), mixture.covariances)
+    assert_close(reference + moments.first / moments.weight[:, None], mixture.means)
+    assert_close(moments.weight, mixture.log_weights.exp())
+
+
+@over_families
+def test_shifted_moments_are_those_about_the_other_reference(family, x, resp, means):
+    one, two = family.moments(x, resp, means), family.moments(x, resp, means + 3)
+    for mine, theirs in zip(family.shift(one, means, means + 3), two, strict=True):
+        assert_close(mine, theirs)
+
+
+@over_families
+def test_total_is_the_covariance_of_all_rows(family, x, resp):
+    resp = resp / resp.sum(1, keepdim=True)
+    moments = family.moments(x, resp, x[:K])
+    weights = moments.weight / N
+    centers = x[:K] + moments.first / moments.weight[:, None]
+    covariances = family.estimate(moments, 0.0)
+    mixture = Mixture(weights.log(), centers, covariances, family.factor(covariances)[0])
+    assert_close(family.total(mixture), family.scatter(x - x.mean(0)) / N)
+
+
+@over_families
+def test_log_of_the_factor(family, x, resp, means):
+    factor = fitted(family, x, resp, means).factor
+    assert_close(family.exp_factor(family.log_factor(factor)), factor)
 
 
 def test_spread_is_the_squared_distance_in_standard_deviations():
