@@ -178,7 +178,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         "init_params": [StrOptions({*STARTS, "labels"}), "array-like", HasMethods("fit_predict")],
         "weights_init": ["array-like", None],
         "means_init": ["array-like", None],
-        "precisions_init": ["array-like", None],
+        "precisions_init": ["array-like", Interval(Real, 0.0, None, closed="neither"), None],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
         "acceleration": [StrOptions({name for name in ACCELERATIONS if name}), None],
@@ -659,8 +659,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
                 f"not belong to covariance_type={self.covariance_type!r} and {self.n_features_in_} features; fit again "
                 "with warm_start=False."
             )
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(self.weights_, dtype=np.float64)
         parts = (
-            np.log(self.weights_, dtype=np.float64),
+            log_weights,
             self.means_.astype(np.float64) - center,
             family.expand(to_tensor(self.covariances_, dtype, device)),
             family.expand(to_tensor(self.precisions_cholesky_, dtype, device)),

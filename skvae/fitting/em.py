@@ -10,6 +10,7 @@ from .squarem import ACCELERATIONS
 
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
+START_JITTER = 1e-6  # for components that start from one row: they take the rows nearest to it
 MIN_ROWS = 1e-8  # a component with less than this share of a row is dead
 
 
@@ -47,7 +48,6 @@ def m_step(moments, means, rows):
 def _regularized_factor(covariances, rows):
     """Factors; where there is none, the diagonal grows until there is (the total variance is one)."""
     family, jitter, regularized = rows.family, FIRST_JITTER, frozenset()
-    identity = family.regularization(1.0, family.identity(covariances, rows.x.shape[1]))
     while True:
         factor, positive = family.factor(covariances)
         sound = positive & (factor.abs().flatten(1).amax(1) <= MAX_FACTOR)
@@ -58,7 +58,7 @@ def _regularized_factor(covariances, rows):
             raise ValueError(f"The covariances of components {bad.tolist()} are not finite; scale the input data.")
         regularized |= frozenset(bad.tolist())
         covariances = covariances.clone()
-        covariances[bad] += jitter * identity
+        covariances[bad] += family.regularization(jitter, family.identity(covariances, rows.x.shape[1]))
         jitter *= 10
 
 
@@ -78,7 +78,13 @@ def _reseed(mixture, dead, rows):
 
 def start_mixture(rows, resp_of, n_components):
     """The mixture that responsibilities of the whitened rows imply, in the coordinates of the data."""
-    mixture, _, _ = m_step(*rows.moments(resp_of, n_components), rows)
+    mixture, regularized, _ = m_step(*rows.moments(resp_of, n_components), rows)
+    if regularized:
+        family, singular = rows.family, sorted(regularized)
+        covariances = mixture.covariances.clone()
+        identity = family.identity(covariances, rows.x.shape[1])
+        covariances[singular] += family.regularization(START_JITTER, identity)
+        mixture = mixture._replace(covariances=covariances, factor=family.factor(covariances)[0])
     return rows.family.unwhiten_mixture(mixture, rows.whitener)
 
 

@@ -19,8 +19,10 @@ def row_chunks(n_rows, n_columns, chunk_size=None, n_bytes=RESIDUAL_BYTES):
 def e_step(x, mixture, family):
     """Log-likelihood (n,) and log-responsibilities (n, k) of rows, in the residual form."""
     joint = mixture.log_weights + family.log_prob(x, mixture.means, mixture.factor)
-    evidence = joint.logsumexp(1)
-    return evidence, joint - evidence[:, None]
+    peak = joint.amax(1, keepdim=True)
+    joint = joint - peak  # far from all components, the differences would be lost beside their size
+    norm = joint.logsumexp(1, keepdim=True)
+    return (peak + norm).squeeze(1), joint - norm
 
 
 class WhitenedRows:

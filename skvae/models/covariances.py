@@ -126,7 +126,7 @@ class MatrixCovariance(Covariance):
             for block in _blocks(len(xt)):  # the factor is zero below its diagonal
                 squares[c] += (matrix[: block.stop, block].mT @ residual[: block.stop]).square_().sum(0)
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return log_det - 0.5 * (squares.mT + x.shape[1] * LOG_2PI)
+        return log_det - 0.5 * (_finite(squares).mT + x.shape[1] * LOG_2PI)
 
     def empty_moments(self, means):
         """Moments of no rows, to `accumulate` into: float64."""
@@ -306,7 +306,7 @@ class AxisCovariance(Covariance):
         for c, scale in enumerate(factor.expand(len(means), -1)):
             squares[:, c] = ((x - means[c]) * scale).square_().sum(1)
         log_det = factor.log().expand(-1, x.shape[1]).sum(1)
-        return log_det - 0.5 * (squares + x.shape[1] * LOG_2PI)
+        return log_det - 0.5 * (_finite(squares) + x.shape[1] * LOG_2PI)
 
     def empty_moments(self, means):
         """Moments of no rows, to `accumulate` into: float64."""
@@ -460,6 +460,12 @@ class AxisCovariance(Covariance):
 def _inverse_scales(variances):
     """One over the standard deviations, one where there is no variance."""
     return torch.where(variances > 0, variances, 1.0).rsqrt()
+
+
+def _finite(squares):
+    """Squared distances, those beyond the range of the dtype as large as it allows (also after inf - inf)."""
+    largest = torch.finfo(squares.dtype).max / 4
+    return squares.nan_to_num_(nan=largest, posinf=largest).clamp_(max=largest)
 
 
 def _rows_that_count(x, weight):

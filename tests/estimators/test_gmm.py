@@ -138,8 +138,8 @@ def test_offset_data(covariance_type, offset, correlated):
 def test_n_init_keeps_the_best(correlated):
     options = {"init_params": "random_from_data", "random_state": 0, "tol": 1e-6, "max_iter": 500}
     bounds = [TorchGMM(4, n_init=n, **options).fit(correlated).lower_bound_ for n in (1, 3, 10)]
-    assert bounds == sorted(bounds)
-    assert bounds[-1] > bounds[0], "the restarts were all alike"
+    assert (np.diff(bounds) > -1e-10).all()
+    assert bounds[-1] > bounds[0] + 1e-6, "the restarts were all alike"
 
 
 def test_warm_start_goes_on(correlated):

@@ -79,6 +79,40 @@ def test_responsibilities_start_a_mixture(covariance_type, correlated):
     assert_same_fit(listed.fit(correlated), gmm)
 
 
+def test_single_rows_start_a_mixture_without_regularization(correlated):
+    """Most starts find what they find with it; a few fall for a single row, which is a maximum then."""
+    options = {"init_params": "random_from_data", "tol": 1e-6, "max_iter": 2_000}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The covariances of components")
+        without = [TorchGMM(4, reg_covar=0.0, random_state=seed, **options).fit(correlated) for seed in range(8)]
+    regular = [TorchGMM(4, random_state=seed, **options).fit(correlated) for seed in range(8)]
+    assert sum(gmm.n_regularized_ == 0 for gmm in without) >= 6
+    assert np.median([gmm.lower_bound_ for gmm in without]) > np.median([gmm.lower_bound_ for gmm in regular]) - 0.05
+
+
+def test_a_component_may_start_without_weight(correlated):
+    gmm = TorchGMM(3, weights_init=[0, 0.5, 0.5], max_iter=0, random_state=0).fit(correlated)
+    assert np.isfinite(gmm.score_samples(correlated)).all()
+    assert (gmm.predict_proba(correlated)[:, 0] == 0).all()
+
+
+def test_precision_of_one_number_for_everything(correlated):
+    start = TorchGMM(3, covariance_type="tied_spherical", random_state=0).fit(correlated)
+    gmm = TorchGMM(
+        3, covariance_type="tied_spherical", precisions_init=2 * start.precisions_, max_iter=0, random_state=0
+    )
+    assert_allclose(gmm.fit(correlated).precisions_, 2 * start.precisions_)
+
+
+@over_all_types
+@pytest.mark.parametrize(("dtype", "far"), [(np.float64, 1e200), (np.float32, 1e30)])
+def test_rows_beyond_all_distances(covariance_type, dtype, far, correlated):
+    gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated.astype(dtype))
+    rows = np.array([[far, far, far], [-far, far, 0.0], [far, 0.0, -far]], dtype=dtype)
+    assert np.isfinite(gmm.score_samples(rows)).all()
+    assert_allclose(gmm.predict_proba(rows).sum(1), 1, rtol=1e-5)
+
+
 def test_clusterer_starts_a_mixture(blobs):
     X, y = blobs
     clusterer = KMeans(3, n_init=1)

@@ -1,0 +1,176 @@
+"""TorchGMM beside scikit-learn's GaussianMixture on real data: likelihood, clusters, iterations.
+
+    SKVAE_DATA_HOME=... python benchmarks/agreement.py --output docs/agreement.md
+
+Ten fits of each, with ``random_state`` 0 to 9, on one half of the rows; the other half is held out. First both start as
+they do by default, from their own k-means; then both from the same ten starts: random rows as means, equal weights, and
+the precision of all rows together. MNIST is left out where `fetch_mnist` does not find it in ``SKVAE_DATA_HOME``.
+"""
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import v_measure_score
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+import skvae
+from skvae import TorchGMM, TorchPPCA
+from skvae.datasets import fetch_mnist
+
+CLASSES = {"TorchGMM": TorchGMM, "GaussianMixture": GaussianMixture}
+TYPES = ("full", "tied", "diag", "spherical")
+SEEDS = range(10)
+MNIST_ROWS = 20_000
+
+
+def standardized(load):
+    """A table whose features have different units, as standard scores."""
+    X, y = load(return_X_y=True)
+    return StandardScaler().fit_transform(X), y
+
+
+def mnist_codes():
+    """The ten principal components of some rows, in units of the pixels' range."""
+    X, y = fetch_mnist(return_X_y=True)
+    X, y = X[:MNIST_ROWS].reshape(MNIST_ROWS, -1) / 255.0, y[:MNIST_ROWS]
+    return TorchPPCA(10).fit(X).transform(X), y
+
+
+DATA = {  # name: what it is, reg_covar, loader
+    "iris": ("as it is (cm)", 1e-6, lambda: load_iris(return_X_y=True)),
+    "wine": ("standardised", 1e-2, lambda: standardized(load_wine)),
+    "breast cancer": ("standardised", 1e-2, lambda: standardized(load_breast_cancer)),
+    "digits": ("as it is (0 to 16), with constant pixels", 1e-2, lambda: load_digits(return_X_y=True)),
+    "MNIST codes": (f"`TorchPPCA(10)` of {MNIST_ROWS} images", 1e-6, mnist_codes),
+}
+
+
+def common_start(X, covariance_type, n_components, seed):
+    """Starting parameters: random rows, equal weights, the precision of all rows (with a little regularisation)."""
+    covariance = np.cov(X.T) + 1e-2 * np.eye(X.shape[1])
+    variances = covariance.diagonal()
+    precisions = {
+        "full": np.stack([np.linalg.inv(covariance)] * n_components),
+        "tied": np.linalg.inv(covariance),
+        "diag": np.tile(1 / variances, (n_components, 1)),
+        "spherical": np.full(n_components, 1 / variances.mean()),
+    }
+    rows = np.random.default_rng(seed).choice(len(X), n_components, replace=False)
+    weights = np.full(n_components, 1 / n_components)
+    return {"weights_init": weights, "means_init": X[rows], "precisions_init": precisions[covariance_type]}
+
+
+def measure(cls, halves, parameters):
+    """Fit once: log-likelihoods of both halves, V-measure and labels of the half held out, iterations."""
+    (X, X_out), (_, y_out) = halves
+    gmm = cls(max_iter=1_000, **parameters).fit(X)
+    labels = gmm.predict(X_out)
+    return gmm.score(X), gmm.score(X_out), v_measure_score(y_out, labels), gmm.n_iter_, labels
+
+
+def compare(name, covariance_type, same_start):
+    """Measures (seeds, 4) of both classes, and in how many rows their labels differ at most."""
+    _, reg_covar, load = DATA[name]
+    X, y = load()
+    X, X_out, y, y_out = train_test_split(X, y, test_size=0.5, stratify=y, random_state=0)
+    k, found, n_other = len(np.unique(y)), {name: [] for name in CLASSES}, 0
+    for seed in SEEDS:
+        parameters = {"n_components": k, "covariance_type": covariance_type, "reg_covar": reg_covar}
+        parameters |= common_start(X, covariance_type, k, seed) if same_start else {"random_state": seed}
+        runs = {name: measure(cls, ((X, X_out), (y, y_out)), parameters) for name, cls in CLASSES.items()}
+        for name, run in runs.items():
+            found[name].append(run[:-1])
+        n_other = max(n_other, int((runs["TorchGMM"][-1] != runs["GaussianMixture"][-1]).sum()))
+    return {name: np.array(rows, dtype=float) for name, rows in found.items()}, n_other
+
+
+def span(values, digits):
+    """Mean, lowest and highest."""
+    if np.ptp(values) < 0.5 * 10**-digits:
+        return f"{values.mean():.{digits}f}"
+    return f"{values.mean():.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})"
+
+
+def row(*cells):
+    """A row of a Markdown table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def cells_of(found):
+    """Likelihoods, V-measure and iterations of ten fits."""
+    return [span(found[:, column], digits) for column, digits in enumerate((3, 3, 3, 0))]
+
+
+def report(names):
+    """The lines of the page."""
+    heads = ["log-likelihood, fitted half", "log-likelihood, other half", "V-measure, other half", "iterations"]
+    yield "# Agreement with scikit-learn on real data\n"
+    yield "```\npython benchmarks/agreement.py --output docs/agreement.md\n```\n"
+    yield f"Printed by this command with skvae {skvae.__version__}, scikit-learn {sklearn.__version__},"
+    yield f"torch {torch.__version__.split('+')[0]} and NumPy {np.__version__}, on one thread. MNIST is found where the"
+    yield "environment variable `SKVAE_DATA_HOME` says.\n"
+    yield "Each cell is the mean, and in brackets the lowest and the highest, of ten fits with `random_state` 0 to 9."
+    yield "Rows are split in two halves, once, with the classes in equal shares. Log-likelihoods are nats for each row."
+    yield "There are as many components as classes; `max_iter=1000`; everything else is the default but `reg_covar`.\n"
+    yield row("data", "rows", "features", "components", "units", "`reg_covar`")
+    yield row(*["--"] * 6)
+    for name in names:
+        units, reg_covar, load = DATA[name]
+        X, y = load()
+        yield row(name, *X.shape, len(np.unique(y)), units, f"{reg_covar:g}")
+    yield "\n## From their own starts\n"
+    yield "The starts are drawn differently, so one seed does not give both the same fit. What has to agree is what ten"
+    yield "seeds find. Where a range is wide there are several local maxima, and means of ten fits differ by chance.\n"
+    yield row("data", "covariances", "", *heads)
+    yield row(*["--"] * 7)
+    for name in names:
+        for kind in TYPES:
+            found, _ = compare(name, kind, same_start=False)
+            for label, values in found.items():
+                yield row(name, kind, f"`{label}`", *cells_of(values))
+    yield "\n## From the same starts\n"
+    yield "Both start from random rows, equal weights and the precision of all rows. The cells are those of `TorchGMM`;"
+    yield "the last three columns are the largest difference from `GaussianMixture` in ten pairs of fits: of the"
+    yield "log-likelihoods of either half, of the number of iterations, and the number of rows of the other half that"
+    yield "are in another component.\n"
+    yield row("data", "covariances", *heads, "difference: log-likelihood", "iterations", "rows")
+    yield row(*["--"] * 9)
+    for name in names:
+        for kind in TYPES:
+            found, n_other = compare(name, kind, same_start=True)
+            difference = np.abs(found["TorchGMM"] - found["GaussianMixture"]).max(0)
+            largest = difference[:2].max()
+            # Rounding, which is not the same on every machine, is not worth its digits.
+            shown = "< 1e-8" if largest < 1e-8 else f"{largest:.0e}"
+            yield row(name, kind, *cells_of(found["TorchGMM"]), shown, int(difference[3]), n_other)
+
+
+def main():
+    """Compare and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="Markdown file to write")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    torch.set_num_threads(1)
+    names = [name for name in DATA if name != "MNIST codes" or os.environ.get("SKVAE_DATA_HOME")]
+    lines = []
+    with threadpool_limits(1):
+        for line in report(names):
+            print(line, flush=True)
+            lines.append(line)
+    if args.output:
+        args.output.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
