@@ -10,10 +10,11 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..fitting.rows import row_chunks
+from ..fitting.rows import RESIDUAL_BYTES, row_chunks
 
 FLOATS = (np.float64, np.float32)
 DEVICES = ("cuda", "mps", "cpu")
+SCATTER_ROWS = 512  # rows whose products are summed in the dtype of the data
 
 
 def fit_method(method):
@@ -113,6 +114,31 @@ def centered(X, center, dtype, device):
     for rows in row_chunks(*X.shape):
         x[rows] = torch.from_numpy(X[rows] - center)
     return x
+
+
+def scatter_about(X, center, weight, dtype, device, chunk_size=None):
+    """Weighted sum of outer products of rows about a centre (d, d), float64, in one pass with a copy of a chunk alone.
+
+    The products of a chunk are made in the dtype; on a CPU by NumPy, which knows that they are symmetric.
+    """
+    kind, n_features = np.float32 if dtype == torch.float32 else np.float64, X.shape[1]
+    reference = center.astype(kind)
+    # Longer sums in float32 would lose digits.
+    chunks = row_chunks(len(X), n_features, chunk_size or min(SCATTER_ROWS, max(1, RESIDUAL_BYTES // (8 * n_features))))
+    buffer = np.empty((min(len(X), chunks[0].stop), n_features), kind)
+    total = torch.zeros(n_features, n_features, dtype=torch.float64, device=device)
+    for rows in chunks:
+        part = np.subtract(X[rows], reference, out=buffer[: len(X[rows])], casting="same_kind")
+        if weight is not None:
+            part *= np.sqrt(weight[rows, None]).astype(kind)
+        if total.device.type == "cpu":
+            total += torch.from_numpy(part.T @ part)
+        else:
+            part = torch.from_numpy(part).to(device)
+            total += part.mT @ part
+    shift = torch.from_numpy(center - reference).to(total)
+    n_samples = len(X) if weight is None else float(weight.sum())
+    return total - n_samples * shift.outer(shift)
 
 
 def check_enough_rows(X, n_components):

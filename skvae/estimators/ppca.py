@@ -6,19 +6,24 @@ from typing import ClassVar
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from ..fitting.ppca import fit_ppca
+from ..fitting.ppca import axes_of_rows, axes_of_scatter, fit_ppca
 from ..models.ppca import PPCA
 from ._base import (
     LatentMixin,
     TorchEstimator,
+    centered,
     check_sample_size,
+    column_means,
     compute_dtype,
+    counted_rows,
     fit_method,
     generator_from,
     resolve_device,
+    scatter_about,
     to_dtype,
+    to_tensor,
 )
 
 
@@ -132,20 +137,22 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             If X is not a finite numeric table of at least two rows, or has fewer rows or features than components.
         """
         X = self._validate(X, reset=True, min_samples=2)
+        X, weight, _ = counted_rows(X, sample_weight)
         if isinstance(self.n_components, Integral) and self.n_components > min(X.shape):
             raise ValueError(
                 f"n_components={self.n_components} is larger than the smaller of n_samples={len(X)} and "
                 f"n_features={X.shape[1]}; decrease n_components."
             )
-        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-        if not weight.any():
-            raise ValueError("Every sample_weight is zero; at least one row should count.")
 
         device = resolve_device(self.device, dtype=torch.float64)
-        dtype, mean = compute_dtype(X.dtype, device), np.average(X.astype(np.float64), axis=0, weights=weight)
-        x = torch.tensor(X - mean, dtype=dtype, device=device)
-        weight = torch.tensor(weight, dtype=dtype, device=device)
-        model, _, total_variance = fit_ppca(x, self.n_components, weight, self.chunk_size)
+        dtype, mean = compute_dtype(X.dtype, device), column_means(X, weight)
+        n_samples = len(X) if weight is None else float(weight.sum())
+        if len(X) < X.shape[1]:  # the products of rows are fewer than those of features
+            root = 1.0 if weight is None else to_tensor(np.sqrt(weight), dtype, device)[:, None]
+            squares, axes = axes_of_rows(centered(X, mean, dtype, device) * root)
+        else:
+            squares, axes = axes_of_scatter(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
+        model, total_variance = fit_ppca(squares, axes, n_samples, self.n_components, dtype)
 
         self.mean_ = to_dtype(mean, X.dtype)
         self.components_ = to_dtype(model.axes.cpu().numpy(), X.dtype)

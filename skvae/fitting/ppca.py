@@ -5,39 +5,35 @@ import math
 import torch
 
 from ..models.ppca import PPCA, evidence_of_dimension
-from .rows import row_chunks
 
 
-def principal_axes(x, weight, chunk_size=None):
-    """Principal axes and the sums of squares along them, in decreasing order.
+def axes_of_scatter(scatter):
+    """Principal axes (d, d) and the sums of squares along them (d,), in decreasing order, float64.
+
+    Parameters
+    ----------
+    scatter : Tensor of shape (d, d)
+        Weighted sum of outer products of centred rows, float64.
+    """
+    squares, vectors = torch.linalg.eigh(scatter)
+    return squares.flip(0).clamp(min=0), _with_signs(vectors.flip(1).mT)
+
+
+def axes_of_rows(x):
+    """As `axes_of_scatter`, but for fewer rows than features: axes (n, d) and sums of squares (n,).
 
     Parameters
     ----------
     x : Tensor of shape (n, d)
-        Centred rows.
-    weight : Tensor of shape (n,)
-
-    Returns
-    -------
-    squares : Tensor of shape (min(n, d),)
-        Weighted sums of squares, float64.
-    axes : Tensor of shape (min(n, d), d)
-        Orthonormal, float64; the entry of largest size in each is positive.
+        Centred rows, times the roots of their weights.
     """
-    n_samples, n_features = x.shape
-    wide = n_features > n_samples
-    rows = x * weight.sqrt()[:, None] if wide else x
-    if wide:  # the products of rows are fewer than those of features
-        gram = (rows @ rows.mT).to(torch.float64)
-    else:
-        chunks = row_chunks(n_samples, n_features, chunk_size)
-        gram = sum(((x[part] * weight[part, None]).mT @ x[part]).to(torch.float64) for part in chunks)
-    squares, vectors = torch.linalg.eigh(gram)
-    squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1).mT
-    if wide:
-        vectors = torch.linalg.qr((vectors @ rows.to(torch.float64)).mT).Q.mT
-    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
-    return squares, vectors * largest.sign()
+    squares, vectors = axes_of_scatter((x @ x.mT).to(torch.float64))
+    return squares, _with_signs(torch.linalg.qr((vectors @ x.to(torch.float64)).mT).Q.mT)
+
+
+def _with_signs(axes):
+    """Axes with the entry of largest size of each positive."""
+    return axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
 
 
 def choose_components(n_components, variances, n_samples, dtype):
@@ -68,26 +64,35 @@ def choose_components(n_components, variances, n_samples, dtype):
     return n_components
 
 
-def fit_ppca(x, n_components, weight, chunk_size=None):
+def fit_ppca(squares, axes, n_samples, n_components, dtype):
     """Maximum likelihood PPCA of centred rows (Tipping and Bishop 1999, equations 7 and 8).
 
     Variances are sums of squares over the total weight less one, as scikit-learn counts them.
+
+    Parameters
+    ----------
+    squares : Tensor of shape (m,)
+        Weighted sums of squares along the principal axes, in decreasing order.
+    axes : Tensor of shape (m, d)
+    n_samples : float
+        Total weight of the rows.
+    n_components : int, float, "mle" or None
+        See `choose_components`.
+    dtype : torch.dtype
+        That of the data.
 
     Returns
     -------
     model : PPCA
         In float64, with mean zero.
-    variances : Tensor of shape (m,)
-        Variances along all principal axes that the rows determine.
     total_variance : Tensor of shape ()
     """
-    n_samples, n_features = float(weight.sum(dtype=torch.float64)), x.shape[1]
-    squares, axes = principal_axes(x, weight, chunk_size)
+    n_features = axes.shape[1]
     variances = squares / max(n_samples - 1, 1)
-    q = choose_components(n_components, variances, n_samples, x.dtype)
+    q = choose_components(n_components, variances, n_samples, dtype)
     # Never zero: a flat direction has the width of rounding.
-    floor = torch.finfo(x.dtype).eps * variances[0] + torch.finfo(torch.float64).tiny
+    floor = torch.finfo(dtype).eps * variances[0] + torch.finfo(torch.float64).tiny
     rest = variances[q:].sum() / (n_features - q) if q < n_features else variances.new_zeros(())
     noise = torch.maximum(rest, floor) if q < n_features else rest
     model = PPCA(variances.new_zeros(n_features), axes[:q], torch.maximum(variances[:q], floor), noise)
-    return model, variances, variances.sum()
+    return model, variances.sum()

@@ -25,6 +25,15 @@ def e_step(x, mixture, family):
     return (peak + norm).squeeze(1), joint - norm
 
 
+def scatter_of(x, family, weight=None, chunk_size=None):
+    """Weighted sum of products of rows with themselves, in the form of one component and float64."""
+    parts = (
+        family.scatter(x[rows], None if weight is None else weight[rows])
+        for rows in row_chunks(len(x), x.shape[1], chunk_size)
+    )
+    return sum(part.to(torch.float64) for part in parts)
+
+
 class WhitenedRows:
     """Rows in coordinates in which their covariance is the identity, and the sums of EM over them.
 
@@ -52,7 +61,7 @@ class WhitenedRows:
         self.total_weight = float(len(x) if weight is None else weight.sum(dtype=torch.float64))
         scatter = None
         if covariance is None:
-            scatter = self._scatter(x)
+            scatter = scatter_of(x, family, weight, chunk_size)
             covariance = scatter / self.total_weight
         unit = family.identity(covariance, x.shape[1])
         self.whitener = family.whitener(covariance + family.regularization(reg_covar, unit))
@@ -194,16 +203,11 @@ class WhitenedRows:
         n_linear = self.family.n_linear_features(self.x.shape[1])
         return self.x.new_zeros(n_components, n_linear, dtype=torch.float64)
 
-    def _scatter(self, x):
-        weight_of = (lambda rows: None) if self.weight is None else self.weight.__getitem__
-        chunks = row_chunks(len(x), x.shape[1], self.chunk_size)
-        return sum(self.family.scatter(x[rows], weight_of(rows)).to(torch.float64) for rows in chunks)
-
     def _whitened_scatter(self, scatter):
         """Scatter of the whitened rows: from that of the rows where this loses nothing, else summed again."""
         scales = self.whitener.diagonal() if self.whitener.ndim == 2 else self.whitener
         if scatter is None or self.x.dtype != torch.float64 or scales.amax() > MAX_RATIO * scales.amin():
-            return self._scatter(self.x)
+            return scatter_of(self.x, self.family, self.weight, self.chunk_size)
         return self.family.whiten_covariances(scatter, self.whitener)
 
     def _weighted(self, resp, rows):
