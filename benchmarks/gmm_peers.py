@@ -54,7 +54,7 @@ def fit_scikit_learn_torch(X, shape, iterations):
 
 
 def fit_tgmm(X, shape, iterations):
-    """tgmm."""
+    """The package tgmm."""
     from tgmm import GaussianMixture as Peer
 
     (_, d, k), (_, means) = shape, make_means(shape)
@@ -66,7 +66,7 @@ def fit_tgmm(X, shape, iterations):
 
 
 def fit_pomegranate(X, shape, iterations):
-    """pomegranate."""
+    """The package pomegranate."""
     from pomegranate.distributions import Normal
     from pomegranate.gmm import GeneralMixtureModel as Peer
 
@@ -79,7 +79,7 @@ def fit_pomegranate(X, shape, iterations):
 
 
 def fit_torchgmm(X, shape, iterations):
-    """torchgmm, which takes float32 alone."""
+    """The package torchgmm, which takes float32 alone."""
     from torchgmm.bayes import GaussianMixture as Peer
 
     if X.dtype != np.float32:

@@ -2,8 +2,9 @@
 
 from .embedders import VAEEmbedder
 from .gmm import TorchGMM
+from .kmeans import TorchMiniBatchKMeans
 from .ppca import TorchPPCA
 
-ESTIMATORS = {estimator.__name__: estimator for estimator in (TorchGMM, TorchPPCA, VAEEmbedder)}
+ESTIMATORS = {estimator.__name__: estimator for estimator in (TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder)}
 
-__all__ = ["ESTIMATORS", "TorchGMM", "TorchPPCA", "VAEEmbedder"]
+__all__ = ["ESTIMATORS", "TorchGMM", "TorchMiniBatchKMeans", "TorchPPCA", "VAEEmbedder"]

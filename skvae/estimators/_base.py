@@ -177,6 +177,7 @@ class TorchEstimator(BaseEstimator):
         Parameters
         ----------
         function : callable, Tensor (b, d) -> Tensor (b, ...)
+            It returns new memory, because that of the rows is used again.
         X : ndarray of shape (n, d)
         dtype : torch.dtype
         device : torch.device
@@ -185,9 +186,14 @@ class TorchEstimator(BaseEstimator):
         chunk_size : int, optional
             Rows in a chunk.
         """
-        chunks = row_chunks(len(X), width, chunk_size)
+        chunks, parts = row_chunks(len(X), width, chunk_size), []
+        # Fresh memory for each chunk would cost as much as simple functions do.
+        buffer = torch.empty((min(len(X), chunks[0].stop), X.shape[1]), dtype=dtype)
         with torch.inference_mode():
-            parts = [function(to_tensor(X[rows], dtype, device)).cpu().numpy() for rows in chunks]
+            for rows in chunks:
+                x = buffer[: len(X[rows])]
+                np.copyto(x.numpy(), X[rows], casting="same_kind")
+                parts.append(function(x.to(device)).cpu().numpy())
         return to_dtype(np.concatenate(parts), X.dtype)
 
     def __getstate__(self):

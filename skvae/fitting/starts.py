@@ -2,7 +2,7 @@
 
 import torch
 
-from .lloyd import canonical_order, draw_rows, kmeans, seed_centers
+from .lloyd import distinct_rows, kmeans, seed_centers
 
 FREQUENCY = 1e3  # of random responsibilities: rows this share of a standard deviation apart have nothing in common
 
@@ -48,21 +48,10 @@ def _random_responsibilities(x, n_components, generator, weight):
     return resp_of
 
 
-def _distinct_rows(x, n_components, generator, weight):
-    """Rows drawn by their weight, all different as long as there are different ones."""
-    weight = x.new_ones(len(x)) if weight is None else weight
-    order, mass, chosen = canonical_order(x, weight), weight, []
-    for _ in range(n_components):
-        mass = mass if mass.any() else weight
-        chosen.append(draw_rows(order, mass, 1, generator))
-        mass = torch.where((x == x[chosen[-1]]).all(1), 0.0, mass)
-    return torch.cat(chosen)
-
-
 # Each gives, for rows x and their weights (or None), a function from a slice to the responsibilities of its rows.
 STARTS = {
     "kmeans": _kmeans_labels,
     "k-means++": _from_seeds(seed_centers),
     "random": _random_responsibilities,
-    "random_from_data": _from_seeds(_distinct_rows),
+    "random_from_data": _from_seeds(distinct_rows),
 }

@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from skvae import TorchGMM, VAEEmbedder
+from skvae.models import LatentModel
 
 SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0}
 
@@ -215,16 +216,14 @@ def test_units_too_small_for_float32():
 
 
 def test_rows_are_visited_in_chunks_that_fit_the_networks(fitted, monkeypatch):
-    import skvae.estimators._base as base
-
     sizes = []
-    original = base.to_tensor
+    original = LatentModel.posterior
 
-    def spy(array, *args):
-        sizes.append(len(array))
-        return original(array, *args)
+    def spy(self, u):
+        sizes.append(len(u))
+        return original(self, u)
 
-    monkeypatch.setattr(base, "to_tensor", spy)
+    monkeypatch.setattr(LatentModel, "posterior", spy)
     fitted.transform(np.zeros((20_000, 64)))
     assert max(sizes) * 256 * 8 < 2**23
     assert sum(sizes) == 20_000

@@ -1,0 +1,515 @@
+"""Mini-batch k-means."""
+
+import warnings
+from functools import partial
+from numbers import Integral, Real
+from typing import ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight
+
+from ..fitting.minibatch import (
+    SEEDINGS,
+    WeightedRows,
+    by_counts,
+    constant_rate,
+    fit_mini_batches,
+    mini_batch_step,
+    needs_look,
+    reassign,
+    start_centers,
+)
+from ..fitting.nearest import NearestCenters, distances, squared_residuals
+from ..fitting.rows import row_chunks
+from ._base import TorchEstimator, compute_dtype, fit_method, generator_from, resolve_device, to_dtype, to_tensor
+
+MAP_BYTES = 2**22  # what a chunk of rows works on stays in a cache
+LARGEST = {torch.float32: 1e16, torch.float64: 1e150}  # sums of squares of larger numbers can overflow
+
+
+class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, TorchEstimator):
+    """K-means on small random batches of the rows, on CPU or GPU.
+
+    Parameters, attributes and results are those of :class:`sklearn.cluster.MiniBatchKMeans`. In each step, the rows of
+    a batch are assigned to their nearest centres, and each centre moves towards the mean of its rows.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+        Number of clusters.
+
+    init : {"k-means++", "random"}, array-like of shape (n_clusters, n_features) or callable, default="k-means++"
+        Where to start: rows far from one another, random rows, given centres (whose order the clusters keep), or a
+        function of ``X``, ``n_clusters`` and ``random_state`` that returns centres.
+
+    max_iter : int, default=100
+        Largest number of passes over the rows.
+
+    batch_size : int, default=1024
+        Rows in a batch, drawn with replacement and with probability proportional to their weight. If there are no more
+        distinct rows than that, each batch is all rows.
+
+    learning_rate : "counts" or float, default="counts"
+        How far a centre moves towards the mean of its rows in the batch. "counts": it becomes the mean of all rows that
+        it has seen. A float is the step of gradient descent on the quantization error, see Notes.
+
+    tol : float, default=0.0
+        The fit stops when the centres move less in a step: the sum of their squared movements is at most this share of
+        the mean variance of the features. 0: never.
+
+    max_no_improvement : int or None, default=10
+        The fit stops when the running mean of the inertia has not fallen for so many steps. None: never.
+
+    init_size : int, default=None
+        Rows in the sample in which a start is looked for; None: three batches, or three rows for each cluster if three
+        batches have fewer rows than there are clusters.
+
+    n_init : int or "auto", default="auto"
+        Number of starts that are tried; that with the lowest inertia on a sample is kept. "auto": 3 for "random" and
+        for a callable, else 1.
+
+    reassignment_ratio : float, default=0.01
+        A centre that has seen less than this share of the weight of the busiest one is put elsewhere: on a row of the
+        batch, drawn with probability proportional to its squared distance to its centre.
+
+    compute_labels : bool, default=True
+        Label the training data after the fit.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds the fit.
+
+    verbose : int, default=0
+        Print the inertia of each step.
+
+    device : str or torch.device, default="auto"
+        Where to compute; "auto" takes the first of cuda, mps (for float32 data) and cpu that is there.
+
+    Attributes
+    ----------
+    cluster_centers_ : ndarray of shape (n_clusters, n_features)
+        Centres.
+    labels_ : ndarray of shape (n_samples,)
+        Cluster of each training row, if ``compute_labels``.
+    inertia_ : float
+        Weighted sum of the squared distances of the training rows to their centres; without ``compute_labels`` an
+        estimate from the last batches.
+    n_iter_ : int
+        Passes over the rows.
+    n_steps_ : int
+        Batches.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X has names that are all strings.
+
+    See Also
+    --------
+    sklearn.cluster.MiniBatchKMeans : The same in NumPy and Cython.
+    TorchGMM : Clusters with covariances and weights.
+
+    Notes
+    -----
+    Of a batch of weight B, a centre c has rows of weight b, with mean m. It moves by ``r (m - c)``. For "counts",
+    ``r = b / n`` where n is the weight of all rows that the centre has seen, those of the batch included. For a float
+    eta, ``r = min(1, 2 eta b / B)``. Without the limit this is a step of gradient descent, with the constant step eta,
+    on the quantization error ``mean_i |x_i - c(i)|^2``; with it, no centre moves past the mean of its rows.
+
+    Draws depend neither on the order of the rows nor on whether equal rows are repeated or have a weight: an integer
+    weight is the same as that many equal rows, and passes are counted in distinct rows.
+
+    References
+    ----------
+    L. Bottou and Y. Bengio, Convergence Properties of the K-Means Algorithms, 1995 (section 3).
+    D. Sculley, Web-Scale K-Means Clustering, 2010 (algorithm 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvae import TorchMiniBatchKMeans
+    >>> X = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
+    >>> kmeans = TorchMiniBatchKMeans(n_clusters=2, init=[[0, 0], [12, 3]]).fit(X)
+    >>> kmeans.cluster_centers_
+    array([[ 1.,  2.],
+           [10.,  2.]])
+    >>> kmeans.predict([[0, 0], [12, 3]])
+    array([0, 1])
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "n_clusters": [Interval(Integral, 1, None, closed="left")],
+        "init": [StrOptions(set(SEEDINGS)), callable, "array-like"],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [StrOptions({"counts"}), Interval(Real, 0, None, closed="neither")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
+        "init_size": [Interval(Integral, 1, None, closed="left"), None],
+        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "reassignment_ratio": [Interval(Real, 0, None, closed="left")],
+        "compute_labels": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "device": [str, torch.device],
+    }
+
+    def __init__(
+        self,
+        n_clusters=8,
+        *,
+        init="k-means++",
+        max_iter=100,
+        batch_size=1024,
+        learning_rate="counts",
+        tol=0.0,
+        max_no_improvement=10,
+        init_size=None,
+        n_init="auto",
+        reassignment_ratio=0.01,
+        compute_labels=True,
+        random_state=None,
+        verbose=0,
+        device="auto",
+    ):
+        self.n_clusters = n_clusters
+        self.init = init
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.tol = tol
+        self.max_no_improvement = max_no_improvement
+        self.init_size = init_size
+        self.n_init = n_init
+        self.reassignment_ratio = reassignment_ratio
+        self.compute_labels = compute_labels
+        self.random_state = random_state
+        self.verbose = verbose
+        self.device = device
+
+    @fit_method
+    def fit(self, X, y=None, sample_weight=None):
+        """Find the clusters.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the rows. They do not affect a start from given centres or from a callable.
+
+        Returns
+        -------
+        self : TorchMiniBatchKMeans
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite numeric table with at least ``n_clusters`` rows, or the starting centres do not fit it.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If clusters are left without rows, as they are with fewer distinct rows than clusters.
+        """
+        X = self._validate(X, reset=True)
+        rows = self._rows(X, sample_weight)
+        generator = generator_from(self.random_state)
+        centers = self._start(X, rows, generator, self._init_rows())
+
+        fit = fit_mini_batches(
+            rows,
+            centers,
+            generator,
+            max_iter=self.max_iter,
+            batch_size=self.batch_size,
+            rates=self._rates(),
+            tol=self.tol,
+            max_no_improvement=self.max_no_improvement,
+            reassignment_ratio=self.reassignment_ratio,
+            report=self._report if self.verbose else None,
+        )
+
+        self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // len(rows))
+        self.inertia_ = fit.mean_inertia * rows.total_weight
+        self._partial_seed = int(torch.randint(2**62, (), generator=generator))
+        self._publish(fit.centers, fit.counts, rows, X)
+        self._warn_of_empty_clusters(X)
+        return self
+
+    @fit_method
+    def partial_fit(self, X, y=None, sample_weight=None):
+        """Make one step with X as the batch; the first call chooses the starting centres among its rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Batch.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the rows.
+
+        Returns
+        -------
+        self : TorchMiniBatchKMeans
+            The estimator, with ``labels_`` and ``inertia_`` of this batch.
+
+        Raises
+        ------
+        ValueError
+            As for `fit`; later batches may have fewer rows than there are clusters.
+        """
+        first = not hasattr(self, "cluster_centers_")
+        X = self._validate(X, reset=first)
+        rows = self._rows(X, sample_weight, n_needed=self.n_clusters if first else 1)
+        if first:
+            generator = generator_from(self.random_state)
+            centers, counts, step = self._start(X, rows, generator, len(X)), np.zeros(self.n_clusters), 0
+            self._partial_seed = int(torch.randint(2**62, (), generator=generator))
+        else:
+            step, counts = self.n_steps_, self._counts
+            generator = torch.Generator().manual_seed(self._partial_seed + step)
+            centers = rows.centered(to_tensor(self.cluster_centers_, rows.weight.dtype, rows.x.device))
+
+        x, weight = rows.draw(len(rows), generator)
+        counts = to_tensor(counts, rows.weight.dtype, x.device)
+        centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates())
+        if needs_look(step, counts):
+            centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator)
+
+        self.n_steps_, self.n_iter_, self.inertia_ = step + 1, 1, mean * rows.total_weight
+        self._publish(centers, counts, rows, X)
+        return self
+
+    def fit_predict(self, X, y=None, sample_weight=None):
+        """Find the clusters and return that of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the rows.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            ``fit(X).predict(X)``.
+        """
+        self.fit(X, sample_weight=sample_weight)
+        return self.labels_ if self.compute_labels else self.predict(X)
+
+    def predict(self, X):
+        """Nearest centre of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Indices of clusters.
+        """
+        return self._labels(self._validate(X, reset=False))
+
+    def transform(self, X):
+        """Distances of the rows to the centres.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_samples, n_clusters)
+            In units of the data; zero between equal points.
+        """
+        return self._map_centered(self._validate(X, reset=False), lambda centers: partial(distances, centers=centers))
+
+    def score(self, X, y=None, sample_weight=None):
+        """Minus the inertia of X: higher is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the rows.
+
+        Returns
+        -------
+        score : float
+            Minus the weighted sum of the squared distances of the rows to their nearest centres.
+        """
+        X = self._validate(X, reset=False)
+        return -self._inertia(X, self._labels(X), _weights(sample_weight, X))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _rows(self, X, sample_weight, n_needed=None):
+        """Weighted rows on the device."""
+        n_needed = self.n_clusters if n_needed is None else n_needed
+        if len(X) < n_needed:
+            raise ValueError(
+                f"n_clusters={n_needed} is more than there are rows: X has {len(X)} sample(s). Decrease n_clusters, or "
+                "add rows."
+            )
+        device = self._device(X.dtype)
+        x, weight = _as_tensor(X, compute_dtype(X.dtype, device), device), _weights(sample_weight, X)
+        largest = max(map(abs, map(float, torch.aminmax(x))))
+        if largest > LARGEST[x.dtype]:
+            raise ValueError(
+                f"X has values up to {largest:.3g}, and squared distances between such numbers overflow in {x.dtype}; "
+                "divide X by a constant."
+            )
+        if weight is not None:
+            weight = torch.tensor(weight, dtype=compute_dtype(np.float64, device), device=device)
+        return WeightedRows(x, weight)
+
+    def _device(self, dtype):
+        return resolve_device(self.device, dtype=compute_dtype(dtype, "cpu"))
+
+    def _rates(self):
+        return by_counts if self.learning_rate == "counts" else constant_rate(self.learning_rate)
+
+    def _init_rows(self):
+        """Rows in the sample in which a start is looked for."""
+        if self.init_size is not None and self.init_size < self.n_clusters:
+            warnings.warn(
+                f"init_size={self.init_size} is smaller than n_clusters={self.n_clusters}; the start is looked for in "
+                f"{3 * self.n_clusters} rows instead.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return 3 * self.n_clusters
+        three = 3 * (self.batch_size if 3 * self.batch_size >= self.n_clusters else self.n_clusters)
+        return three if self.init_size is None else self.init_size
+
+    def _start(self, X, rows, generator, init_size):
+        """Centres to start from, less the offset of the rows."""
+        named = isinstance(self.init, str)
+        given = not named and not callable(self.init)
+        n_init = {"auto": 1 if given or self.init == "k-means++" else 3}.get(self.n_init, self.n_init)
+        if given and n_init > 1:
+            warnings.warn(
+                f"n_init={n_init} has no effect, because init is an array: there is one start.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            n_init = 1
+
+        def start(x, weight):
+            if named:
+                return x[SEEDINGS[self.init](x, self.n_clusters, generator, weight)]
+            if given:
+                return rows.centered(self._checked_centers(self.init, X, rows))
+            state = np.random.RandomState(int(torch.randint(2**31, (), generator=generator)))
+            return rows.centered(self._checked_centers(self.init(X, self.n_clusters, random_state=state), X, rows))
+
+        return start_centers(rows, [start] * n_init, init_size, generator)
+
+    def _checked_centers(self, centers, X, rows):
+        """Starting centres that the user gave, as a tensor."""
+        centers = check_array(centers, dtype=np.float64, input_name="init")
+        if centers.shape != (self.n_clusters, X.shape[1]):
+            raise ValueError(
+                f"init has centres of shape {centers.shape}, but (n_clusters, n_features) = "
+                f"{(self.n_clusters, X.shape[1])} was expected."
+            )
+        return to_tensor(centers, rows.weight.dtype, rows.x.device)
+
+    def _publish(self, centers, counts, rows, X):
+        """Set the fitted attributes."""
+        published = (centers.to(rows.weight) + rows.offset).cpu().numpy()
+        self.cluster_centers_ = to_dtype(published, X.dtype)
+        self._counts, self._n_features_out = counts.cpu().numpy(), self.n_clusters
+        vars(self).pop("labels_", None)
+        if not self.compute_labels:
+            return
+        self.labels_ = self._labels(X)
+        self.inertia_ = self._inertia(X, self.labels_, rows.weight.cpu().numpy())
+
+    def _warn_of_empty_clusters(self, X):
+        n_found = len(np.unique(self.labels_)) if self.compute_labels else self.n_clusters
+        if n_found == self.n_clusters:
+            return
+        n_distinct = len(np.unique(X, axis=0))
+        if n_distinct < self.n_clusters:
+            advice = f"X has only {n_distinct} distinct rows; decrease n_clusters"
+        else:
+            advice = "the fit was too short for this many clusters; increase max_iter, or decrease n_clusters"
+        warnings.warn(
+            f"Only {n_found} of n_clusters={self.n_clusters} clusters have rows: {advice}.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
+    def _report(self, step, n_steps, mean, running_mean):
+        running = "" if running_mean is None else f", running mean {running_mean:.6g}"
+        print(f"Step {step} of at most {n_steps}: mean inertia {mean:.6g}{running}")
+
+    def _labels(self, X):
+        """Nearest centres of validated rows."""
+        return self._map_centered(X, NearestCenters)
+
+    def _map_centered(self, X, function_for):
+        """Apply a function to chunks of validated rows less the mean of the centres; return one array.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, d)
+        function_for : callable, Tensor (k, d) -> (Tensor (b, d) -> Tensor (b, ...))
+            Gives the function for the centres less their mean.
+        """
+        device = self._device(X.dtype)
+        dtype, middle = compute_dtype(X.dtype, device), self.cluster_centers_.mean(axis=0, dtype=np.float64)
+        middle = middle.astype(X.dtype)  # the very number that is taken from the rows
+        function = function_for(to_tensor(self.cluster_centers_ - middle, dtype, device))
+        offset, parts = to_tensor(middle, dtype, device), []
+        chunks = row_chunks(len(X), X.shape[1] + len(self.cluster_centers_), n_bytes=MAP_BYTES)
+        buffer = offset.new_empty(X[chunks[0]].shape)  # fresh memory for each chunk would cost more than the work
+        with torch.inference_mode():
+            for rows in chunks:
+                x = _as_tensor(X[rows], dtype, device)
+                parts.append(function(torch.sub(x, offset, out=buffer[: len(x)])).cpu().numpy())
+        return to_dtype(np.concatenate(parts), X.dtype)
+
+    def _inertia(self, X, labels, weight):
+        """Weighted sum of the squared distances of rows to their centres."""
+        device = self._device(X.dtype)
+        dtype = compute_dtype(X.dtype, device)
+        centers = to_tensor(self.cluster_centers_, dtype, device)
+        x, labels = _as_tensor(X, dtype, device), torch.from_numpy(labels).to(device)
+        squares = squared_residuals(x, centers, labels).cpu().double()
+        return float(squares.sum() if weight is None else squares @ torch.from_numpy(weight).double())
+
+
+def _as_tensor(X, dtype, device):
+    """The array as a tensor, shared where that is possible."""
+    if X.flags.writeable and X.flags.c_contiguous:
+        return torch.from_numpy(X).to(device, dtype)
+    return to_tensor(X, dtype, device)
+
+
+def _weights(sample_weight, X):
+    """Checked weights, None if there are none."""
+    if sample_weight is None:
+        return None
+    return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
