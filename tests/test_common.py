@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from skvae.estimators import ESTIMATORS, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
+from skvae.estimators import ESTIMATORS, AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 
 INSTANCES = [
     TorchGMM(),
@@ -28,6 +28,8 @@ INSTANCES = [
     TorchPPCA(1),
     VAEEmbedder(),
     VAEEmbedder(2, hidden_layer_sizes=(8,), likelihood="gaussian", batch_norm=True, max_epochs=5),
+    AutoencoderEmbedder(),
+    AutoencoderEmbedder(2, hidden_layer_sizes=(8,), dropout=0.1, corruption=0.2, early_stopping=True, max_epochs=5),
     TorchMiniBatchKMeans(),
     TorchMiniBatchKMeans(3, init="random", learning_rate=0.1, batch_size=16),
 ]
@@ -35,6 +37,7 @@ QUICK = [
     TorchGMM(2, random_state=0),
     TorchPPCA(2, random_state=0),
     VAEEmbedder(2, hidden_layer_sizes=(16,), max_epochs=4, batch_size=32, random_state=0),
+    AutoencoderEmbedder(2, hidden_layer_sizes=(16,), max_epochs=4, batch_size=32, random_state=0),
     TorchMiniBatchKMeans(2, random_state=0),
 ]
 GENERATIVE = [estimator for estimator in QUICK if hasattr(estimator, "sample")]
@@ -317,7 +320,7 @@ def test_failed_fit_changes_nothing(estimator, blobs, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for module in ("gmm", "ppca", "embedders", "kmeans"):
+    for module in ("gmm", "ppca", "_embedding", "kmeans"):
         for function in ("fit_mixtures", "fit_ppca", "fit_module", "fit_mini_batches"):
             monkeypatch.setattr(f"skvae.estimators.{module}.{function}", interrupt, raising=False)
     with pytest.raises(KeyboardInterrupt):

@@ -1,48 +1,167 @@
-"""From arrays to likelihoods: which one the data can come from, and its units."""
+"""From arrays to likelihoods: which one the data can come from, and its units.
+
+A likelihood is chosen by its name, or is an object of the user's with the same verbs: a module, or a class with
+``from_data``.
+"""
+
+import copy
 
 import numpy as np
 import torch
+from torch import nn
 
-from ..models import LIKELIHOODS
+from ..models import LIKELIHOODS, FeatureSummary, Support
 from ._base import to_tensor
 
-
-def choose_likelihood(name, X):
-    """Resolve "auto" by looking at the data."""
-    if name == "auto":
-        name = "bernoulli" if within_support("bernoulli", X) else "gaussian"
-    return name
+VERBS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
 
 
-def within_support(name, X):
-    """Whether all values are in the support of a likelihood, up to the rounding of a scaler."""
-    low, high = LIKELIHOODS[name].support
-    slack = 8 * np.finfo(X.dtype).eps
-    return X.min() >= low - slack and X.max() <= high + slack
+def choose_likelihood(likelihood, X):
+    """Resolve "auto" by looking at the data; other names and objects are what they are.
+
+    Parameters
+    ----------
+    likelihood : str, torch.nn.Module or class with ``from_data``
+    X : ndarray of shape (n, d)
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    TypeError
+        If an object is no likelihood.
+    """
+    if isinstance(likelihood, str):
+        if likelihood not in {"auto", *LIKELIHOODS}:
+            raise ValueError(f"likelihood={likelihood!r} is unknown; use 'auto' or one of {sorted(LIKELIHOODS)}.")
+        if likelihood == "auto":
+            return "bernoulli" if all_within(LIKELIHOODS["bernoulli"].support, X) else "gaussian"
+    elif isinstance(likelihood, type):
+        check_verbs(likelihood, ["from_data"])
+    elif isinstance(likelihood, nn.Module):
+        check_verbs(likelihood, VERBS)
+    else:
+        raise TypeError(
+            f"likelihood={likelihood!r} should be 'auto', one of {sorted(LIKELIHOODS)}, a torch.nn.Module with the "
+            "methods of a likelihood, or a class with from_data that makes one."
+        )
+    return likelihood
 
 
-def check_support(name, X):
+def likelihood_name(likelihood):
+    """What a likelihood is called: its key, if it has one, or its class."""
+    if isinstance(likelihood, str):
+        return likelihood
+    kind = likelihood if isinstance(likelihood, type) else type(likelihood)
+    return {known: name for name, known in LIKELIHOODS.items()}.get(kind, kind.__name__)
+
+
+def check_support(likelihood, X):
     """X, with rounding beyond the support of a likelihood clipped.
+
+    Parameters
+    ----------
+    likelihood : str, torch.nn.Module or class
+        A fitted module knows which codes of categories the training data had.
+    X : ndarray of shape (n, d)
 
     Raises
     ------
     ValueError
         If there are values outside the support.
     """
-    low, high = LIKELIHOODS[name].support
-    if not within_support(name, X):
+    name = likelihood_name(likelihood)
+    # A class of the user's may give its support to its instances only, which are checked when they are built.
+    support = Support(*getattr(LIKELIHOODS[name] if isinstance(likelihood, str) else likelihood, "support", ()))
+    low, high = np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
+    if support.integers:
+        check_integers(name, low, high, X)
+        return X
+    if not all_within(support, X):
         raise ValueError(
-            f"likelihood={name!r} needs values in [{low:g}, {high:g}], but X has values from {X.min():.6g} to "
+            f"likelihood={name!r} needs values in {interval(low, high)}, but X has values from {X.min():.6g} to "
             f"{X.max():.6g}; scale X (MinMaxScaler(clip=True) keeps new rows inside), or use likelihood='gaussian'."
         )
-    return X if X.min() >= low and X.max() <= high else X.clip(low, high)
+    if (low <= X.min(axis=0)).all() and (X.max(axis=0) <= high).all():
+        return X
+    return X.clip(low, high).astype(X.dtype, copy=False)
 
 
-def build_likelihood(name, X):
-    """The likelihood for the columns of X; constant ones keep their unit."""
+def check_integers(name, low, high, X):
+    """Raise if X has values that are not whole numbers from low to high."""
+    broken = np.rint(X) != X
+    if broken.any():
+        raise ValueError(
+            f"likelihood={name!r} needs whole numbers, but X has {X[broken][0]:.6g}; use likelihood='gaussian' for "
+            "measurements, or round X if it should be counts."
+        )
+    if (X.min(axis=0) < low).any():
+        raise ValueError(
+            f"likelihood={name!r} needs whole numbers from {low.max():g}, but X has {X.min():.6g}; use "
+            "likelihood='gaussian' for data with negative values, or OrdinalEncoder for codes of categories."
+        )
+    beyond = X.max(axis=0) > high
+    if beyond.any():
+        feature = int(beyond.argmax())
+        raise ValueError(
+            f"likelihood={name!r} knows the codes of the training data alone, up to "
+            f"{np.broadcast_to(high, X.shape[1])[feature]:g} in feature {feature}, but X has "
+            f"{X[:, feature].max():.6g} there; fit with rows that have this category, or leave such rows out."
+        )
+
+
+def all_within(support, X):
+    """Whether all values are within bounds, up to the rounding of a scaler."""
+    slack = 8 * np.finfo(X.dtype).eps
+    return bool((X.min(axis=0) >= np.subtract(support.low, slack)).all()) and bool(
+        (X.max(axis=0) <= np.add(support.high, slack)).all()
+    )
+
+
+def interval(low, high):
+    """Bounds in words."""
+    return f"[{low:g}, {high:g}]" if low.ndim == high.ndim == 0 else "the support of each feature"
+
+
+def build_likelihood(likelihood, X):
+    """The likelihood for the columns of X; a module of the user's is copied.
+
+    Parameters
+    ----------
+    likelihood : str, torch.nn.Module or class with ``from_data``
+        From `choose_likelihood`.
+    X : ndarray of shape (n, d)
+
+    Raises
+    ------
+    TypeError
+        If what a class makes is not a module with the methods of a likelihood.
+    ValueError
+        If what a class makes can not produce X.
+    """
+    if isinstance(likelihood, nn.Module):
+        return copy.deepcopy(likelihood)
+    kind = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
+    built = kind.from_data(summarize(X))
+    if not isinstance(built, nn.Module):
+        raise TypeError(f"{kind.__name__}.from_data should make a torch.nn.Module, but made {built!r}.")
+    check_verbs(built, VERBS)
+    check_support(built, X)
+    return built
+
+
+def check_verbs(likelihood, verbs):
+    """Raise if something that a likelihood needs is missing."""
+    missing = [verb for verb in verbs if not hasattr(likelihood, verb)]
+    if missing:
+        raise TypeError(f"likelihood={likelihood_name(likelihood)} lacks {', '.join(missing)}; add what is missing.")
+
+
+def summarize(X):
+    """Means, standard deviations and maxima of the features; constant ones keep their unit."""
     mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
     scale[scale <= 10 * np.finfo(X.dtype).eps * np.abs(mean)] = 1.0
-    return LIKELIHOODS[name].from_data(torch.tensor(mean), torch.tensor(scale))
+    return FeatureSummary(*map(torch.tensor, (mean, scale, X.max(axis=0).astype(np.float64))))
 
 
 def standardized_rows(likelihood, X, device):

@@ -1,35 +1,27 @@
 """Embeddings learned by autoencoders."""
 
-import copy
 import math
+import warnings
 from numbers import Integral, Real
 from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_scalar
+from sklearn.utils._param_validation import Interval
 
-from ..fitting.training import count_batches, fit_module
-from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, StandardNormal
-from ..models.networks import NETWORKS
-from ._base import (
-    LatentMixin,
-    TorchEstimator,
-    check_enough_rows,
-    check_sample_size,
-    compute_dtype,
-    fit_method,
-    generator_from,
-    resolve_device,
-    to_dtype,
-)
-from ._likelihoods import build_likelihood, check_support, choose_likelihood, standardized_rows
+from ..fitting.training import Plan
+from ..models import Flat, StandardNormal
+from ._base import generator_from
+from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder, draw_rows, elbo_at_points, fixed_points
+from ._likelihoods import check_support
 
-N_SCORE_DRAWS = 16
+MIN_STEPS = 1_000  # gradient steps after which codes should say something
+ACTIVE_VARIANCE = 0.01  # of posterior means, above which a latent dimension is in use (Burda et al. 2016)
 
 
-class VAEEmbedder(LatentMixin, TorchEstimator):
+class VAEEmbedder(Embedder):
     """Variational autoencoder as a transformer.
 
     Learns a nonlinear embedding of the rows of X in ``n_components`` dimensions whose distribution is close to a
@@ -40,8 +32,12 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
     n_components : int, default=10
         Size of the embedding.
 
-    hidden_layer_sizes : int or tuple of int, default=(256, 128)
-        Widths of the encoder's hidden layers; the decoder has them in reverse.
+    architecture : {"auto", "mlp", "conv"}, default="auto"
+        Multi-layer perceptrons or convolutions; "auto" is "conv" if there is an ``image_shape``.
+
+    hidden_layer_sizes : int, tuple of int or "auto", default="auto"
+        Widths of the encoder's hidden layers; the decoder has them in reverse. With "conv" they come between the
+        convolutions and the codes. "auto" is (256, 128) for "mlp" and none for "conv".
 
     activation : {"relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "sigmoid"}, default="relu"
         Activation of the hidden layers.
@@ -49,14 +45,44 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
     batch_norm : bool, default=False
         Whether hidden layers are followed by batch normalisation.
 
-    likelihood : {"auto", "bernoulli", "gaussian"}, default="auto"
-        Observation model. "bernoulli" takes data in [0, 1], such as grey values; for values between 0 and 1 its
-        log-likelihood is the usual cross-entropy, which compares only with that of other Bernoulli models. "gaussian"
-        standardises the features inside and learns the noise. "auto" is "bernoulli" for data in [0, 1], otherwise
-        "gaussian".
+    layer_norm : bool, default=False
+        Whether hidden layers are followed by layer normalisation.
+
+    dropout : float, default=0.0
+        Share of hidden units that are left out at random in a gradient step.
+
+    image_shape : tuple of int, default=None
+        (height, width) or (channels, height, width) of the images that rows hold, for "conv" and ``augment``.
+
+    channels : tuple of int, default=(32, 64)
+        Channels of the encoder's convolutions, each of which halves height and width.
+
+    encoder : Module, class or callable, default=None
+        Your own network from rows (n, n_inputs) to (n, 2 * n_components): means and log-scales of codes.
+        A class or function is called with both sizes. A module is copied, never trained in place.
+
+    decoder : Module, class or callable, default=None
+        Your own network from codes (n, n_components) to the parameters of the likelihood (n, n_outputs): one for each
+        feature, for most.
+
+    likelihood : str or object, default="auto"
+        Observation model: "bernoulli" (data in [0, 1]), "continuous_bernoulli" (the same, normalised over [0, 1]),
+        "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
+        "gaussian_samples" (one for each row), "poisson", "negative_binomial" (counts), "categorical" (codes 0, 1, ...),
+        or an object with the same methods. "auto" is "bernoulli" for data in [0, 1], otherwise "gaussian". Gaussian
+        ones standardise the features inside.
 
     beta : float, default=1.0
         Weight of the KL term in the training loss.
+
+    kl_warmup_epochs : int, default=0
+        Epochs in which this weight grows from nothing.
+
+    free_bits : float, default=0.0
+        Nats of KL that each latent dimension may have without cost, in the mean over a batch.
+
+    n_draws : int, default=1
+        Codes drawn for each row in a gradient step.
 
     max_epochs : int or "auto", default="auto"
         Passes over the data. "auto" chooses them from the number of rows, so that the number of gradient steps grows
@@ -66,7 +92,50 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
         Rows in a gradient step.
 
     lr : float, default=1e-3
-        Learning rate of Adam.
+        Learning rate.
+
+    optimizer : {"adam", "adamw", "sgd"} or torch optimizer class, default="adam"
+        What makes the gradient steps.
+
+    weight_decay : float, default=0.0
+        Decay of the weights, as the optimizer understands it.
+
+    lr_schedule : {"cosine", "exponential", "linear"} or callable, default=None
+        How the learning rate falls over the epochs: along a cosine to zero, exponentially or in a line to a hundredth.
+        A callable gives the factor for the share of the training, in [0, 1], that is done.
+
+    max_grad_norm : float, default=None
+        Largest norm of the gradient of a step.
+
+    early_stopping : bool, default=False
+        Stop when the validation loss has not improved by ``tol`` for ``n_iter_no_change`` epochs, and take the best
+        weights.
+
+    validation_fraction : float, default=0.1
+        Share of the rows that early stopping holds out, if `fit` gets no ``X_val``.
+
+    n_iter_no_change : int, default=10
+        Epochs without improvement before stopping early.
+
+    tol : float, default=1e-4
+        Smallest improvement, in nats per row.
+
+    callbacks : list of skorch callbacks, default=None
+        Copies of them are notified of every epoch and batch.
+
+    augment : {"affine"} or callable, default=None
+        Random views of the rows for the encoder in training; the decoder has to give the rows themselves. "affine"
+        turns, shifts, scales and shears images a little and needs ``image_shape``; a callable takes rows (n, d) as a
+        tensor and a torch.Generator.
+
+    warm_start : bool, default=False
+        Whether `fit` goes on with the networks, and the state of the optimizer, of the last fit.
+
+    precision : {"float32", "bf16"}, default="float32"
+        In which the networks compute while training; "bf16" is refused where the device has no instructions for it.
+
+    compile : bool, default=False
+        Whether to train the networks compiled by torch. It takes a while before the first step.
 
     device : str or torch.device, default="auto"
         Where to compute; "auto" takes cuda, then mps, then cpu.
@@ -87,11 +156,16 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
     likelihood_ : str
         The observation model that was used.
     history_ : list of dict
-        ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per row) and ``dur`` (seconds) of each epoch.
+        ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per row), ``dur`` (seconds) and, with validation
+        rows, ``valid_loss`` of each epoch.
     loss_curve_ : list of float
-        Training loss of each epoch: minus the evidence lower bound if ``beta=1``, in nats per row.
+        Training loss of each epoch, in nats per row.
     n_iter_ : int
         Number of epochs.
+    kl_per_dimension_ : ndarray of shape (n_components,)
+        KL of each latent dimension, in nats, in the mean over (a sample of) the training rows.
+    active_units_ : int
+        Number of dimensions in use: the posterior means vary by more than 0.01 (Burda et al. 2016).
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -99,6 +173,7 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
 
     See Also
     --------
+    AutoencoderEmbedder : The same networks without a prior.
     TorchGMM : Clusters the codes.
     sklearn.decomposition.PCA : The linear embedding.
 
@@ -125,106 +200,90 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        "n_components": [Interval(Integral, 1, None, closed="left")],
-        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "activation": [StrOptions(set(ACTIVATIONS))],
-        "batch_norm": ["boolean"],
-        "likelihood": [StrOptions({"auto", *LIKELIHOODS})],
-        "beta": [Interval(Real, 0.0, None, closed="left")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
-        "batch_size": [Interval(Integral, 2, None, closed="left")],
-        "lr": [Interval(Real, 0.0, None, closed="neither")],
-        "device": [str, torch.device],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
+        **Embedder._parameter_constraints,
+        "beta": [NOT_NEGATIVE],
+        "kl_warmup_epochs": [Interval(Integral, 0, None, closed="left")],
+        "free_bits": [NOT_NEGATIVE],
+        "n_draws": [POSITIVE_INT],
     }
 
     def __init__(
         self,
         n_components=10,
         *,
-        hidden_layer_sizes=(256, 128),
+        architecture="auto",
+        hidden_layer_sizes="auto",
         activation="relu",
         batch_norm=False,
+        layer_norm=False,
+        dropout=0.0,
+        image_shape=None,
+        channels=(32, 64),
+        encoder=None,
+        decoder=None,
         likelihood="auto",
         beta=1.0,
+        kl_warmup_epochs=0,
+        free_bits=0.0,
+        n_draws=1,
         max_epochs="auto",
         batch_size=128,
         lr=1e-3,
+        optimizer="adam",
+        weight_decay=0.0,
+        lr_schedule=None,
+        max_grad_norm=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        callbacks=None,
+        augment=None,
+        warm_start=False,
+        precision="float32",
+        compile=False,
         device="auto",
         random_state=None,
         verbose=0,
     ):
         self.n_components = n_components
+        self.architecture = architecture
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.batch_norm = batch_norm
+        self.layer_norm = layer_norm
+        self.dropout = dropout
+        self.image_shape = image_shape
+        self.channels = channels
+        self.encoder = encoder
+        self.decoder = decoder
         self.likelihood = likelihood
         self.beta = beta
+        self.kl_warmup_epochs = kl_warmup_epochs
+        self.free_bits = free_bits
+        self.n_draws = n_draws
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.lr = lr
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.max_grad_norm = max_grad_norm
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.callbacks = callbacks
+        self.augment = augment
+        self.warm_start = warm_start
+        self.precision = precision
+        self.compile = compile
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    @fit_method
-    def fit(self, X, y=None):
-        """Train the networks on X.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Training data.
-        y : Ignored
-            Present for API consistency.
-
-        Returns
-        -------
-        self : VAEEmbedder
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError
-            If X is not a finite numeric table of at least two rows and ``n_components`` rows, if it does not fit the
-            likelihood, or if the training diverges.
-        """
-        X = self._validate(X, reset=True, min_samples=2)
-        check_enough_rows(X, self.n_components)
-        name = choose_likelihood(self.likelihood, X)
-        X = check_support(name, X)
-        device = resolve_device(self.device)
-
-        seeds = generator_from(self.random_state)
-        generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
-
-        likelihood = build_likelihood(name, X)
-        rows = standardized_rows(likelihood, X, device)
-        model = self._build(likelihood, X.shape[1], seeds)
-        model = to_device(model, device)
-        net = fit_module(
-            model,
-            rows,
-            noise_size=self.n_components,
-            generator=generator,
-            beta=self.beta,
-            max_epochs=choose_epochs(self.max_epochs, len(X), self.batch_size),
-            batch_size=self.batch_size,
-            lr=self.lr,
-            device=device,
-            progress=type(self).__name__ if self.verbose else None,
-        )
-
-        self.net_, self.module_, self.likelihood_ = net, model, name
-        self._n_features_out, self._fit_dtype = self.n_components, X.dtype
-        self.history_ = [{key: row[key] for key in HISTORY_KEYS} for row in net.history]
-        self.loss_curve_ = [float(row["train_loss"]) for row in self.history_]
-        self.n_iter_ = len(self.history_)
-        return self
-
-    def transform(self, X):
-        """Embed rows: the mean of q(z | x). It is never random.
+    def posterior_variance(self, X):
+        """Variances of q(z | x).
 
         Parameters
         ----------
@@ -233,26 +292,11 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
 
         Returns
         -------
-        Z : ndarray of shape (n_samples, n_components)
-            Codes.
+        variance : ndarray of shape (n_samples, n_components)
+            Variances of the codes, whose means are ``transform(X)``.
         """
-        return self._map_model(lambda model, x: model.posterior(model.standardize(x)).mean, X)
-
-    def inverse_transform(self, Z):
-        """Decode codes into expected data.
-
-        Parameters
-        ----------
-        Z : array-like of shape (n_samples, n_components)
-            Codes.
-
-        Returns
-        -------
-        X : ndarray of shape (n_samples, n_features)
-            Expected rows, in the units of the training data.
-        """
-        Z = self._validate_codes(Z)
-        return self._map_array(lambda model, z: model.decode(z.to(model.decoder[0].weight.dtype)), Z)
+        X = self._validate(X, reset=False)
+        return self._map_array(lambda model, x: model.posterior(model.standardize(x)).variance, X)
 
     def score_samples(self, X):
         """Evidence lower bound on the log-likelihood of each row.
@@ -277,16 +321,47 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
             If X has values that the likelihood can not produce.
         """
         X = self._validate(X, reset=False)
-        X = check_support(self.likelihood_, X)
-        points = normal_points(N_SCORE_DRAWS, self._n_features_out)
+        X = check_support(self.module_.likelihood, X)
+        return self._map_array(elbo_at_points(fixed_points(self._n_features_out)), X)
 
-        def elbo(model, x):
+    def log_likelihood(self, X, n_importance_samples=100, random_state=None):
+        """Importance-weighted bound on the log-likelihood of each row (Burda et al. 2016, equation 8).
+
+        It lies between the evidence lower bound and the log-likelihood, and comes nearer to this with more samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+        n_importance_samples : int, default=100
+            Codes drawn for each row.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the draws, which are the same for every row; None uses the estimator's own ``random_state``.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_samples,)
+            In nats, in the units of the data. Higher is better.
+
+        References
+        ----------
+        Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted autoencoders, 2016.
+        """
+        X = self._validate(X, reset=False)
+        X = check_support(self.module_.likelihood, X)
+        check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
+        generator = generator_from(self.random_state if random_state is None else random_state)
+        points = torch.randn(n_importance_samples, self._n_features_out, dtype=torch.float64, generator=generator)
+
+        def bound(model, x):
             u = model.standardize(x)
-            q = model.posterior(u)
-            terms = [model.elbo(u, q, noise.expand_as(q.mean)) for noise in points.to(u)]
-            return sum(term.log_likelihood - term.kl for term in terms) / len(terms)
+            q, total = model.posterior(u), None
+            for noise in points.to(u):
+                weight = model.log_weights(u, q, noise.expand_as(q.mean))
+                total = weight if total is None else torch.logaddexp(total, weight)
+            return total - math.log(len(points))
 
-        return self._map_array(elbo, X)
+        return self._map_array(bound, X)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw new rows: codes from the prior, then data from the likelihood.
@@ -306,67 +381,333 @@ class VAEEmbedder(LatentMixin, TorchEstimator):
         X : ndarray of shape (n_samples, n_features)
             Rows, in the units and the dtype of the training data.
         """
-        check_is_fitted(self)
-        check_sample_size(n_samples)
-        generator = generator_from(self.random_state if random_state is None else random_state)
-        noise = torch.randn(n_samples, self._n_features_out, dtype=torch.float64, generator=generator)
-        model = copy.deepcopy(self.module_).to("cpu", torch.float64)
-        with torch.inference_mode():
-            X = model.likelihood.sample(model.decoder(model.prior.sample(noise)), generator).numpy()
-        return to_dtype(X, self._fit_dtype)
+        return draw_rows(self, lambda model, noise: model.prior.sample(noise), n_samples, random_state)
 
-    def _build(self, likelihood, n_features, generator):
-        encoder, decoder = NETWORKS["mlp"](
-            n_features,
-            self.n_components,
-            likelihood.n_outputs(n_features),
-            hidden_layer_sizes=check_layer_sizes(self.hidden_layer_sizes),
-            activation=self.activation,
-            batch_norm=self.batch_norm,
-            generator=generator,
-        )
-        return LatentModel(encoder, decoder, likelihood, StandardNormal())
+    def _make_prior(self):
+        return StandardNormal()
 
-    def _map_model(self, function, X):
-        return self._map_array(function, self._validate(X, reset=False))
+    def _plan(self, max_epochs, view_of):
+        settings = {"beta": self.beta, "kl_warmup_epochs": self.kl_warmup_epochs, "free_bits": self.free_bits}
+        return Plan(max_epochs, view_of=view_of, n_draws=self.n_draws, **settings, **self._general_plan())
 
-    def _map_array(self, function, X):
-        """Apply a function of the model and rows to chunks, in the precision of the rows."""
-        device = resolve_device(self.device)
-        model = to_device(copy.deepcopy(self.module_).cpu(), device)
-        for network in (model.encoder, model.decoder):
-            network.to(compute_dtype(X.dtype, device))
-        widths = [parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 2]
-        # Units need the full precision, whatever the networks compute in: offsets may be large.
-        dtype = compute_dtype(np.float64, device)
-        return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * max(widths))
+    def _diagnose(self, q):
+        parts = StandardNormal().kl_parts(q, q.mean)
+        self.kl_per_dimension_ = parts.double().mean(0).cpu().numpy()
+        self.active_units_ = int((q.mean.double().var(0, correction=0) > ACTIVE_VARIANCE).sum())
+
+    def _warn_if_collapsed(self):
+        if self.active_units_ == 0 and self._n_steps >= MIN_STEPS:
+            warnings.warn(
+                f"The codes carry nothing of X: all {self.n_components} latent dimensions are at the prior (posterior "
+                f"collapse, KL {self.kl_per_dimension_.sum():.2g} nats). Train longer (max_epochs, lr), decrease "
+                "beta, or set kl_warmup_epochs or free_bits.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
 
 
-HISTORY_KEYS = ("epoch", "train_loss", "train_log_likelihood", "train_kl", "dur")
+class AutoencoderEmbedder(Embedder):
+    """Autoencoder as a transformer: the variational autoencoder without a prior.
+
+    The code of a row is a point, and nothing holds codes together but the data. With ``corruption`` it is a denoising
+    autoencoder.
+
+    Parameters
+    ----------
+    n_components : int, default=10
+        Size of the embedding.
+
+    architecture : {"auto", "mlp", "conv"}, default="auto"
+        Multi-layer perceptrons or convolutions; "auto" is "conv" if there is an ``image_shape``.
+
+    hidden_layer_sizes : int, tuple of int or "auto", default="auto"
+        Widths of the encoder's hidden layers; the decoder has them in reverse. With "conv" they come between the
+        convolutions and the codes. "auto" is (256, 128) for "mlp" and none for "conv".
+
+    activation : {"relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "sigmoid"}, default="relu"
+        Activation of the hidden layers.
+
+    batch_norm : bool, default=False
+        Whether hidden layers are followed by batch normalisation.
+
+    layer_norm : bool, default=False
+        Whether hidden layers are followed by layer normalisation.
+
+    dropout : float, default=0.0
+        Share of hidden units that are left out at random in a gradient step.
+
+    image_shape : tuple of int, default=None
+        (height, width) or (channels, height, width) of the images that rows hold, for "conv" and ``augment``.
+
+    channels : tuple of int, default=(32, 64)
+        Channels of the encoder's convolutions, each of which halves height and width.
+
+    encoder : Module, class or callable, default=None
+        Your own network from rows (n, n_inputs) to codes (n, n_components).
+        A class or function is called with both sizes. A module is copied, never trained in place.
+
+    decoder : Module, class or callable, default=None
+        Your own network from codes (n, n_components) to the parameters of the likelihood (n, n_outputs): one for each
+        feature, for most.
+
+    likelihood : str or object, default="auto"
+        Observation model: "bernoulli" (data in [0, 1]), "continuous_bernoulli" (the same, normalised over [0, 1]),
+        "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
+        "gaussian_samples" (one for each row), "poisson", "negative_binomial" (counts), "categorical" (codes 0, 1, ...),
+        or an object with the same methods. "auto" is "bernoulli" for data in [0, 1], otherwise "gaussian". Gaussian
+        ones standardise the features inside.
+
+    max_epochs : int or "auto", default="auto"
+        Passes over the data. "auto" chooses them from the number of rows, so that the number of gradient steps grows
+        with its square root.
+
+    batch_size : int, default=128
+        Rows in a gradient step.
+
+    lr : float, default=1e-3
+        Learning rate.
+
+    optimizer : {"adam", "adamw", "sgd"} or torch optimizer class, default="adam"
+        What makes the gradient steps.
+
+    weight_decay : float, default=0.0
+        Decay of the weights, as the optimizer understands it.
+
+    lr_schedule : {"cosine", "exponential", "linear"} or callable, default=None
+        How the learning rate falls over the epochs: along a cosine to zero, exponentially or in a line to a hundredth.
+        A callable gives the factor for the share of the training, in [0, 1], that is done.
+
+    max_grad_norm : float, default=None
+        Largest norm of the gradient of a step.
+
+    early_stopping : bool, default=False
+        Stop when the validation loss has not improved by ``tol`` for ``n_iter_no_change`` epochs, and take the best
+        weights.
+
+    validation_fraction : float, default=0.1
+        Share of the rows that early stopping holds out, if `fit` gets no ``X_val``.
+
+    n_iter_no_change : int, default=10
+        Epochs without improvement before stopping early.
+
+    tol : float, default=1e-4
+        Smallest improvement, in nats per row.
+
+    callbacks : list of skorch callbacks, default=None
+        Copies of them are notified of every epoch and batch.
+
+    augment : {"affine"} or callable, default=None
+        Random views of the rows for the encoder in training; the decoder has to give the rows themselves. "affine"
+        turns, shifts, scales and shears images a little and needs ``image_shape``; a callable takes rows (n, d) as a
+        tensor and a torch.Generator.
+
+    corruption : float, default=None
+        Share of the standardised entries that the encoder sees as zero in training, at random.
+
+    warm_start : bool, default=False
+        Whether `fit` goes on with the networks, and the state of the optimizer, of the last fit.
+
+    precision : {"float32", "bf16"}, default="float32"
+        In which the networks compute while training; "bf16" is refused where the device has no instructions for it.
+
+    compile : bool, default=False
+        Whether to train the networks compiled by torch. It takes a while before the first step.
+
+    device : str or torch.device, default="auto"
+        Where to compute; "auto" takes cuda, then mps, then cpu.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds the networks, the batches and the noise. No global random state is used, also with None. The same seed
+        gives the same result on the same machine.
+
+    verbose : int, default=0
+        Show a progress bar over the epochs.
+
+    Attributes
+    ----------
+    module_ : torch.nn.Module
+        The fitted model, in evaluation mode.
+    net_ : skorch.NeuralNet
+        What trained it. It is not part of a pickle.
+    likelihood_ : str
+        The observation model that was used.
+    history_ : list of dict
+        ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per row), ``dur`` (seconds) and, with validation
+        rows, ``valid_loss`` of each epoch.
+    loss_curve_ : list of float
+        Training loss of each epoch, in nats per row.
+    n_iter_ : int
+        Number of epochs.
+    code_mean_ : ndarray of shape (n_components,)
+        Mean of the codes of (a sample of) the training rows.
+    code_covariance_ : ndarray of shape (n_components, n_components)
+        Their covariance.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X has names that are all strings.
+
+    See Also
+    --------
+    VAEEmbedder : Codes with a prior, and a bound on the log-likelihood.
+
+    References
+    ----------
+    P. Vincent, H. Larochelle, Y. Bengio and P.-A. Manzagol, Extracting and composing robust features with denoising
+    autoencoders, 2008.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skvae import AutoencoderEmbedder
+    >>> X = load_digits().data / 16
+    >>> autoencoder = AutoencoderEmbedder(n_components=2, max_epochs=5, random_state=0).fit(X)
+    >>> autoencoder.reconstruct(X).shape
+    (1797, 64)
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **Embedder._parameter_constraints,
+        "corruption": [Interval(Real, 0.0, 1.0, closed="neither"), None],
+    }
+
+    def __init__(
+        self,
+        n_components=10,
+        *,
+        architecture="auto",
+        hidden_layer_sizes="auto",
+        activation="relu",
+        batch_norm=False,
+        layer_norm=False,
+        dropout=0.0,
+        image_shape=None,
+        channels=(32, 64),
+        encoder=None,
+        decoder=None,
+        likelihood="auto",
+        max_epochs="auto",
+        batch_size=128,
+        lr=1e-3,
+        optimizer="adam",
+        weight_decay=0.0,
+        lr_schedule=None,
+        max_grad_norm=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        callbacks=None,
+        augment=None,
+        corruption=None,
+        warm_start=False,
+        precision="float32",
+        compile=False,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_components = n_components
+        self.architecture = architecture
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.batch_norm = batch_norm
+        self.layer_norm = layer_norm
+        self.dropout = dropout
+        self.image_shape = image_shape
+        self.channels = channels
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.max_grad_norm = max_grad_norm
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.callbacks = callbacks
+        self.augment = augment
+        self.corruption = corruption
+        self.warm_start = warm_start
+        self.precision = precision
+        self.compile = compile
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def score_samples(self, X):
+        """Log-likelihood of each row at its own code: how well it is reconstructed.
+
+        It is no bound on a log-likelihood, because the code costs nothing, and does not compare with other models.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_samples,)
+            In nats, in the units of the data.
+
+        Raises
+        ------
+        ValueError
+            If X has values that the likelihood can not produce.
+        """
+        X = self._validate(X, reset=False)
+        X = check_support(self.module_.likelihood, X)
+        return self._map_array(elbo_at_points(torch.zeros(1, self._n_features_out, dtype=torch.float64)), X)
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw new rows: codes from a normal with the moments of the training codes, then data from the likelihood.
+
+        An autoencoder does not say how codes are distributed; those drawn may lie where no data are.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the draw; None uses the estimator's own ``random_state``.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Rows, in the units and the dtype of the training data.
+        """
+
+        def codes_of(model, noise):
+            variances, axes = np.linalg.eigh(self.code_covariance_)
+            root = torch.tensor(axes * np.sqrt(variances.clip(0)))
+            return torch.tensor(self.code_mean_) + noise @ root.T
+
+        return draw_rows(self, codes_of, n_samples, random_state)
+
+    def _make_prior(self):
+        return Flat()
+
+    def _plan(self, max_epochs, view_of):
+        return Plan(max_epochs, view_of=corrupted(view_of, self.corruption), **self._general_plan())
+
+    def _diagnose(self, q):
+        codes = q.mean.double().cpu().numpy()
+        self.code_mean_ = codes.mean(0)
+        self.code_covariance_ = np.atleast_2d(np.cov(codes.T, bias=True))
 
 
-def to_device(model, device):
-    """The model on a device, its buffers in float64 where there is float64."""
-    return model.to(torch.float32).to(device) if device.type == "mps" else model.to(device)
+def corrupted(view_of, share):
+    """A view in which a share of the entries is zero, of another view if there is one."""
+    if share is None:
+        return view_of
 
+    def view(u, generator):
+        u = u if view_of is None else view_of(u, generator)
+        return u * (torch.rand(u.shape, generator=generator, device=u.device) >= share)
 
-def choose_epochs(max_epochs, n_samples, batch_size):
-    """Resolve "auto": about ``64 sqrt(n_samples)`` gradient steps."""
-    if max_epochs == "auto":
-        return math.ceil(64 * math.sqrt(n_samples) / count_batches(n_samples, batch_size))
-    return max_epochs
-
-
-def check_layer_sizes(sizes):
-    """The widths as a tuple of positive integers."""
-    sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
-    if not all(isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes):
-        raise ValueError(f"hidden_layer_sizes should be positive integers, but got {sizes}.")
-    return sizes
-
-
-def normal_points(n_points, n_components):
-    """Quasi-random standard normal points in pairs z and -z: scrambled Sobol points with a fixed seed."""
-    sobol = torch.quasirandom.SobolEngine(n_components, scramble=True, seed=0)
-    half = torch.special.ndtri(sobol.draw(n_points // 2, dtype=torch.float64).clamp(1e-12, 1 - 1e-12))
-    return torch.cat([half, -half])
+    return view

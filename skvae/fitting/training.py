@@ -1,28 +1,74 @@
-"""Gradient training of modules through skorch: the objective, the batches and the callbacks."""
+"""Gradient training of modules through skorch: the objective, the batches and the loop."""
 
+import inspect
 import math
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback
+from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler
+from skorch.helper import predefined_split
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import TensorDataset
-from tqdm import tqdm
+
+from ..models.networks import set_generator
+from .callbacks import BestWeights, ELBOTerms, EpochProgress, FiniteLoss, KLWarmUp
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+# Factors of the learning rate, by the share of the training that is done.
+LR_SCHEDULES = {
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "exponential": lambda share: 0.01**share,
+    "linear": lambda share: 1 - 0.99 * share,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: what the estimators' parameters of the same names say."""
+
+    max_epochs: int
+    batch_size: int = 128
+    lr: float = 1e-3
+    beta: float = 1.0
+    kl_warmup_epochs: int = 0
+    free_bits: float = 0.0
+    n_draws: int = 1
+    optimizer: str | type = "adam"
+    weight_decay: float = 0.0
+    lr_schedule: str | Callable | None = None
+    max_grad_norm: float | None = None
+    patience: int | None = None  # epochs without improvement before stopping, if there are validation rows
+    tol: float = 1e-4
+    view_of: Callable | None = None  # (u, generator) -> what the encoder sees instead
+    bf16: bool = False
+    compile: bool = False
+    callbacks: tuple = ()
+    progress: str | None = None
 
 
 class NegativeELBO(nn.Module):
     """The loss: mean over rows of ``beta * kl - log_likelihood``, in nats.
 
-    With ``beta = 1`` it is minus the evidence lower bound; other values are the beta-VAE of Higgins et al. 2017.
+    With ``beta = 1`` it is minus the evidence lower bound; other values are the beta-VAE of Higgins et al. 2017. In
+    training the KL may be warmed up, and each latent dimension has ``free_bits`` nats without cost, in the mean over
+    the batch (Kingma et al. 2016, equation 15).
     """
 
-    def __init__(self, beta=1.0):
+    def __init__(self, beta=1.0, free_bits=0.0):
         super().__init__()
-        self.beta = beta
+        self.beta, self.free_bits, self.warmth = beta, free_bits, 1.0
 
     def forward(self, elbo, target):
         """Loss of a batch; the rows are already inside the ELBO, so the target is not used."""
-        return (self.beta * elbo.kl - elbo.log_likelihood).mean()
+        parts, beta = elbo.kl_parts.mean(0), self.beta
+        if self.training:
+            beta = beta * self.warmth
+            parts = parts.clamp(min=self.free_bits) if self.free_bits else parts
+        return beta * parts.sum() - elbo.log_likelihood.mean()
 
 
 class RowBatches:
@@ -32,20 +78,38 @@ class RowBatches:
     batch normalisation could not use).
     """
 
-    def __init__(self, dataset, batch_size, noise_size, generator):
+    def __init__(self, dataset, batch_size, noise_shape, generator, view_of=None):
         (self.rows,) = dataset.tensors
         self.n_batches = count_batches(len(self.rows), batch_size)
-        self.noise_size = noise_size
-        self.generator = generator
+        self.noise_shape, self.generator, self.view_of = noise_shape, generator, view_of
 
     def __len__(self):
         return self.n_batches
 
     def __iter__(self):
-        order = torch.randperm(len(self.rows), generator=self.generator, device=self.generator.device)
+        source = {"generator": self.generator, "device": self.generator.device}
+        order = torch.randperm(len(self.rows), **source)
         for indices in order.tensor_split(self.n_batches):
-            noise = torch.randn(len(indices), self.noise_size, generator=self.generator, device=self.generator.device)
-            yield {"u": self.rows[indices], "noise": noise}, self.rows[:0]
+            u = self.rows[indices]
+            batch = {"u": u, "noise": torch.randn(len(u), *self.noise_shape, **source)}
+            if self.view_of is not None:
+                batch["view"] = self.view_of(u, self.generator)
+            yield batch, self.rows[:0]
+
+
+class FixedBatches:
+    """Batches of validation rows in order, each with the same noise, so that epochs can be compared."""
+
+    def __init__(self, dataset, batch_size, points):
+        (self.rows,) = dataset.tensors
+        self.batch_size, self.points = batch_size, points
+
+    def __len__(self):
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self):
+        for u in self.rows.split(self.batch_size):
+            yield {"u": u, "noise": self.points.expand(len(u), *self.points.shape)}, self.rows[:0]
 
 
 def count_batches(n_rows, batch_size):
@@ -53,107 +117,140 @@ def count_batches(n_rows, batch_size):
     return max(1, min(math.ceil(n_rows / batch_size), n_rows // 2))
 
 
-class ELBOTerms(Callback):
-    """Record the mean log-likelihood and KL of each epoch, without waiting for the device at each batch."""
-
-    def on_epoch_begin(self, net, **kwargs):
-        """Forget the last epoch."""
-        self.sums_, self.n_rows_ = 0.0, 0
-
-    def on_batch_end(self, net, training, y_pred, **kwargs):
-        """Add the terms of a batch."""
-        if training:
-            self.sums_ = self.sums_ + torch.stack([term.detach().sum() for term in y_pred])
-            self.n_rows_ += len(y_pred.kl)
-
-    def on_epoch_end(self, net, **kwargs):
-        """Put the means into the history."""
-        log_likelihood, kl = (self.sums_ / self.n_rows_).tolist()
-        net.history.record("train_log_likelihood", log_likelihood)
-        net.history.record("train_kl", kl)
+def normal_points(n_points, n_components):
+    """Quasi-random standard normal points in pairs z and -z: scrambled Sobol points with a fixed seed, float64."""
+    sobol = torch.quasirandom.SobolEngine(n_components, scramble=True, seed=0)
+    half = torch.special.ndtri(sobol.draw(n_points // 2, dtype=torch.float64).clamp(1e-12, 1 - 1e-12))
+    return torch.cat([half, -half])
 
 
-class FiniteLoss(Callback):
-    """Stop with an error as soon as an epoch's loss is not finite."""
-
-    def on_epoch_end(self, net, **kwargs):
-        """Look at the loss of the epoch."""
-        last = net.history[-1]
-        if not math.isfinite(last["train_loss"]):
-            raise ValueError(
-                f"The training loss became {last['train_loss']} in epoch {last['epoch']} (log-likelihood "
-                f"{last['train_log_likelihood']}, KL {last['train_kl']}). Decrease lr, or scale the input data."
-            )
-
-
-class EpochProgress(Callback):
-    """One progress bar over the epochs, with the loss beside it."""
-
-    def __init__(self, description):
-        self.description = description
-
-    def on_train_begin(self, net, **kwargs):
-        """Open the bar."""
-        self.bar_ = tqdm(total=net.max_epochs, desc=self.description, unit="epoch")
-
-    def on_epoch_end(self, net, **kwargs):
-        """Advance the bar."""
-        self.bar_.set_postfix(loss=f"{net.history[-1]['train_loss']:.4g}", refresh=False)
-        self.bar_.update()
-
-    def on_train_end(self, net, **kwargs):
-        """Close the bar."""
-        self.bar_.close()
-
-
-def fit_module(model, rows, *, noise_size, generator, beta, max_epochs, batch_size, lr, device, progress=None):
-    """Train a latent model in place with Adam.
+def fit_module(model, rows, plan, *, noise_size, generator, device, validation_rows=None, optimizer_state=None):
+    """Train a latent model in place.
 
     Parameters
     ----------
     model : LatentModel
     rows : Tensor of shape (n, d)
         Standardised rows, on the device.
+    plan : Plan
     noise_size : int
         Size of a code.
     generator : torch.Generator
         Source of the shuffles and of the codes, on the device.
-    progress : str, optional
-        Show a progress bar with this description.
+    validation_rows : Tensor of shape (m, d), optional
+        Their loss is recorded, and decides when to stop if the plan has a patience.
+    optimizer_state : dict, optional
+        State of the optimizer of an earlier training that goes on here.
 
     Returns
     -------
     net : skorch.NeuralNet
         The trained net, with its history.
     """
+    stops = plan.patience is not None and validation_rows is not None
+    best = BestWeights(plan.patience, plan.tol, plan.kl_warmup_epochs) if stops else None
+    net = _make_net(model, plan, noise_size, generator, device, validation_rows, best)
+    if optimizer_state is not None:
+        net.optimizer_.load_state_dict(optimizer_state)
+    dataset = TensorDataset(rows)
+    model.autocast = torch.bfloat16 if plan.bf16 else None
+    set_generator(model, generator)
+    with _own_randomness(model, generator):
+        try:
+            net.notify("on_train_begin", X=dataset, y=None)
+            _run_epochs(net, dataset, plan.max_epochs, best)
+        finally:
+            net.notify("on_train_end", X=dataset, y=None)
+            set_generator(model, None)
+            model.autocast = None
+    model.eval()
+    check_result(model, rows[: plan.batch_size], noise_size)
+    return net
+
+
+def _make_net(model, plan, noise_size, generator, device, validation_rows, best):
+    optimizer = OPTIMIZERS.get(plan.optimizer, plan.optimizer)
+    settings = {"lr": plan.lr, "weight_decay": plan.weight_decay}
+    if "fused" in inspect.signature(optimizer).parameters:
+        settings["fused"] = True  # one kernel for all parameters: the largest single saving in an epoch
+    validation = {}
+    if validation_rows is not None:
+        points = normal_points(8, noise_size).to(validation_rows)
+        validation = {"iterator_valid": FixedBatches, "iterator_valid__points": points}
     net = NeuralNet(
-        model,
+        torch.compile(model) if plan.compile else model,
         criterion=NegativeELBO,
-        criterion__beta=beta,
-        optimizer=torch.optim.Adam,
-        optimizer__lr=lr,
-        # One kernel for all parameters: the largest single saving in an epoch.
-        optimizer__fused=True,
-        max_epochs=max_epochs,
-        batch_size=batch_size,
+        criterion__beta=plan.beta,
+        criterion__free_bits=plan.free_bits,
+        optimizer=optimizer,
+        **{f"optimizer__{name}": value for name, value in settings.items()},
+        max_epochs=plan.max_epochs,
+        batch_size=plan.batch_size,
         iterator_train=RowBatches,
-        iterator_train__noise_size=noise_size,
+        iterator_train__noise_shape=(noise_size,) if plan.n_draws == 1 else (plan.n_draws, noise_size),
         iterator_train__generator=generator,
-        train_split=None,  # skorch would hold out a fifth of the rows
-        callbacks=[ELBOTerms, FiniteLoss, *([] if progress is None else [EpochProgress(progress)])],
+        iterator_train__view_of=plan.view_of,
+        **validation,
+        # Without this skorch would hold out a fifth of the rows.
+        train_split=None if validation_rows is None else predefined_split(TensorDataset(validation_rows)),
+        callbacks=_callbacks(plan, best),
         device=device,
         verbose=0,
     )
-    net.initialize()
-    dataset = TensorDataset(rows)
-    net.notify("on_train_begin", X=dataset, y=None)
-    try:
-        net.fit_loop(dataset)  # unlike fit, it lets Ctrl-C through
-    finally:
-        net.notify("on_train_end", X=dataset, y=None)
-    model.eval()
-    check_result(model, rows[:batch_size], noise_size)
-    return net
+    return net.initialize()
+
+
+def _callbacks(plan, best):
+    """The plan's callbacks, ours before the user's."""
+    found = [ELBOTerms(), FiniteLoss()]
+    if plan.kl_warmup_epochs:
+        found.append(KLWarmUp(plan.kl_warmup_epochs))
+    if plan.lr_schedule is not None:
+        factor = LR_SCHEDULES.get(plan.lr_schedule) if isinstance(plan.lr_schedule, str) else plan.lr_schedule
+        by_epoch = partial_schedule(factor, plan.max_epochs)
+        found.append(LRScheduler(policy="LambdaLR", lr_lambda=by_epoch, step_every="epoch"))
+    if plan.max_grad_norm is not None:
+        found.append(GradientNormClipping(plan.max_grad_norm))
+    if best is not None:
+        found.append(best)
+    if plan.progress is not None:
+        found.append(EpochProgress(plan.progress))
+    return [*found, *plan.callbacks]
+
+
+def partial_schedule(factor, max_epochs):
+    """The factor of the learning rate in an epoch, counted from zero."""
+    return lambda epoch: factor(min(epoch / max_epochs, 1.0))
+
+
+def _run_epochs(net, dataset, max_epochs, best):
+    """Epochs until the end, or until a callback has seen enough."""
+    for _ in range(max_epochs):
+        try:
+            net.fit_loop(dataset, epochs=1)  # unlike fit, it lets Ctrl-C through
+        except KeyboardInterrupt:
+            if _stopped_by_callback(net):
+                return
+            raise
+        if best is not None and best.exhausted:
+            return
+
+
+def _stopped_by_callback(net):
+    """Whether the interrupt came from skorch's early stopping, which has no other way to say that it is done."""
+    stoppers = [callback for _, callback in net.callbacks_ if isinstance(callback, EarlyStopping)]
+    return any(getattr(callback, "misses_", 0) == callback.patience for callback in stoppers)
+
+
+@contextmanager
+def _own_randomness(model, generator):
+    """Keep the global state of torch as it is where layers of the user's draw from it, and seed what they draw."""
+    draws = any(isinstance(module, _DropoutNd | nn.RReLU) for module in model.modules())
+    cuda = [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda) if draws else nullcontext():
+        if draws:
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        yield
 
 
 def check_result(model, rows, noise_size):

@@ -1,8 +1,18 @@
 """What the models are: densities and networks in torch, with no data, devices, files or seeds."""
 
+from .counts import Categorical, NegativeBinomial, Poisson
 from .covariances import COVARIANCES, Mixture
+from .features import FeatureSummary, Support
 from .latent import ELBO, LatentModel
-from .likelihoods import LIKELIHOODS, Bernoulli, Gaussian
+from .likelihoods import (
+    LIKELIHOODS,
+    Bernoulli,
+    ContinuousBernoulli,
+    FeatureGaussian,
+    FixedGaussian,
+    Gaussian,
+    SampleGaussian,
+)
 from .moments import Moments
 from .networks import ACTIVATIONS, NETWORKS
 from .ppca import PPCA
@@ -16,11 +26,20 @@ __all__ = [
     "NETWORKS",
     "PPCA",
     "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "FeatureGaussian",
+    "FeatureSummary",
+    "FixedGaussian",
     "Flat",
     "Gaussian",
     "LatentModel",
     "Mixture",
     "Moments",
+    "NegativeBinomial",
+    "Poisson",
     "Posterior",
+    "SampleGaussian",
     "StandardNormal",
+    "Support",
 ]

@@ -2,10 +2,15 @@
 
 Conventions
 -----------
-Rows come in two forms: ``x`` in the data's own units, and ``u = standardize(x)``, what the networks see. The decoder
-gives ``params``. `log_prob` is the log-density of x in nats and in the data's own units (it contains the Jacobian of
-the standardisation), so that values from different likelihoods and models can be compared. `mean` and `sample`
-answer in the data's own units as well.
+Rows come in three forms: ``x`` in the data's own units; ``u = standardize(x)``, what is stored for training, in which
+float32 loses nothing that matters; and ``inputs(u)``, what the encoder sees. The decoder gives ``params``. `log_prob`
+is the log-density of x in nats and in the data's own units (it contains the Jacobian of the standardisation), so that
+values from different likelihoods and models can be compared. `mean` and `sample` answer in the data's own units as
+well.
+
+Every likelihood has ``support`` (a `Support`), ``from_data(summary)`` (a class method, from a `FeatureSummary`),
+``n_inputs(n_features)``, ``n_outputs(n_features)``, ``standardize(x)``, ``inputs(u)``, ``log_prob(u, params)``,
+``mean(params)`` and ``sample(params, generator)``.
 """
 
 import math
@@ -14,29 +19,43 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .counts import Categorical, NegativeBinomial, Poisson
 from .covariances import LOG_2PI
+from .features import Support
 
 
-class Bernoulli(nn.Module):
-    """Each feature is a probability or a binary value in [0, 1]; the decoder gives logits.
+class UnitInterval(nn.Module):
+    """What likelihoods of features in [0, 1] share: their own units, and one decoder output for each feature."""
 
-    For values strictly between 0 and 1 this is the usual cross-entropy, which is not normalised over [0, 1].
-    """
-
-    support = (0.0, 1.0)
+    support = Support(0.0, 1.0)
 
     @classmethod
-    def from_data(cls, mean, scale):
-        """The likelihood for data with these feature means and standard deviations (not used here)."""
+    def from_data(cls, summary):
+        """The likelihood for data with this summary (not used here)."""
         return cls()
+
+    def n_inputs(self, n_features):
+        """Number of encoder inputs."""
+        return n_features
 
     def n_outputs(self, n_features):
         """Number of decoder outputs."""
         return n_features
 
     def standardize(self, x):
-        """What the networks see of the rows x."""
+        """What is stored for training of the rows x."""
         return x
+
+    def inputs(self, u):
+        """What the encoder sees."""
+        return u
+
+
+class Bernoulli(UnitInterval):
+    """Each feature is a probability or a binary value in [0, 1]; the decoder gives logits.
+
+    For values strictly between 0 and 1 this is the usual cross-entropy, which is not normalised over [0, 1].
+    """
 
     def log_prob(self, u, params):
         """Log-probability of the rows in nats (n,)."""
@@ -51,12 +70,64 @@ class Bernoulli(nn.Module):
         return torch.bernoulli(params.sigmoid(), generator=generator)
 
 
-class Gaussian(nn.Module):
-    """Normal features with one learned noise scale, in units of each feature's standard deviation.
+class ContinuousBernoulli(UnitInterval):
+    """Continuous Bernoulli features in [0, 1] (Loaiza-Ganem and Cunningham 2019); the decoder gives logits.
 
-    The noise scale is learned with the networks (Rybkin et al. 2021, "Simple and effective VAE training with
-    calibrated decoders") and stays above ``min_scale``, so that perfect reconstruction cannot make the density
-    infinite.
+    The cross-entropy of the Bernoulli with the constant that makes it a density over [0, 1] (their equation 8). With
+    natural parameter eta (the logit) and h = eta / 2,
+
+        log p(x) = eta (x - 1/2) - log(sinh(h) / h).
+
+    The mean is not the sigmoid of the logit, but lies nearer to 1/2.
+    """
+
+    def log_prob(self, u, params):
+        """Log-density of the rows in nats (n,)."""
+        return (params * (u - 0.5) - LogSinhc.apply(params / 2)).sum(-1)
+
+    def mean(self, params):
+        """Expected rows in the data's units (their equation 9)."""
+        return 0.5 + 0.5 * langevin(params / 2)
+
+    def sample(self, params, generator):
+        """Draw rows, by inverting the distribution function."""
+        uniform = torch.empty_like(params).uniform_(generator=generator)
+        # For negative logits; x and 1 - x change places with the sign. In the limit of 0 the ratio is the draw itself.
+        slope = params.abs().clamp(min=1e-30)
+        falling = -torch.log1p(uniform * torch.expm1(-slope)) / slope
+        return torch.where(params > 0, 1 - falling, falling).clamp(0, 1)
+
+
+class LogSinhc(torch.autograd.Function):
+    """log(sinh(h) / h), an even function; its derivative is written out, because it cancels near 0."""
+
+    @staticmethod
+    def forward(ctx, h):
+        """The values."""
+        ctx.save_for_backward(h)
+        size = h.abs().clamp(min=1e-30)
+        return size + torch.log(-torch.expm1(-2 * size) / (2 * size))
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Their gradient."""
+        return grad * langevin(*ctx.saved_tensors)
+
+
+def langevin(h, near=0.25):
+    """coth(h) - 1 / h, the derivative of log(sinh(h) / h); a series between -near and near."""
+    small, size = h.clamp(-near, near), h.abs().clamp(min=near)
+    square = small.square()
+    terms = 1 / 3 + square * (-1 / 45 + square * (2 / 945 + square * (-1 / 4725 + square * 2 / 93555)))
+    return torch.where(h.abs() < near, small * terms, (1 / size.tanh() - 1 / size) * h.sign())
+
+
+class Normal(nn.Module):
+    """What likelihoods with normal features share; they differ in the noise scale.
+
+    Subclasses have ``n_outputs(n_features)`` and ``noise(params)``, which returns expected standardised rows (n, d)
+    and the log of the noise scale of standardised features. The last axis of the latter has length d, or 1 if
+    features share the scale; the others broadcast with rows.
 
     Parameters
     ----------
@@ -64,51 +135,176 @@ class Gaussian(nn.Module):
         Feature means and standard deviations, by which rows are standardised.
     """
 
-    support = (-math.inf, math.inf)
+    support = Support()
     min_scale = 1e-3
 
     def __init__(self, mean, scale):
         super().__init__()
         self.register_buffer("feature_mean", mean)
         self.register_buffer("feature_scale", scale)
-        # In units of ten, because Adam moves every parameter by about lr a step: the noise scale of clean data is
-        # e**-3 or less, and would be reached only after thousands of steps.
-        self.raw_log_scale = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     @classmethod
-    def from_data(cls, mean, scale):
-        """The likelihood for data with these feature means and standard deviations."""
-        return cls(mean, scale)
+    def from_data(cls, summary):
+        """The likelihood for data with this summary."""
+        return cls(summary.mean, summary.scale)
+
+    def n_inputs(self, n_features):
+        """Number of encoder inputs."""
+        return n_features
+
+    def standardize(self, x):
+        """What is stored for training of the rows x: features with mean 0 and standard deviation 1."""
+        return (x - self.feature_mean) / self.feature_scale
+
+    def inputs(self, u):
+        """What the encoder sees."""
+        return u
+
+    def log_prob(self, u, params):
+        """Log-density of the rows in nats, in the data's units (n,)."""
+        location, log_scale = self.noise(params)
+        n_scales = log_scale.shape[-1]
+        squares = (u - location).square().unflatten(-1, (n_scales, -1)).sum(-1)  # (n, n_scales)
+        energy = (squares * (-2 * log_scale).exp()).sum(-1)
+        n_features = u.shape[-1]
+        constant = n_features // n_scales * log_scale.sum(-1) + n_features * 0.5 * LOG_2PI
+        return -0.5 * energy - (constant + self.feature_scale.log().sum())
+
+    def mean(self, params):
+        """Expected rows in the data's units."""
+        return self._in_units(self.noise(params)[0])
+
+    def sample(self, params, generator):
+        """Draw rows in the data's units."""
+        location, log_scale = self.noise(params)
+        noise = torch.empty_like(location).normal_(generator=generator)
+        return self._in_units(location + log_scale.exp() * noise)
+
+    def _in_units(self, u):
+        return u * self.feature_scale + self.feature_mean
+
+
+class LearnedNormal(Normal):
+    """What normal likelihoods share whose noise scales are learned with the networks.
+
+    They stay above ``min_scale``, so that perfect reconstruction cannot make the density infinite.
+    """
+
+    def __init__(self, mean, scale):
+        super().__init__(mean, scale)
+        # In units of ten, because Adam moves every parameter by about lr a step: the noise scale of clean data is
+        # e**-3 or less, and would be reached only after thousands of steps.
+        self.raw_log_scale = nn.Parameter(torch.zeros(self.scales_shape(len(mean)), dtype=torch.float32))
+
+    @property
+    def log_scale(self):
+        """Log of the noise scale of a standardised feature () or (d,)."""
+        floor = math.log(self.min_scale)
+        return floor + F.softplus(10 * self.raw_log_scale - floor)
 
     def n_outputs(self, n_features):
         """Number of decoder outputs."""
         return n_features
 
-    @property
-    def log_scale(self):
-        """Log of the noise scale of a standardised feature ()."""
-        floor = math.log(self.min_scale)
-        return floor + F.softplus(10 * self.raw_log_scale - floor)
-
-    def standardize(self, x):
-        """What the networks see of the rows x."""
-        return (x - self.feature_mean) / self.feature_scale
-
-    def log_prob(self, u, params):
-        """Log-density of the rows in nats, in the data's units (n,)."""
-        log_scale = self.log_scale
-        squares = (u - params).square().sum(-1) * (-2 * log_scale).exp()
-        constant = u.shape[-1] * (log_scale + 0.5 * LOG_2PI) + self.feature_scale.log().sum()
-        return -0.5 * squares - constant
-
-    def mean(self, params):
-        """Expected rows in the data's units."""
-        return params * self.feature_scale + self.feature_mean
-
-    def sample(self, params, generator):
-        """Draw rows in the data's units."""
-        noise = torch.empty_like(params).normal_(generator=generator)
-        return self.mean(params + self.log_scale.exp() * noise)
+    def noise(self, params):
+        """Expected standardised rows and the log of the noise scale, (1,) or (d,)."""
+        return params, torch.atleast_1d(self.log_scale)
 
 
-LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian}
+class Gaussian(LearnedNormal):
+    """Normal features with one learned noise scale, in units of each feature's standard deviation.
+
+    Rybkin et al. 2021, "Simple and effective VAE training with calibrated decoders".
+
+    Parameters
+    ----------
+    mean, scale : Tensor of shape (d,)
+        Feature means and standard deviations, by which rows are standardised.
+    """
+
+    def scales_shape(self, n_features):
+        """Shape of the learned scales."""
+        return ()
+
+
+class FeatureGaussian(LearnedNormal):
+    """Normal features, each with a learned noise scale of its own, the same for all rows.
+
+    Parameters
+    ----------
+    mean, scale : Tensor of shape (d,)
+        Feature means and standard deviations, by which rows are standardised.
+    """
+
+    def scales_shape(self, n_features):
+        """Shape of the learned scales."""
+        return (n_features,)
+
+
+class FixedGaussian(Normal):
+    """Normal features with a noise scale that is not learned.
+
+    The log-likelihood is then a constant less the weighted squared error: with ``noise_scale=1`` and features of unit
+    variance, half the squared error.
+
+    Parameters
+    ----------
+    mean, scale : Tensor of shape (d,)
+        Feature means and standard deviations, by which rows are standardised.
+    noise_scale : float, default=1.0
+        Standard deviation of the noise in units of each feature's standard deviation.
+
+    Raises
+    ------
+    ValueError
+        If ``noise_scale`` is not positive and finite.
+    """
+
+    def __init__(self, mean, scale, noise_scale=1.0):
+        super().__init__(mean, scale)
+        if not 0 < noise_scale < math.inf:
+            raise ValueError(f"noise_scale={noise_scale!r} should be a positive finite number.")
+        self.noise_scale = noise_scale
+
+    def n_outputs(self, n_features):
+        """Number of decoder outputs."""
+        return n_features
+
+    def noise(self, params):
+        """Expected standardised rows and the log of the noise scale (1,)."""
+        return params, params.new_full((1,), math.log(self.noise_scale))
+
+
+class SampleGaussian(Normal):
+    """Normal features whose noise scale is a function of the code: one for each row, in standardised units.
+
+    The last decoder output is the log of the scale, bounded smoothly between ``min_scale`` and its inverse. A row that
+    is explained exactly cannot make the density infinite, and far from the data the noise stays finite.
+
+    Parameters
+    ----------
+    mean, scale : Tensor of shape (d,)
+        Feature means and standard deviations, by which rows are standardised.
+    """
+
+    def n_outputs(self, n_features):
+        """Number of decoder outputs: the rows and a log-scale."""
+        return n_features + 1
+
+    def noise(self, params):
+        """Expected standardised rows (n, d) and the logs of their noise scales (n, 1)."""
+        bound = -math.log(self.min_scale)
+        return params[..., :-1], bound * (params[..., -1:] / bound).tanh()
+
+
+LIKELIHOODS = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "gaussian_fixed": FixedGaussian,
+    "gaussian_features": FeatureGaussian,
+    "gaussian_samples": SampleGaussian,
+    "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
+    "categorical": Categorical,
+}

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .covariances import LOG_2PI
+
 
 class Posterior(NamedTuple):
     """Diagonal normal posterior q(z | x) of each row."""
@@ -27,25 +29,33 @@ class Posterior(NamedTuple):
 class Flat(nn.Module):
     """No prior: the posterior is a point, and the variational autoencoder an autoencoder."""
 
+    n_statistics = 1  # that the encoder gives for each latent dimension
+
     def draw(self, q, noise):
         """The codes themselves."""
         return q.mean
 
-    def kl(self, q, z):
-        """Zero for every row (n,)."""
-        return z.new_zeros(len(z))
+    def kl_parts(self, q, z):
+        """None (n, 0): there is no prior to differ from."""
+        return z.new_zeros(len(z), 0)
 
 
 class StandardNormal(nn.Module):
     """N(0, I), the prior of the variational autoencoder (Kingma and Welling 2014)."""
 
+    n_statistics = 2
+
     def draw(self, q, noise):
         """Codes from the posterior, differentiable in its parameters."""
         return torch.addcmul(q.mean, q.log_scale.exp(), noise)
 
-    def kl(self, q, z):
-        """KL(q || N(0, I)) in nats, in closed form (Kingma and Welling 2014, appendix B) (n,)."""
-        return 0.5 * (q.mean.square() + q.variance - 1 - 2 * q.log_scale).sum(-1)
+    def kl_parts(self, q, z):
+        """KL(q || N(0, 1)) of each dimension in nats, in closed form (Kingma and Welling 2014, appendix B) (n, k)."""
+        return 0.5 * (q.mean.square() + q.variance - 1 - 2 * q.log_scale)
+
+    def log_prob(self, z):
+        """Log-density of codes in nats (n,)."""
+        return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
     def sample(self, noise):
         """Codes from the prior."""

@@ -9,8 +9,10 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.metrics import v_measure_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
+from skorch.callbacks import GradientNormClipping
+from torch import nn
 
-from skvae import TorchGMM, VAEEmbedder
+from skvae import AutoencoderEmbedder, TorchGMM, VAEEmbedder
 from skvae.models import LatentModel
 
 SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0}
@@ -127,30 +129,68 @@ def test_sample_looks_like_the_data(fitted, digits):
     assert not np.array_equal(drawn, fitted.sample(2_000, random_state=1))
 
 
-CHANGES = {
-    "n_components": 3,
-    "hidden_layer_sizes": (8, 8),
-    "activation": "tanh",
-    "batch_norm": True,
-    "likelihood": "gaussian",
-    "beta": 5.0,
-    "max_epochs": 2,
-    "batch_size": 32,
-    "lr": 1e-2,
-    "random_state": 1,
+def ramp(share):
+    return 1.0 - 0.5 * share
+
+
+def mirrored(u, generator):
+    return u.flip(1)
+
+
+def plain_encoder(n_inputs, n_outputs):
+    return nn.Linear(n_inputs, n_outputs)
+
+
+# Other values of every parameter, and what else has to be set for them to matter.
+STOPPING = {"early_stopping": True, "max_epochs": 40, "lr": 1e-2}
+SHARED = {
+    "n_components": (3, {}),
+    "architecture": ("mlp", {"image_shape": (8, 8), "hidden_layer_sizes": (16,)}),
+    "hidden_layer_sizes": ((8, 8), {}),
+    "activation": ("tanh", {}),
+    "batch_norm": (True, {}),
+    "layer_norm": (True, {}),
+    "dropout": (0.5, {}),
+    "image_shape": ((8, 8), {}),
+    "channels": ((4,), {"image_shape": (8, 8)}),
+    "encoder": (plain_encoder, {}),
+    "decoder": (plain_encoder, {}),
+    "likelihood": ("gaussian", {}),
+    "max_epochs": (2, {}),
+    "batch_size": (32, {}),
+    "lr": (1e-2, {}),
+    "optimizer": ("sgd", {}),
+    "weight_decay": (1.0, {}),
+    "lr_schedule": (ramp, {}),
+    "max_grad_norm": (1e-3, {"optimizer": "sgd"}),
+    "early_stopping": (True, {}),
+    "validation_fraction": (0.5, {"early_stopping": True}),
+    "n_iter_no_change": (1, STOPPING | {"tol": 1e3}),
+    "tol": (1e3, STOPPING),
+    "callbacks": ([GradientNormClipping(1e-3)], {"optimizer": "sgd"}),
+    "augment": (mirrored, {}),
+    "random_state": (1, {}),
 }
+CHANGES = {
+    VAEEmbedder: SHARED | {"beta": (5.0, {}), "kl_warmup_epochs": (3, {}), "free_bits": (0.5, {}), "n_draws": (3, {})},
+    AutoencoderEmbedder: SHARED | {"corruption": (0.3, {})},
+}
+CASES = [(cls, name) for cls, changes in CHANGES.items() for name in changes]
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_every_parameter_changes_the_fit(name, digits):
+@pytest.mark.parametrize(("cls", "name"), CASES, ids=lambda case: getattr(case, "__name__", case))
+def test_every_parameter_changes_the_fit(cls, name, digits):
     X, _ = digits
-    base = VAEEmbedder(2, **SMALL)
-    one, two = base.fit(X).score(X), clone(base).set_params(**{name: CHANGES[name]}).fit(X).score(X)
+    value, others = CHANGES[cls][name]
+    base = cls(2, **SMALL | others)
+    one, two = base.fit(X).score(X), clone(base).set_params(**{name: value}).fit(X).score(X)
     assert one != two
 
 
-def test_the_other_parameters_are_tested_elsewhere():
-    assert set(VAEEmbedder().get_params()) - set(CHANGES) == {"device", "verbose"}
+@pytest.mark.parametrize("cls", CHANGES)
+def test_the_other_parameters_are_tested_elsewhere(cls):
+    rest = set(cls().get_params()) - set(CHANGES[cls])
+    assert rest == {"device", "verbose", "precision", "compile", "warm_start"}
 
 
 def test_beta_weighs_the_kl(digits):
@@ -172,7 +212,7 @@ def test_wrong_number_of_latent_features(fitted):
 
 
 def test_automatic_epochs_grow_slowly():
-    from skvae.estimators.embedders import choose_epochs
+    from skvae.estimators._embedding import choose_epochs
 
     steps = [choose_epochs("auto", n, 128) * max(1, n // 128) for n in (100, 10_000, 1_000_000)]
     assert steps[0] < steps[1] < steps[2]

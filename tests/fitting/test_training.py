@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from skvae.fitting.training import NegativeELBO, RowBatches, fit_module
+from skvae.fitting.training import NegativeELBO, Plan, RowBatches, fit_module
 from skvae.models import ELBO, NETWORKS, Bernoulli, LatentModel, StandardNormal
 
 
@@ -17,16 +17,16 @@ def make_model(seed=0, n_features=4):
 
 
 def train(model, rows, **settings):
-    settings = {"beta": 1.0, "max_epochs": 3, "batch_size": 16, "lr": 1e-2} | settings
+    plan = Plan(**{"max_epochs": 3, "batch_size": 16, "lr": 1e-2} | settings)
     generator = torch.Generator().manual_seed(1)
-    return fit_module(model, rows, noise_size=2, generator=generator, device="cpu", **settings)
+    return fit_module(model, rows, plan, noise_size=2, generator=generator, device="cpu")
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
 @pytest.mark.parametrize("n_rows", range(2, 18))
 def test_batches_deal_every_row_once_and_never_alone(n_rows, batch_size):
     rows = torch.arange(n_rows, dtype=torch.float32)[:, None]
-    batches = RowBatches(TensorDataset(rows), batch_size, noise_size=3, generator=torch.Generator().manual_seed(0))
+    batches = RowBatches(TensorDataset(rows), batch_size, noise_shape=(3,), generator=torch.Generator().manual_seed(0))
     sizes = []
     for _ in range(2):
         inputs = [batch for batch, _ in batches]
@@ -46,8 +46,8 @@ def test_every_number_of_rows_trains_with_batch_norm(n_rows):
 
 
 def test_loss_does_not_depend_on_the_batch_size():
-    elbo = ELBO(torch.tensor([-1.0, -3.0]), torch.tensor([0.5, 1.5]))
-    twice = ELBO(*(term.repeat(2) for term in elbo))
+    elbo = ELBO(torch.tensor([-1.0, -3.0]), torch.tensor([[0.5], [1.5]]))
+    twice = ELBO(*(torch.cat([term, term]) for term in elbo))
     assert NegativeELBO(2.0)(elbo, None).item() == NegativeELBO(2.0)(twice, None).item() == 4.0
 
 

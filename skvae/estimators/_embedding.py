@@ -1,0 +1,476 @@
+"""What autoencoders share as estimators: building, training, codes and their inverse."""
+
+import copy
+import math
+from abc import abstractmethod
+from numbers import Integral, Real
+from typing import ClassVar
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from ..fitting.augment import AUGMENTATIONS, resolve_augment
+from ..fitting.training import LR_SCHEDULES, OPTIMIZERS, count_batches, fit_module, normal_points
+from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Support
+from ..models.networks import NETWORKS, check_image_shape, row_width
+from ._base import (
+    FLOATS,
+    LatentMixin,
+    TorchEstimator,
+    check_enough_rows,
+    check_sample_size,
+    compute_dtype,
+    fit_method,
+    generator_from,
+    resolve_device,
+    seed_from,
+    to_dtype,
+)
+from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, standardized_rows
+
+N_SCORE_DRAWS = 16
+HISTORY_KEYS = ("epoch", "train_loss", "train_log_likelihood", "train_kl", "valid_loss", "dur")
+ROWS_FOR_DIAGNOSTICS = 5_000
+POSITIVE_INT = Interval(Integral, 1, None, closed="left")
+NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
+
+
+class Embedder(LatentMixin, TorchEstimator):
+    """An encoder, a decoder and a likelihood, trained by gradient steps. Subclasses give the prior and its settings."""
+
+    _parameter_constraints: ClassVar[dict] = {
+        "n_components": [POSITIVE_INT],
+        "architecture": [StrOptions({"auto", *NETWORKS})],
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "batch_norm": ["boolean"],
+        "layer_norm": ["boolean"],
+        "dropout": [Interval(Real, 0.0, 1.0, closed="left")],
+        "image_shape": ["array-like", None],
+        "channels": ["array-like"],
+        "encoder": [nn.Module, callable, None],
+        "decoder": [nn.Module, callable, None],
+        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), nn.Module, HasMethods("from_data")],
+        "max_epochs": [POSITIVE_INT, StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "lr": [Interval(Real, 0.0, None, closed="neither")],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), type],
+        "weight_decay": [NOT_NEGATIVE],
+        "lr_schedule": [StrOptions(set(LR_SCHEDULES)), callable, None],
+        "max_grad_norm": [Interval(Real, 0.0, None, closed="neither"), None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0.0, 1.0, closed="neither")],
+        "n_iter_no_change": [POSITIVE_INT],
+        "tol": [NOT_NEGATIVE],
+        "callbacks": [list, tuple, None],
+        "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
+        "warm_start": ["boolean"],
+        "precision": [StrOptions({"float32", "bf16"})],
+        "compile": ["boolean"],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    @fit_method
+    def fit(self, X, y=None, *, X_val=None):
+        """Train the networks on X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Present for API consistency.
+        X_val : array-like of shape (n_validation_samples, n_features), default=None
+            Rows whose loss is recorded for each epoch, and decides with ``early_stopping=True``. Without them, early
+            stopping holds out ``validation_fraction`` of X.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite numeric table of at least two rows and ``n_components`` rows, if it does not fit the
+            likelihood or the image shape, or if the training diverges.
+        """
+        X = self._validate(X, reset=True, min_samples=2)
+        check_enough_rows(X, self.n_components)
+        if X_val is not None:
+            X_val = validate_data(self, X_val, reset=False, dtype=FLOATS)
+        seed = seed_from(self.random_state)
+        going_on = self.warm_start and hasattr(self, "module_")
+        if X_val is None and self.early_stopping:
+            X, X_val = self._hold_out(X, seed)
+        epochs = choose_epochs(self.max_epochs, len(X), self.batch_size)
+        self._train(X, X_val, seed, max_epochs=epochs, going_on=going_on)
+        self._warn_if_collapsed()
+        return self
+
+    @fit_method
+    def partial_fit(self, X, y=None):
+        """Train for one pass over the rows of X, from where the networks are.
+
+        The first call fixes the likelihood and the units of the features, so its rows should be typical.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        self : object
+            The estimator; ``history_`` has one more epoch.
+
+        Raises
+        ------
+        ValueError
+            As for `fit`.
+        """
+        first = not hasattr(self, "module_")
+        X = self._validate(X, reset=first, min_samples=2)
+        if first:
+            check_enough_rows(X, self.n_components)
+            self._first_seed = seed_from(self.random_state)
+        seed = getattr(self, "_first_seed", 0) + (0 if first else self.n_iter_)
+        self._train(X, None, seed, max_epochs=1, going_on=not first)
+        return self
+
+    def transform(self, X):
+        """Embed rows: the mean of q(z | x). It is never random.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            Codes.
+        """
+        X = self._validate(X, reset=False)
+        return self._map_array(lambda model, x: model.posterior(model.standardize(x)).mean, X)
+
+    def inverse_transform(self, Z):
+        """Decode codes into expected data.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Codes.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Expected rows, in the units of the training data.
+        """
+        Z = self._validate_codes(Z)
+        return self._map_array(lambda model, z: model.decode(z.to(model.dtype)), Z)
+
+    def reconstruct(self, X):
+        """Encode rows and decode their codes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        X_hat : ndarray of shape (n_samples, n_features)
+            ``inverse_transform(transform(X))``.
+        """
+        X = self._validate(X, reset=False)
+        return self._map_array(lambda model, x: model.decode(model.posterior(model.standardize(x)).mean), X)
+
+    def interpolate(self, X_from, X_to, n_steps=10):
+        """Rows on the way between rows: their codes are mixed in equal steps, and decoded.
+
+        Parameters
+        ----------
+        X_from, X_to : array-like of shape (n_samples, n_features)
+            Where the ways begin and end.
+        n_steps : int, default=10
+            Rows on each way, the reconstructions of both ends among them.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_steps, n_features)
+            Expected rows.
+
+        Raises
+        ------
+        ValueError
+            If the numbers of rows differ, or ``n_steps`` is less than two.
+        """
+        ends = [self._validate(X, reset=False) for X in (X_from, X_to)]
+        if len(ends[0]) != len(ends[1]):
+            raise ValueError(
+                f"X_from has {len(ends[0])} rows and X_to {len(ends[1])}; there should be one end for each beginning."
+            )
+        if check_sample_size(n_steps) < 2:
+            raise ValueError(f"n_steps={n_steps} leaves no way to go; use 2 or more.")
+        codes = [self._map_array(lambda model, x: model.posterior(model.standardize(x)).mean, X) for X in ends]
+        shares = np.linspace(0, 1, n_steps, dtype=codes[0].dtype)[:, None]
+        mixed = codes[0][:, None] * (1 - shares) + codes[1][:, None] * shares
+        decoded = self._map_array(lambda model, z: model.decode(z.to(model.dtype)), mixed.reshape(-1, mixed.shape[2]))
+        return decoded.reshape(len(ends[0]), n_steps, -1)
+
+    @abstractmethod
+    def _make_prior(self):
+        """The prior over codes."""
+
+    @abstractmethod
+    def _plan(self, max_epochs, view_of):
+        """How to train."""
+
+    @abstractmethod
+    def _diagnose(self, q):
+        """Set the fitted attributes that posteriors of training rows give."""
+
+    def _warn_if_collapsed(self):
+        """Warn where the codes carry nothing of the data. Not every model can tell."""
+
+    def _general_plan(self):
+        """The part of the plan that every embedder has."""
+        return {
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "optimizer": self.optimizer,
+            "weight_decay": self.weight_decay,
+            "lr_schedule": self.lr_schedule,
+            "max_grad_norm": self.max_grad_norm,
+            "patience": self.n_iter_no_change if self.early_stopping else None,
+            "tol": self.tol,
+            "bf16": self.precision == "bf16",
+            "compile": self.compile,
+            "callbacks": tuple(copy.deepcopy(list(self.callbacks or ()))),
+            "progress": type(self).__name__ if self.verbose else None,
+        }
+
+    def _hold_out(self, X, seed):
+        """Training and validation rows, drawn at random."""
+        n_held_out = max(1, round(self.validation_fraction * len(X)))
+        if len(X) - n_held_out < 2:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of {len(X)} rows leaves fewer than two for training; "
+                "decrease it, or give more rows."
+            )
+        order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed)).numpy()
+        return X[order[n_held_out:]], X[order[:n_held_out]]
+
+    def _train(self, X, X_val, seed, *, max_epochs, going_on):
+        """Build the model, or take the one that there is, train it and publish the result."""
+        device = resolve_device(self.device)
+        check_precision(self.precision, device)
+        seeds = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+        if going_on:
+            self._check_same_sizes(X)
+            model, history = copy.deepcopy(self.module_), self.history_
+            likelihood, name = model.likelihood, self.likelihood_
+            X = check_support(likelihood, X)
+            optimizer_state = copy.deepcopy(self.net_.optimizer_.state_dict()) if hasattr(self, "net_") else None
+        else:
+            kind = choose_likelihood(self.likelihood, X)
+            X, name = check_support(kind, X), likelihood_name(kind)
+            likelihood, history, optimizer_state = build_likelihood(kind, X), [], None
+            model = self._build(likelihood, X.shape[1], seeds)
+        view_of = self._view_of(X.shape[1])
+        if isinstance(self.augment, str) and Support(*likelihood.support).integers:
+            raise ValueError(
+                f"augment={self.augment!r} interpolates pixels, but likelihood={name!r} needs whole numbers; use a "
+                "callable that keeps them, or another likelihood."
+            )
+        rows = standardized_rows(likelihood, X, device)
+        held_out = None if X_val is None else standardized_rows(likelihood, check_support(likelihood, X_val), device)
+        model = to_device(model, device)
+        net = fit_module(
+            model,
+            rows,
+            self._plan(max_epochs, view_of),
+            noise_size=self.n_components,
+            generator=generator,
+            device=device,
+            validation_rows=held_out,
+            optimizer_state=optimizer_state,
+        )
+        widths = row_width(model.encoder, likelihood.n_inputs(X.shape[1])), row_width(model.decoder, self.n_components)
+
+        self.net_, self.module_, self.likelihood_ = net, model, name
+        self._n_features_out, self._n_trained_features = self.n_components, X.shape[1]
+        self._fit_dtype, self._widest = X.dtype, max(widths)
+        self._n_steps = len(net.history) * count_batches(len(rows), self.batch_size)
+        epochs = [{key: row[key] for key in HISTORY_KEYS if key in row} for row in net.history]
+        self.history_ = [*history, *({**row, "epoch": len(history) + row["epoch"]} for row in epochs)]
+        self.loss_curve_ = [float(row["train_loss"]) for row in self.history_]
+        self.n_iter_ = len(self.history_)
+        with torch.inference_mode():
+            self._diagnose(model.posterior(rows[:: math.ceil(len(rows) / ROWS_FOR_DIAGNOSTICS)]))
+
+    def _check_same_sizes(self, X):
+        """Raise if the networks to go on with do not belong to these rows or parameters."""
+        if self._n_features_out != self.n_components or self._n_trained_features != X.shape[1]:
+            raise ValueError(
+                f"The networks to go on with embed {self._n_trained_features} features in {self._n_features_out} "
+                f"dimensions, but X has {X.shape[1]} features and n_components is {self.n_components}; fit a clone."
+            )
+
+    def _build(self, likelihood, n_features, generator):
+        """A new model with starting values from the generator."""
+        prior = self._make_prior()
+        n_encoded, n_outputs = prior.n_statistics * self.n_components, likelihood.n_outputs(n_features)
+        encoder = make_network("encoder", self.encoder, likelihood.n_inputs(n_features), n_encoded)
+        decoder = make_network("decoder", self.decoder, self.n_components, n_outputs)
+        if encoder is None or decoder is None:
+            built = self._built_in(likelihood.n_inputs(n_features), n_outputs, prior.n_statistics, generator)
+            encoder, decoder = (mine or theirs for mine, theirs in zip((encoder, decoder), built, strict=True))
+        return LatentModel(encoder, decoder, likelihood, prior)
+
+    def _built_in(self, n_inputs, n_outputs, n_statistics, generator):
+        """The encoder and decoder that the parameters describe."""
+        auto = "conv" if self.image_shape is not None else "mlp"
+        architecture = auto if self.architecture == "auto" else self.architecture
+        settings = {"activation": self.activation, "batch_norm": self.batch_norm, "layer_norm": self.layer_norm}
+        settings |= {"dropout": self.dropout, "n_statistics": n_statistics, "generator": generator}
+        if architecture == "conv":
+            if self.image_shape is None:
+                raise ValueError("architecture='conv' needs image_shape, such as (28, 28) or (3, 32, 32).")
+            settings["image_shape"] = tuple(self.image_shape)
+            settings["channels"] = check_sizes("channels", self.channels)
+        default = () if architecture == "conv" else (256, 128)
+        sizes = default if isinstance(self.hidden_layer_sizes, str) else self.hidden_layer_sizes
+        settings["hidden_layer_sizes"] = check_sizes("hidden_layer_sizes", sizes)
+        return NETWORKS[architecture](n_inputs, self.n_components, n_outputs, **settings)
+
+    def _view_of(self, n_features):
+        """What the encoder sees of rows in training, if not the rows."""
+        shape = None if self.image_shape is None else check_image_shape(tuple(self.image_shape), n_features)
+        return resolve_augment(self.augment, shape)
+
+    def _map_array(self, function, X):
+        """Apply a function of the model and rows to chunks, in the precision of the rows."""
+        check_is_fitted(self)
+        device = resolve_device(self.device)
+        model = to_device(copy.deepcopy(self.module_).cpu(), device)
+        for network in (model.encoder, model.decoder):
+            network.to(compute_dtype(X.dtype, device))
+        # Units need the full precision, whatever the networks compute in: offsets may be large.
+        dtype = compute_dtype(np.float64, device)
+        return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
+
+
+def to_device(model, device):
+    """The model on a device, its buffers in float64 where there is float64."""
+    return model.to(torch.float32).to(device) if device.type == "mps" else model.to(device)
+
+
+def check_precision(precision, device):
+    """Raise if the networks would be slower in this precision than in float32.
+
+    Raises
+    ------
+    ValueError
+        If the device has no instructions for bfloat16.
+    """
+    if precision == "bf16" and not has_bf16(device):
+        raise ValueError(
+            f"precision='bf16' is far slower than float32 on this {device.type}, which has no instructions for it; use "
+            "precision='float32', or another device."
+        )
+
+
+def has_bf16(device):
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        return any(check is not None and check() for check in checks)
+    return False
+
+
+def choose_epochs(max_epochs, n_samples, batch_size):
+    """Resolve "auto": about ``64 sqrt(n_samples)`` gradient steps."""
+    if max_epochs == "auto":
+        return math.ceil(64 * math.sqrt(n_samples) / count_batches(n_samples, batch_size))
+    return max_epochs
+
+
+def check_sizes(name, sizes):
+    """Sizes as a tuple of positive integers."""
+    sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
+    if not all(isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise ValueError(f"{name} should be positive integers, but got {sizes}.")
+    return tuple(map(int, sizes))
+
+
+def make_network(name, given, n_inputs, n_outputs):
+    """The user's own network, copied or made, or None.
+
+    Raises
+    ------
+    TypeError
+        If a class or function makes no module.
+    ValueError
+        If its output has the wrong size.
+    """
+    if given is None:
+        return None
+    network = copy.deepcopy(given) if isinstance(given, nn.Module) else given(n_inputs, n_outputs)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{name} should be or make a torch.nn.Module, but {given!r} made {network!r}.")
+    probe = copy.deepcopy(network).eval()
+    try:
+        with torch.inference_mode():
+            shape = tuple(probe(torch.zeros(2, n_inputs)).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{name} can not be applied to rows of {n_inputs} numbers: {error}") from error
+    if shape != (2, n_outputs):
+        raise ValueError(
+            f"{name} should turn 2 rows of {n_inputs} numbers into shape {(2, n_outputs)}, but gave {shape}."
+        )
+    return network
+
+
+def elbo_at_points(points):
+    """A function of a model and rows: their ELBO, the expectation over codes being taken at fixed points (m, k)."""
+
+    def elbo(model, x):
+        u = model.standardize(x)
+        q = model.posterior(u)
+        return sum(model.elbo(u, q, noise.expand_as(q.mean)).value for noise in points.to(u)) / len(points)
+
+    return elbo
+
+
+def fixed_points(n_components):
+    """The points at which scores are taken."""
+    return normal_points(N_SCORE_DRAWS, n_components)
+
+
+def draw_rows(estimator, codes_of, n_samples, random_state):
+    """Draw codes and then rows, in the units and the dtype of the training data.
+
+    Parameters
+    ----------
+    codes_of : callable, (model, standard normal Tensor (n, k)) -> Tensor (n, k)
+    """
+    check_is_fitted(estimator)
+    check_sample_size(n_samples)
+    generator = generator_from(estimator.random_state if random_state is None else random_state)
+    noise = torch.randn(n_samples, estimator._n_features_out, dtype=torch.float64, generator=generator)
+    model = copy.deepcopy(estimator.module_).to("cpu", torch.float64)
+    with torch.inference_mode():
+        X = model.likelihood.sample(model.decoder(codes_of(model, noise)), generator).numpy()
+    return to_dtype(X, estimator._fit_dtype)

@@ -1,0 +1,115 @@
+"""What happens beside the gradient steps: records, warm-up, stopping, progress."""
+
+import copy
+import math
+
+import torch
+from skorch.callbacks import Callback
+from tqdm import tqdm
+
+
+class ELBOTerms(Callback):
+    """Record the mean log-likelihood and KL of each epoch, without waiting for the device at each batch."""
+
+    def on_epoch_begin(self, net, **kwargs):
+        """Forget the last epoch."""
+        self.sums_, self.n_rows_ = 0.0, 0
+
+    def on_batch_end(self, net, training, y_pred, **kwargs):
+        """Add the terms of a batch."""
+        if training:
+            self.sums_ = self.sums_ + torch.stack(
+                [y_pred.log_likelihood.detach().sum(), y_pred.kl_parts.detach().sum()]
+            )
+            self.n_rows_ += len(y_pred.log_likelihood)
+
+    def on_epoch_end(self, net, **kwargs):
+        """Put the means into the history."""
+        log_likelihood, kl = (self.sums_ / self.n_rows_).tolist()
+        net.history.record("train_log_likelihood", log_likelihood)
+        net.history.record("train_kl", kl)
+
+
+class FiniteLoss(Callback):
+    """Stop with an error as soon as an epoch's loss is not finite."""
+
+    def on_epoch_end(self, net, **kwargs):
+        """Look at the loss of the epoch."""
+        last = net.history[-1]
+        if not math.isfinite(last["train_loss"]):
+            raise ValueError(
+                f"The training loss became {last['train_loss']} in epoch {last['epoch']} (log-likelihood "
+                f"{last['train_log_likelihood']}, KL {last['train_kl']}). Decrease lr, or scale the input data."
+            )
+
+
+class KLWarmUp(Callback):
+    """Let the weight of the KL grow linearly over the first epochs (Bowman et al. 2016)."""
+
+    def __init__(self, n_epochs):
+        self.n_epochs = n_epochs
+
+    def on_epoch_begin(self, net, **kwargs):
+        """Set the share of the weight for this epoch."""
+        net.criterion_.warmth = min(1.0, len(net.history) / (self.n_epochs + 1))
+
+
+class BestWeights(Callback):
+    """Keep the weights with the lowest validation loss, and say when it has not fallen for long.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without an improvement before `exhausted` is true.
+    tol : float
+        What counts as an improvement, in nats per row.
+    n_wait : int
+        Epochs at the beginning that do not count: those of the KL warm-up.
+    """
+
+    def __init__(self, patience, tol, n_wait=0):
+        self.patience, self.tol, self.n_wait = patience, tol, n_wait
+
+    def on_train_begin(self, net, **kwargs):
+        """Forget an earlier training."""
+        self.lowest_, self.reference_, self.n_without_, self.state_ = math.inf, math.inf, 0, None
+
+    def on_epoch_end(self, net, **kwargs):
+        """Look at the validation loss of the epoch."""
+        if len(net.history) <= self.n_wait:
+            return
+        loss = net.history[-1]["valid_loss"]
+        if loss < self.lowest_:
+            self.lowest_, self.state_ = loss, copy.deepcopy(net.module_.state_dict())
+        improved = loss < self.reference_ - self.tol
+        self.reference_, self.n_without_ = (loss, 0) if improved else (self.reference_, self.n_without_ + 1)
+
+    def on_train_end(self, net, **kwargs):
+        """Put the best weights back."""
+        if self.state_ is not None:
+            net.module_.load_state_dict(self.state_)
+
+    @property
+    def exhausted(self):
+        """Whether to stop."""
+        return self.n_without_ >= self.patience
+
+
+class EpochProgress(Callback):
+    """One progress bar over the epochs, with the loss beside it."""
+
+    def __init__(self, description):
+        self.description = description
+
+    def on_train_begin(self, net, **kwargs):
+        """Open the bar."""
+        self.bar_ = tqdm(total=net.max_epochs, desc=self.description, unit="epoch")
+
+    def on_epoch_end(self, net, **kwargs):
+        """Advance the bar."""
+        self.bar_.set_postfix(loss=f"{net.history[-1]['train_loss']:.4g}", refresh=False)
+        self.bar_.update()
+
+    def on_train_end(self, net, **kwargs):
+        """Close the bar."""
+        self.bar_.close()

@@ -1,0 +1,254 @@
+"""Observation models of whole numbers: counts and codes of categories. Their verbs are those of likelihoods.py."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .covariances import LOG_2PI
+from .features import Support
+
+LOG_RATE_BOUND = 20.0
+LOG_DISPERSION_BOUND = 10.0
+MIN_MEAN = 1e-3
+MAX_CATEGORIES = 2**20
+
+
+class Counts(nn.Module):
+    """What likelihoods of counts share: the decoder gives log-rates, relative to the mean of each feature.
+
+    They are bounded smoothly to +-20, so that rates and gradients stay finite.
+
+    Parameters
+    ----------
+    mean, scale : Tensor of shape (d,)
+        Feature means and standard deviations.
+    """
+
+    support = Support(0.0, math.inf, integers=True)
+
+    def __init__(self, mean, scale):
+        super().__init__()
+        self.register_buffer("log_mean", mean.clamp(min=MIN_MEAN).log())
+        # Mean and standard deviation of log(1 + x), if 1 + x is log-normal.
+        variance = (scale / (1 + mean)).square().log1p()
+        self.register_buffer("input_mean", mean.log1p() - 0.5 * variance)
+        self.register_buffer("input_scale", variance.sqrt())
+
+    @classmethod
+    def from_data(cls, summary):
+        """The likelihood for data with this summary."""
+        return cls(summary.mean, summary.scale)
+
+    def n_inputs(self, n_features):
+        """Number of encoder inputs."""
+        return n_features
+
+    def n_outputs(self, n_features):
+        """Number of decoder outputs."""
+        return n_features
+
+    def standardize(self, x):
+        """What is stored for training of the rows x: the counts."""
+        return x
+
+    def inputs(self, u):
+        """What the encoder sees: log(1 + x), shifted and scaled to about unit variance."""
+        return (u.log1p() - self.input_mean.to(u.dtype)) / self.input_scale.to(u.dtype)
+
+    def log_rate(self, params):
+        """Logs of the expected counts (n, d)."""
+        return self.log_mean.to(params.dtype) + LOG_RATE_BOUND * (params / LOG_RATE_BOUND).tanh()
+
+    def mean(self, params):
+        """Expected rows in the data's units."""
+        return self.log_rate(params).exp()
+
+
+class Poisson(Counts):
+    """Poisson counts: variance equal to the mean."""
+
+    def log_prob(self, u, params):
+        """Log-probability of the rows in nats (n,)."""
+        log_rate, count, seen = self.log_rate(params), u.clamp(min=1), (u > 0).to(params.dtype)
+        constant = stirling_error(count) + 0.5 * (count.log() + LOG_2PI)
+        # Where nothing was counted, the deviance is that of a count of 1, which is rate - 1 - log(rate).
+        zero = (1 - seen) * (1 + log_rate)
+        return -(deviance(count, log_rate - count.log()) + zero + seen * constant).sum(-1)
+
+    def sample(self, params, generator):
+        """Draw rows of counts."""
+        return torch.poisson(self.mean(params), generator=generator)
+
+
+class NegativeBinomial(Counts):
+    """Negative binomial counts with mean mu and variance mu + mu^2 / theta.
+
+    The inverse dispersion theta of each feature is learned with the networks, and the same for all rows. It starts at
+    the value that the moments of the feature imply, and stays between e^-10 and e^10; a Poisson has infinite theta.
+
+    Parameters
+    ----------
+    mean, scale : Tensor of shape (d,)
+        Feature means and standard deviations.
+    """
+
+    def __init__(self, mean, scale):
+        super().__init__(mean, scale)
+        excess = (scale.square() - mean).clamp(min=1e-30)
+        start = (2 * mean.clamp(min=MIN_MEAN).log() - excess.log()) / LOG_DISPERSION_BOUND
+        # In units of ten, because Adam moves every parameter by about lr a step.
+        raw = LOG_DISPERSION_BOUND / 10 * start.clamp(-0.9, 0.9).atanh()
+        self.raw_log_dispersion = nn.Parameter(raw.to(torch.float32))
+
+    @property
+    def log_theta(self):
+        """Log of the inverse dispersion of each feature (d,)."""
+        return LOG_DISPERSION_BOUND * (10 * self.raw_log_dispersion / LOG_DISPERSION_BOUND).tanh()
+
+    def log_prob(self, u, params):
+        """Log-probability of the rows in nats (n,).
+
+        It is that of a binomial with real parameters, written as deviances and Stirling errors (Loader 2000, "Fast and
+        accurate computation of binomial probabilities"). Differences of log-gamma functions would lose all digits of
+        float32 for large counts or theta.
+        """
+        log_mu, log_theta = self.log_rate(params), self.log_theta.to(params.dtype)
+        mu, theta, count, seen = log_mu.exp(), log_theta.exp(), u.clamp(min=1), (u > 0).to(params.dtype)
+        total, difference = count + theta, count - mu
+        # log((x + theta) / (mu + theta)), accurate where they are nearly equal and where one is much larger.
+        shared = difference.sign() * torch.log1p(difference.abs() / (torch.minimum(count, mu) + theta))
+        some = (
+            stirling_error(total) - stirling_error(theta) - stirling_error(count)
+            - deviance(theta, shared) - deviance(count, log_mu - count.log() + shared)
+            + 0.5 * (log_theta - total.log() - count.log() - LOG_2PI)
+        )  # fmt: skip
+        none = -theta * F.softplus(log_mu - log_theta)
+        return (seen * some + (1 - seen) * none).sum(-1)  # both are finite; this is faster than a choice
+
+    def sample(self, params, generator):
+        """Draw rows of counts: Poisson counts whose rates are drawn from gamma distributions."""
+        theta = self.log_theta.to(params.dtype).exp().expand_as(params)
+        # torch.distributions draws gammas by this function too, but without a generator.
+        rate = torch._standard_gamma(theta, generator=generator) * self.mean(params) / theta
+        return torch.poisson(rate, generator=generator)
+
+
+def deviance(count, log_ratio):
+    """Half the Poisson deviance of counts from rates with these log(rate / count), accurate near 0 too."""
+    return count * (torch.expm1(log_ratio) - log_ratio)
+
+
+def stirling_error(x):
+    """log(Gamma(x + 1)) less Stirling's approximation ``(x + 1/2) log(x) - x + log(2 pi) / 2``, for positive x.
+
+    It is the asymptotic series at x + 8, and what the recurrence Gamma(x + 1) = x Gamma(x) makes of the eight steps;
+    torch's lgamma takes as long, and its gradient much longer.
+    """
+    inverse = 1 / (x + 8)
+    share, square = x * inverse, inverse * inverse
+    series = 1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))
+    # The product of (x + i) / (x + 8) for i = 1, ..., 7, in pairs: (x + 1)(x + 7) = x (x + 8) + 7.
+    steps = (share + 7 * square) * (share + 12 * square) * (share + 15 * square) * (share + 4 * inverse)
+    return inverse * series + (x + 0.5) * torch.log1p(8 / x) - 8 - steps.log()
+
+
+class Categorical(nn.Module):
+    """Each feature is a code 0, 1, ..., C - 1 of a category, without order; the decoder gives logits.
+
+    The logits of the categories of the first feature come first, then those of the second, and so on. Codes up to the
+    largest of the training data are possible, whether they occurred in it or not.
+
+    Parameters
+    ----------
+    n_categories : tuple of int
+        Number of categories of each feature.
+    """
+
+    support = Support(0.0, math.inf, integers=True)  # before the codes of the training data are known
+
+    def __init__(self, n_categories):
+        super().__init__()
+        self.n_categories = tuple(n_categories)
+        self.support = Support(0.0, tuple(float(n - 1) for n in self.n_categories), integers=True)
+        counts = torch.tensor(self.n_categories)
+        starts = counts.cumsum(0) - counts
+        self.register_buffer("counts", counts)
+        self.register_buffer("starts", starts)
+        # Features with equal numbers of categories are computed with as one block.
+        self.sizes = sorted(set(self.n_categories))
+        for size in self.sizes:
+            features = (counts == size).nonzero()[:, 0]
+            self.register_buffer(f"features_{size}", features)
+            self.register_buffer(f"columns_{size}", (starts[features, None] + torch.arange(size)).flatten())
+
+    @classmethod
+    def from_data(cls, summary):
+        """The likelihood for data with this summary: codes up to the largest of each feature.
+
+        Raises
+        ------
+        ValueError
+            If there are more than 2**20 categories in all.
+        """
+        total = float((summary.maximum + 1).sum())
+        if total > MAX_CATEGORIES:
+            raise ValueError(
+                f"The features of X have {total:.0f} categories in all, and {MAX_CATEGORIES} are the most that a "
+                "categorical likelihood takes; give codes from 0 without gaps (OrdinalEncoder), or merge rare ones."
+            )
+        return cls(int(maximum) + 1 for maximum in summary.maximum.tolist())
+
+    def n_inputs(self, n_features):
+        """Number of encoder inputs: one for each category of each feature."""
+        return sum(self.n_categories)
+
+    def n_outputs(self, n_features):
+        """Number of decoder outputs: one for each category of each feature."""
+        return sum(self.n_categories)
+
+    def standardize(self, x):
+        """What is stored for training of the rows x: the codes."""
+        return x
+
+    def inputs(self, u):
+        """What the encoder sees: one-hot codes, all zero for a code that is not in the support."""
+        known = (u >= 0) & (u < self.counts) & (u == u.round())
+        columns = torch.where(known, u, 0.0).long() + self.starts
+        return u.new_zeros(len(u), sum(self.n_categories)).scatter_(-1, columns, known.to(u.dtype))
+
+    def log_prob(self, u, params):
+        """Log-probability of the rows in nats (n,)."""
+        codes = u.long()
+        found = [
+            logits.log_softmax(-1).gather(-1, codes[..., features, None]).sum((-2, -1))
+            for features, logits in self._blocks(params)
+        ]
+        return sum(found)
+
+    def mean(self, params):
+        """The most probable code of each feature (n, d); codes have no mean."""
+        return self._each_block(params, lambda logits: logits.argmax(-1))
+
+    def sample(self, params, generator):
+        """Draw rows of codes."""
+
+        def draw(logits):
+            flat = logits.softmax(-1).flatten(0, -2)
+            return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
+
+        return self._each_block(params, draw)
+
+    def _blocks(self, params):
+        """Features and their logits (n, features, categories), for each number of categories."""
+        for size in self.sizes:
+            columns = getattr(self, f"columns_{size}")
+            logits = params if len(self.sizes) == 1 else params.index_select(-1, columns)
+            yield getattr(self, f"features_{size}"), logits.unflatten(-1, (-1, size))
+
+    def _each_block(self, params, function):
+        codes = params.new_empty(*params.shape[:-1], len(self.n_categories))
+        for features, logits in self._blocks(params):
+            codes[..., features] = function(logits).to(codes.dtype)
+        return codes

@@ -1,0 +1,197 @@
+"""From arrays to likelihoods: names, objects of the user's, units and supports."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from skvae.estimators._likelihoods import (
+    build_likelihood,
+    check_support,
+    choose_likelihood,
+    likelihood_name,
+    standardized_rows,
+)
+from skvae.models import LIKELIHOODS, Bernoulli, FixedGaussian, Gaussian, Support
+
+
+@pytest.fixture
+def X():
+    return np.random.default_rng(0).random((40, 3))
+
+
+def rows_for(name):
+    """Rows that a likelihood can produce."""
+    X = np.random.default_rng(0).random((40, 3))
+    return np.floor(5 * X) if LIKELIHOODS[name].support.integers else X
+
+
+class Laplace(torch.nn.Module):
+    """A likelihood of a user's own, with a unit scale."""
+
+    support = (-10.0, 10.0)
+
+    def __init__(self, center):
+        super().__init__()
+        self.register_buffer("center", center)
+
+    @classmethod
+    def from_data(cls, summary):
+        return cls(summary.mean)
+
+    def n_inputs(self, n_features):
+        return n_features
+
+    def n_outputs(self, n_features):
+        return n_features
+
+    def standardize(self, x):
+        return x - self.center
+
+    def inputs(self, u):
+        return u
+
+    def log_prob(self, u, params):
+        return -(u - params).abs().sum(-1) - u.shape[-1] * np.log(2)
+
+    def mean(self, params):
+        return params + self.center
+
+    def sample(self, params, generator):
+        exponential = torch.empty(2, *params.shape).exponential_(generator=generator)
+        return self.mean(params) + exponential[0] - exponential[1]
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_name_is_built_from_the_data(name, dtype):
+    X = rows_for(name).astype(dtype)
+    assert choose_likelihood(name, X) == name
+    assert check_support(name, X) is X
+    likelihood = build_likelihood(name, X)
+    assert type(likelihood) is LIKELIHOODS[name]
+    assert likelihood_name(likelihood) == name
+    assert check_support(likelihood, X) is X
+    rows = standardized_rows(likelihood, X, "cpu")
+    assert rows.dtype == torch.float32
+    assert likelihood.inputs(rows).shape == (40, likelihood.n_inputs(3))
+    assert torch.isfinite(likelihood.log_prob(rows, torch.zeros(40, likelihood.n_outputs(3)))).all()
+
+
+def test_auto_looks_at_the_data(X):
+    assert choose_likelihood("auto", X) == "bernoulli"
+    assert choose_likelihood("auto", X + 8 * np.finfo(float).eps) == "bernoulli"
+    assert choose_likelihood("auto", 2 * X) == "gaussian"
+    assert choose_likelihood("auto", -X) == "gaussian"
+    assert choose_likelihood("auto", rows_for("poisson")) == "gaussian"
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_constant_features_are_finite(name):
+    X = rows_for(name)
+    X[:, 1] = X[0, 1]
+    X[:, 2] = 0.0
+    likelihood = build_likelihood(name, X)
+    rows = standardized_rows(likelihood, X, "cpu")
+    params = torch.zeros(40, likelihood.n_outputs(3))
+    found = (likelihood.inputs(rows), likelihood.log_prob(rows, params), likelihood.mean(params))
+    assert all(torch.isfinite(part).all() for part in found)
+
+
+def test_rounding_is_clipped_and_integers_are_not(X):
+    X[0] = 1 + 2 * np.finfo(float).eps
+    clipped = check_support("continuous_bernoulli", X)
+    assert clipped.max() == 1.0
+    assert_array_equal(clipped[1:], X[1:])
+    assert X[0, 0] > 1
+    assert check_support("bernoulli", X.astype(np.float32)).dtype == np.float32
+    with pytest.raises(ValueError, match="needs whole numbers, but X has 1e-12"):
+        check_support("poisson", np.array([[0.0], [1e-12]]))
+
+
+@pytest.mark.parametrize("name", ["poisson", "negative_binomial", "categorical"])
+def test_whole_numbers_only(name):
+    with pytest.raises(ValueError, match=f"likelihood='{name}' needs whole numbers, but X has 0.5"):
+        check_support(name, np.array([[1.0, 0.5]]))
+    with pytest.raises(ValueError, match=f"likelihood='{name}' needs whole numbers from 0, but X has -3"):
+        check_support(name, np.array([[1.0, -3.0]]))
+    assert check_support(name, np.array([[1.0, 1e5]])).shape == (1, 2)
+
+
+def test_codes_beyond_the_training_data():
+    X = np.array([[0.0, 2.0], [1.0, 0.0], [0.0, 1.0]])
+    likelihood = build_likelihood("categorical", X)
+    assert check_support(likelihood, X[:1]) is not None
+    with pytest.raises(ValueError, match="up to 1 in feature 0, but X has 2 there"):
+        check_support(likelihood, np.array([[2.0, 2.0]]))
+    with pytest.raises(ValueError, match="up to 2 in feature 1, but X has 3 there"):
+        check_support(likelihood, np.array([[1.0, 3.0]]))
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
+def test_values_outside_an_interval(name, X):
+    with pytest.raises(ValueError, match=rf"{name}' needs values in \[0, 1\], but X has values from .* to 3"):
+        check_support(name, 3 * X / X.max())
+    with pytest.raises(ValueError, match=r"needs values in \[0, 1\]"):
+        check_support(build_likelihood(name, X), X - 0.5)
+
+
+def test_a_module_of_the_users_is_copied(X):
+    own = Laplace(torch.full((3,), 0.5, dtype=torch.float64))
+    before = copy.deepcopy(own.state_dict())
+    assert choose_likelihood(own, X) is own
+    built = build_likelihood(own, X)
+    assert built is not own
+    built.center += 1
+    assert torch.equal(own.center, before["center"])
+    assert likelihood_name(built) == "Laplace"
+    with pytest.raises(ValueError, match=r"likelihood='Laplace' needs values in \[-10, 10\]"):
+        check_support(own, 100 * X)
+
+
+def test_a_class_of_the_users_is_given_the_summary(X):
+    assert choose_likelihood(Laplace, X) is Laplace
+    built = build_likelihood(Laplace, X)
+    assert_allclose(built.center.numpy(), X.mean(0))
+    fixed = FixedGaussian(torch.zeros(3), torch.ones(3), noise_scale=0.1)
+    assert build_likelihood(choose_likelihood(fixed, X), X).noise_scale == 0.1
+    assert likelihood_name(Gaussian) == "gaussian"
+
+
+def test_a_support_that_only_instances_know(X):
+    class Bounded(Laplace):
+        def __init__(self, center):
+            super().__init__(center)
+            self.support = Support(tuple(X.min(0)), (1.0, 1.0, 0.1))
+
+    del_support = type("Late", (Bounded,), {})
+    with pytest.raises(ValueError, match="needs values in the support of each feature"):
+        build_likelihood(del_support, X)
+
+
+@pytest.mark.parametrize("verb", ["n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample"])
+def test_a_missing_verb_is_named(verb, X):
+    parts = {name: part for name, part in vars(Laplace).items() if name not in (verb, "__init__")}
+    broken = type("Broken", (torch.nn.Module,), {**parts, "from_data": classmethod(lambda cls, summary: cls())})
+    with pytest.raises(TypeError, match=f"likelihood=Broken lacks {verb}; add"):
+        choose_likelihood(broken(), X)
+    with pytest.raises(TypeError, match=f"likelihood=Broken lacks {verb}; add"):
+        build_likelihood(choose_likelihood(broken, X), X)
+
+
+def test_what_is_no_likelihood(X):
+    with pytest.raises(TypeError, match="likelihood=Linear lacks support, n_inputs"):
+        choose_likelihood(torch.nn.Linear(2, 2), X)
+    with pytest.raises(TypeError, match="likelihood=int lacks from_data"):
+        choose_likelihood(int, X)
+    with pytest.raises(TypeError, match="likelihood=3 should be 'auto', one of"):
+        choose_likelihood(3, X)
+    with pytest.raises(ValueError, match="likelihood='normal' is unknown; use 'auto' or one of"):
+        choose_likelihood("normal", X)
+    plain = type("Plain", (), {"from_data": classmethod(lambda cls, summary: "rows")})
+    with pytest.raises(TypeError, match=r"Plain.from_data should make a torch.nn.Module, but made 'rows'"):
+        build_likelihood(plain, X)
+    with pytest.raises(TypeError, match="Bernoulli.from_data"):
+        build_likelihood(type("Bernoulli", (Bernoulli,), {"from_data": classmethod(lambda cls, summary: None)}), X)
