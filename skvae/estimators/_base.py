@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..fitting.rows import RESIDUAL_BYTES, row_chunks
+from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
 
 FLOATS = (np.float64, np.float32)
 DEVICES = ("cuda", "mps", "cpu")
@@ -111,7 +111,7 @@ def column_means(X, weight=None):
 def centered(X, center, dtype, device):
     """Rows less a float64 centre, as a tensor."""
     x = torch.empty(X.shape, dtype=dtype, device=device)
-    for rows in row_chunks(*X.shape):
+    for rows in row_chunks(*X.shape, n_bytes=LINEAR_BYTES):
         x[rows] = torch.from_numpy(X[rows] - center)
     return x
 

@@ -532,8 +532,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         x, weight = self._centered(X, weight, center)
 
         if warm:
-            mixture = self._current_mixture(x.device, center)
-            starts = [lambda rows: mixture]
+            starts = [lambda rows: self._current_mixture(rows.x.device, center)]
         elif given_start is None:
             starts = self._starts(x, weight, center)
         else:
@@ -573,8 +572,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     def _starts(self, x, weight, center):
         """One start, if all its parameters are given, or ``n_init`` drawn ones."""
         if all(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
-            mixture = Mixture(*(part.to(x.device) for part in self._given_parameters(center)))
-            return [lambda rows: mixture]
+            return [lambda rows: Mixture(*(part.to(rows.x.device) for part in self._given_parameters(center)))]
         generator, draw = generator_from(self.random_state), STARTS[self.init_params]
         drawn = (draw(x, self.n_components, generator, weight) for _ in range(self.n_init))
         return [self._start(resp_of, center) for resp_of in drawn]
@@ -597,8 +595,14 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         settings = {"tol": self.tol, "max_iter": self.max_iter, "acceleration": self.acceleration}
         fits, together = [], rows.n_together(self.n_components)
         for first in range(0, len(starts), together):
-            mixtures = [start(rows) for start in starts[first : first + together]]
-            fits += fit_mixtures(rows, mixtures, previous, report=report and partial(report, first), **settings)
+            # Not by name: what EM starts from is not needed any more once it has begun.
+            fits += fit_mixtures(
+                rows,
+                [start(rows) for start in starts[first : first + together]],
+                previous,
+                report=report and partial(report, first),
+                **settings,
+            )
             fits = [max(fits, key=lambda fit: fit.lower_bounds[-1:])]
         best = fits[0]
         if self.verbose:
@@ -639,11 +643,11 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         """Set the fitted attributes as arrays in the dtype of the data."""
         family, mixture = COVARIANCES[self.covariance_type], fit.mixture.to("cpu")
         precisions = family.precisions(mixture.factor)
-        self.weights_ = mixture.log_weights.exp().numpy().astype(dtype)
-        self.means_ = (mixture.means.numpy() + center).astype(dtype)
-        self.covariances_ = family.compact(mixture.covariances).numpy().astype(dtype)
-        self.precisions_ = family.compact(precisions).numpy().astype(dtype)
-        self.precisions_cholesky_ = family.compact(mixture.factor).numpy().astype(dtype)
+        self.weights_ = mixture.log_weights.exp().numpy().astype(dtype, copy=False)
+        self.means_ = (mixture.means.numpy() + center).astype(dtype, copy=False)
+        self.covariances_ = family.compact(mixture.covariances).numpy().astype(dtype, copy=False)
+        self.precisions_ = family.compact(precisions).numpy().astype(dtype, copy=False)
+        self.precisions_cholesky_ = family.compact(mixture.factor).numpy().astype(dtype, copy=False)
         self.lower_bounds_, self.converged_ = fit.lower_bounds, fit.converged
         self.lower_bound_ = fit.lower_bounds[-1] if fit.lower_bounds else -np.inf
         self.n_iter_ = len(fit.lower_bounds)

@@ -133,7 +133,8 @@ def fit_mixtures(rows, mixtures, lower_bound=-math.inf, *, tol, max_iter, accele
     ----------
     rows : WhitenedRows
     mixtures : list of Mixture
-        Where to start, in the coordinates of the data. All are brought on in the same passes over the rows.
+        Where to start, in the coordinates of the data. All are brought on in the same passes over the rows. The list is
+        emptied.
     lower_bound : float
         The last lower bound of an earlier fit that goes on here.
     acceleration : {None, "squarem"}
@@ -147,7 +148,9 @@ def fit_mixtures(rows, mixtures, lower_bound=-math.inf, *, tol, max_iter, accele
         Parameters in float64, in the coordinates of the data.
     """
     settings = {"tol": tol, "acceleration": acceleration, "report": report}
-    runs = [_Run(rows, mixture, lower_bound, settings, index) for index, mixture in enumerate(mixtures)]
+    runs = []
+    while mixtures:  # their memory is wanted
+        runs.append(_Run(rows, mixtures.pop(0), lower_bound, settings, len(runs)))
     for _ in range(max_iter):
         active = [run for run in runs if not run.converged]
         if not active:

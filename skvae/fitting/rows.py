@@ -4,7 +4,8 @@ import torch
 
 LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
 MIN_CHUNK = 256  # rows
-CACHE_BYTES = 2**24  # features of all rows are kept if they need no more than this, or hardly more than the rows
+MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
+CACHE_BYTES = 2**24  # features of all rows are kept if they need no more than this, or if they are but the rows
 MAX_SPREAD = {torch.float32: 1e3, torch.float64: 1e5}  # beyond it the linear form loses too many digits
 MIN_LOG_RESP = {torch.float32: -80.0, torch.float64: -700.0}  # exp of less is denormal: nothing, and 30 times slower
 MAX_RATIO = 30.0  # of scales: beyond it the scatter of whitened rows is summed again, not transformed
@@ -170,12 +171,12 @@ class WhitenedRows:
         """Set x, in whitened coordinates, and the features of all rows if they are small enough to be kept."""
         n_samples, n_features = x.shape
         n_linear, whitener = self.family.n_linear_features(n_features), self.whitener.to(x)
-        keep = n_linear <= n_features + 2 or n_samples * n_linear * x.element_size() <= CACHE_BYTES
+        keep = self.family.tied or n_samples * n_linear * x.element_size() <= CACHE_BYTES
         self.x, self.features = x, None
         if keep and self.family.prefers_linear(n_features):
             self.features = x.new_empty(n_linear, n_samples)
             self.x = self.features[1 : n_features + 1].mT
-        for rows in row_chunks(n_samples, n_features, self.chunk_size):
+        for rows in row_chunks(n_samples, n_features, self.chunk_size, LINEAR_BYTES):
             if self.features is None:
                 white = x.new_empty(n_features, len(x[rows]))
                 self.family.whiten(x[rows], whitener, white)
@@ -214,4 +215,5 @@ class WhitenedRows:
         return resp if self.weight is None else resp * self.weight[rows, None]
 
     def _chunks(self, n_components):
-        return row_chunks(len(self.x), self.x.shape[1] + n_components, self.chunk_size)
+        n_rows = max(MIN_RESIDUAL_CHUNK, RESIDUAL_BYTES // (16 * (self.x.shape[1] + n_components)))
+        return row_chunks(len(self.x), self.x.shape[1] + n_components, self.chunk_size or n_rows)

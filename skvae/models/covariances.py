@@ -362,8 +362,9 @@ class AxisCovariance(Covariance):
 
     def scatter(self, x, weight=None):
         """Weighted sum of squared rows (1, d), or of their mean over features (1, 1)."""
-        squares = x.square()
-        return self._pool((squares.sum(0) if weight is None else weight @ squares)[None])
+        if weight is None:  # without a copy of the rows
+            return self._pool(torch.linalg.vector_norm(x, dim=0).square()[None])
+        return self._pool((weight @ x.square())[None])
 
     def prefers_linear(self, n_features):
         """Whether the linear form is the faster one: always."""
