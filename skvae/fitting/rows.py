@@ -176,9 +176,11 @@ class WhitenedRows:
         if keep and self.family.prefers_linear(n_features):
             self.features = x.new_empty(n_linear, n_samples)
             self.x = self.features[1 : n_features + 1].mT
-        for rows in row_chunks(n_samples, n_features, self.chunk_size, LINEAR_BYTES):
+        chunks = row_chunks(n_samples, n_features, self.chunk_size, LINEAR_BYTES)
+        buffer = x.new_empty(n_features, min(n_samples, chunks[0].stop) if self.features is None else 0)
+        for rows in chunks:
             if self.features is None:
-                white = x.new_empty(n_features, len(x[rows]))
+                white = buffer[:, : len(x[rows])]
                 self.family.whiten(x[rows], whitener, white)
                 x[rows] = white.mT
             else:
