@@ -364,22 +364,24 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         self.lower_bounds_ = [*before, *step.lower_bounds]
         return self
 
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X, y=None, sample_weight=None):
         """Fit the mixture and return the component of each row.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Training data.
-        y : Ignored
-            Present for API consistency.
+        y : array-like of shape (n_samples,), default=None
+            Class labels to start from, as in `fit`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
 
         Returns
         -------
         labels : ndarray of shape (n_samples,)
-            ``fit(X).predict(X)``.
+            ``fit(X, y, sample_weight).predict(X)``.
         """
-        return self.fit(X, y).predict(X)
+        return self.fit(X, y, sample_weight).predict(X)
 
     def predict(self, X):
         """Most probable component of each row.
