@@ -5,12 +5,13 @@ A likelihood is chosen by its name, or is an object of the user's with the same 
 """
 
 import copy
+import functools
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..models import LIKELIHOODS, FeatureSummary, Support
+from ..models import LIKELIHOODS, Support
 from ._base import to_tensor
 
 VERBS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
@@ -142,7 +143,7 @@ def build_likelihood(likelihood, X):
     if isinstance(likelihood, nn.Module):
         return copy.deepcopy(likelihood)
     kind = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
-    built = kind.from_data(summarize(X))
+    built = kind.from_data(ArraySummary(X))
     if not isinstance(built, nn.Module):
         raise TypeError(f"{kind.__name__}.from_data should make a torch.nn.Module, but made {built!r}.")
     check_verbs(built, VERBS)
@@ -157,11 +158,28 @@ def check_verbs(likelihood, verbs):
         raise TypeError(f"likelihood={likelihood_name(likelihood)} lacks {', '.join(missing)}; add what is missing.")
 
 
-def summarize(X):
-    """Means, standard deviations and maxima of the features; constant ones keep their unit."""
-    mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-    scale[scale <= 10 * np.finfo(X.dtype).eps * np.abs(mean)] = 1.0
-    return FeatureSummary(*map(torch.tensor, (mean, scale, X.max(axis=0).astype(np.float64))))
+class ArraySummary:
+    """A `FeatureSummary` of an array, of which only that is computed which is asked for."""
+
+    def __init__(self, X):
+        self._X = X
+
+    @functools.cached_property
+    def mean(self):
+        """Means of the features."""
+        return torch.tensor(self._X.mean(axis=0, dtype=np.float64))
+
+    @functools.cached_property
+    def scale(self):
+        """Standard deviations; constant features keep their unit."""
+        scale = self._X.std(axis=0, dtype=np.float64)
+        scale[scale <= 10 * np.finfo(self._X.dtype).eps * self.mean.abs().numpy()] = 1.0
+        return torch.tensor(scale)
+
+    @functools.cached_property
+    def maximum(self):
+        """Largest values."""
+        return torch.tensor(self._X.max(axis=0).astype(np.float64))
 
 
 def standardized_rows(likelihood, X, device):

@@ -35,6 +35,22 @@ def scatter_of(x, family, weight=None, chunk_size=None):
     return sum(part.to(torch.float64) for part in parts)
 
 
+def _product(natural, parts):
+    """Natural parameters (k, p) times features in parts (p_i, b)."""
+    if len(parts) == 1:
+        return torch.mm(natural, parts[0])
+    natural = natural.split([len(part) for part in parts], 1)
+    product = torch.mm(natural[1], parts[1])
+    for index in (0, *range(2, len(parts))):
+        product.addmm_(natural[index], parts[index])
+    return product
+
+
+def _sums_of(resp, parts):
+    """Sums of features in parts (p_i, b), weighted by responsibilities (k, b)."""
+    return torch.cat([torch.mm(resp, part.mT) for part in parts], 1)
+
+
 class WhitenedRows:
     """Rows in coordinates in which their covariance is the identity, and the sums of EM over them.
 
@@ -84,9 +100,9 @@ class WhitenedRows:
         if not self._is_linear():
             return self._residual_moments(resp_of, means)
         sums, scatter = self._sums(n_components), 0.0
-        for rows, features in self._features(n_components, self.x.dtype):
+        for rows, parts in self._features(n_components, self.x.dtype):
             resp = self._weighted(resp_of(rows), rows)
-            sums += torch.mm(resp.mT, features.mT)
+            sums += _sums_of(resp.mT, parts)
             if self.family.tied:  # responsibilities may sum to less than one: a start may use some rows only
                 scatter = scatter + self.family.scatter(self.x[rows], resp.sum(1)).to(sums)
         return self.family.moments_of(sums, self.x.shape[1], scatter), means.to(sums)
@@ -133,15 +149,15 @@ class WhitenedRows:
         shape, floor = (len(mixtures), k, -1), MIN_LOG_RESP[dtype]
         natural = torch.cat([self.family.natural(mixture) for mixture in mixtures]).to(dtype)
         sums, totals = self._sums(len(natural)), natural.new_zeros(len(mixtures), dtype=torch.float64)
-        for rows, features in self._features(len(natural), dtype):
-            resp = torch.mm(natural, features).view(shape)  # (m, k, b), so that sums over components run along memory
+        for rows, parts in self._features(len(natural), dtype):
+            resp = _product(natural, parts).view(shape)  # (m, k, b), so that sums over components run along memory
             peak = resp.amax(1, keepdim=True)
             norm = resp.sub_(peak).clamp_(min=floor).exp_().sum(1, keepdim=True)
             evidence, scale = peak.add_(norm.log()), norm.reciprocal_()
             if self.weight is not None:
                 evidence, scale = evidence * self.weight[rows], scale * self.weight[rows]
             totals += evidence.sum((1, 2), dtype=torch.float64)
-            sums += torch.mm(resp.mul_(scale).flatten(0, 1), features.mT)
+            sums += _sums_of(resp.mul_(scale).flatten(0, 1), parts)
         for mixture, part, total in zip(mixtures, sums.split(k), totals, strict=True):
             shared = self.scatter if self.family.tied else None
             total = total + self.family.common(mixture, shared)
@@ -176,23 +192,20 @@ class WhitenedRows:
         if keep and self.family.prefers_linear(n_features):
             self.features = x.new_empty(n_linear, n_samples)
             self.x = self.features[1 : n_features + 1].mT
-        chunks = row_chunks(n_samples, n_features, self.chunk_size, LINEAR_BYTES)
-        buffer = x.new_empty(n_features, min(n_samples, chunks[0].stop) if self.features is None else 0)
-        for rows in chunks:
-            if self.features is None:
-                white = buffer[:, : len(x[rows])]
-                self.family.whiten(x[rows], whitener, white)
-                x[rows] = white.mT
-            else:
-                self.family.whiten(x[rows], whitener, self.features[1 : n_features + 1, rows])
+        for rows in row_chunks(n_samples, n_features, self.chunk_size, LINEAR_BYTES):
+            self.family.whiten(x[rows], whitener, self.x[rows])
+            if self.features is not None:
                 self.family.write_features(self.features[:, rows], n_features)
 
     def _features(self, n_components, dtype):
-        """Slices, and the features of their rows (p, b), which may be in memory that is used again for the next."""
+        """Slices, and the features of their rows in parts (p_i, b), in memory that may be used again for the next."""
         n_linear = self.family.n_linear_features(self.x.shape[1])
         chunks = row_chunks(len(self.x), n_linear + n_components, self.chunk_size, LINEAR_BYTES)
         if self.features is not None and dtype == self.x.dtype:
-            yield from ((rows, self.features[:, rows]) for rows in chunks)
+            yield from ((rows, [self.features[:, rows]]) for rows in chunks)
+            return
+        if self.family.split_features(self.x[:1]) is not None:
+            yield from ((rows, self.family.split_features(self.x[rows].to(dtype))) for rows in chunks)
             return
         buffer = self.x.new_empty(n_linear, min(len(self.x), chunks[0].stop), dtype=dtype)
         for rows in chunks:
@@ -200,7 +213,7 @@ class WhitenedRows:
             features = buffer[:, : len(x)]
             features[1 : x.shape[1] + 1].copy_(x.mT)
             self.family.write_features(features, x.shape[1])
-            yield rows, features
+            yield rows, [features]
 
     def _sums(self, n_components):
         n_linear = self.family.n_linear_features(self.x.shape[1])

@@ -203,6 +203,10 @@ class MatrixCovariance(Covariance):
         """Number of features of a row in the linear form."""
         return 1 + n_features + (0 if self.tied else n_features * (n_features + 1) // 2)
 
+    def split_features(self, x):
+        """Features of rows (n, d) in parts that need no copy of the rows: there are none."""
+        return None
+
     def write_features(self, out, n_features):
         """Complete the features (p, n) of rows, which hold x: 1, x, and for "full" the products x_i x_j, i <= j."""
         out[0] = 1
@@ -255,9 +259,10 @@ class MatrixCovariance(Covariance):
         return _inverse_scales(covariance[0].diagonal()).diag()
 
     def whiten(self, x, whitener, out):
-        """Write rows (n, d), in whitened coordinates, as columns (d, n)."""
-        for block in _blocks(len(whitener)):  # the whitener is zero below its diagonal
-            torch.mm(whitener[: block.stop, block].mT, x[:, : block.stop].mT, out=out[block])
+        """Write rows (n, d) in whitened coordinates; ``out`` may be the rows themselves."""
+        # The whitener is zero below its diagonal. From the end, because a block needs the columns before it.
+        for block in reversed(_blocks(len(whitener))):
+            out[:, block] = (whitener[: block.stop, block].mT @ x[:, : block.stop].mT).mT
 
     def whiten_mixture(self, mixture, whitener):
         """The mixture in whitened coordinates."""
@@ -374,6 +379,11 @@ class AxisCovariance(Covariance):
         """Number of features of a row in the linear form."""
         return 1 + n_features + (0 if self.tied else self._shape(1, n_features)[1])
 
+    def split_features(self, x):
+        """Features of rows (n, d) in parts (p_i, n) that need no copy of the rows."""
+        ones = x.new_ones(1, len(x))
+        return [ones, x.mT] if self.tied else [ones, x.mT, self._pool(x.square()).mT]
+
     def write_features(self, out, n_features):
         """Complete the features (p, n) of rows, which hold x: 1, x, and unless tied the squares or their mean."""
         out[0] = 1
@@ -415,8 +425,8 @@ class AxisCovariance(Covariance):
         return _inverse_scales(covariance[0])
 
     def whiten(self, x, whitener, out):
-        """Write rows (n, d), in whitened coordinates, as columns (d, n)."""
-        torch.mul(x.mT, whitener.expand(x.shape[1])[:, None], out=out)
+        """Write rows (n, d) in whitened coordinates; ``out`` may be the rows themselves."""
+        torch.mul(x, whitener, out=out)
 
     def whiten_mixture(self, mixture, whitener):
         """The mixture in whitened coordinates."""

@@ -116,6 +116,8 @@ def test_linear_form_is_the_residual_form(family, x, resp, means):
     features = x.new_empty(family.n_linear_features(D), N)
     features[1 : D + 1] = x.T
     family.write_features(features, D)
+    parts = family.split_features(x)
+    assert parts is None or torch.equal(torch.cat(parts), features)
     scatter = family.scatter(x)
     assert_close(scatter, family.scatter(x, weight))
     joint = mixture.log_weights + family.log_prob(x, means, mixture.factor)
@@ -132,9 +134,11 @@ def test_linear_form_is_the_residual_form(family, x, resp, means):
 def test_whitened_coordinates_change_nothing(family, x, resp, means):
     mixture = fitted(family, x, resp, means)
     whitener = family.whitener(family.scatter(x, torch.ones(N, dtype=torch.float64)) / N)
-    columns, inside = x.new_empty(D, N), family.whiten_mixture(mixture, whitener)
-    family.whiten(x, whitener, columns)
-    white = columns.T
+    white, inside = x.clone(), family.whiten_mixture(mixture, whitener)
+    family.whiten(white, whitener, white)
+    columns = x.new_empty(D, N)
+    family.whiten(x, whitener, columns.T)
+    assert_close(columns.T, white)
     assert_close(
         family.scatter(white) / N, family.expand(family.compact(family.identity(x, D)[None])), atol=1e-8, rtol=0
     )
@@ -187,6 +191,16 @@ def test_spread_is_the_squared_distance_in_standard_deviations():
     variances = torch.tensor([[4.0, 1.0], [1.0, 1.0]])
     mixture = Mixture(torch.zeros(2), torch.tensor([[6.0, 0.0], [0.0, 2.0]]), variances, diag.factor(variances)[0])
     assert diag.spread(mixture).item() == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize("n_features", [5, 60, 300])
+def test_wide_rows_are_whitened_in_place(n_features):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, n_features, dtype=torch.float64, generator=generator)
+    full, whitener = COVARIANCES["full"], torch.randn(n_features, n_features, generator=generator).double().triu()
+    expected = x @ whitener
+    full.whiten(x, whitener, x)
+    assert_close(x, expected)
 
 
 @pytest.mark.parametrize("n_features", [5, 60, 300])
