@@ -146,7 +146,12 @@ def compare(shape, dtype, repeats, limit):
             continue
         ratios = [seconds / ours for (seconds, _), (ours, _) in zip(runs, found["skvae"], strict=False)]
         median = statistics.median(seconds for seconds, _ in runs)
-        rows[name] = {"seconds": median, "ratio": statistics.median(ratios), "reached": float(runs[-1][1]), "n": len(runs)}
+        rows[name] = {
+            "seconds": median,
+            "ratio": statistics.median(ratios),
+            "reached": float(runs[-1][1]),
+            "n": len(runs),
+        }
     return rows
 
 
