@@ -14,7 +14,7 @@ from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
 
 FLOATS = (np.float64, np.float32)
 DEVICES = ("cuda", "mps", "cpu")
-SCATTER_ROWS = 512  # rows whose products are summed in the dtype of the data
+SHORT_SUM = 128  # rows whose products are summed in the dtype of the data
 
 
 def fit_method(method):
@@ -123,8 +123,9 @@ def scatter_about(X, center, weight, dtype, device, chunk_size=None):
     """
     kind, n_features = np.float32 if dtype == torch.float32 else np.float64, X.shape[1]
     reference = center.astype(kind)
-    # Longer sums in float32 would lose digits.
-    chunks = row_chunks(len(X), n_features, chunk_size or min(SCATTER_ROWS, max(1, RESIDUAL_BYTES // (8 * n_features))))
+    # Longer sums in float32 would lose digits; adding their float64 total costs little while it fits into a cache.
+    n_rows = SHORT_SUM if n_features <= 256 else 4 * SHORT_SUM
+    chunks = row_chunks(len(X), n_features, chunk_size or min(n_rows, max(1, RESIDUAL_BYTES // (8 * n_features))))
     buffer = np.empty((min(len(X), chunks[0].stop), n_features), kind)
     total = torch.zeros(n_features, n_features, dtype=torch.float64, device=device)
     for rows in chunks:
