@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
+from skorch.callbacks import Callback
 from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
@@ -243,6 +244,9 @@ class Embedder(LatentMixin, TorchEstimator):
 
     def _general_plan(self):
         """The part of the plan that every embedder has."""
+        for callback in self.callbacks or ():
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks should be instances of skorch.callbacks.Callback, but one is {callback!r}.")
         return {
             "batch_size": self.batch_size,
             "lr": self.lr,

@@ -12,20 +12,18 @@ from ._base import to_tensor
 
 def check_init(name, value, shape):
     """A float64 array of the right shape, or an error that says what is wrong."""
-    value = check_array(
-        value, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=f"{name}_init"
-    )
+    value = check_array(value, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name)
     if value.shape != shape:
-        raise ValueError(f"{name}_init should have the shape {shape}, but it has the shape {value.shape}.")
+        raise ValueError(f"{name} should have the shape {shape}, but it has the shape {value.shape}.")
     return value
 
 
-def check_weights_init(value, n_components):
+def check_component_weights(name, value, n_components):
     """Weights of components, between zero and one and summing to one."""
-    weights = check_init("weights", value, (n_components,))
+    weights = check_init(name, value, (n_components,))
     if (weights < 0).any() or (weights > 1).any() or not np.allclose(weights.sum(), 1, atol=1e-6):
         raise ValueError(
-            f"weights_init should be between 0 and 1 and sum to 1, but its values are between {weights.min():.5g} and "
+            f"{name} should be between 0 and 1 and sum to 1, but its values are between {weights.min():.5g} and "
             f"{weights.max():.5g} and sum to {weights.sum():.5g}."
         )
     return weights
@@ -33,7 +31,7 @@ def check_weights_init(value, n_components):
 
 def check_precisions_init(value, n_components, n_features, covariance_type, family):
     """Factor and covariances, as tensors with all axes, of precisions in the published shape."""
-    precisions = check_init("precisions", value, family.compact_shape(n_components, n_features))
+    precisions = check_init("precisions_init", value, family.compact_shape(n_components, n_features))
     precisions = family.expand(torch.tensor(precisions))
     factor, positive = family.factor_from_precisions(precisions)
     symmetric = precisions.ndim < 3 or torch.allclose(precisions, precisions.mT)

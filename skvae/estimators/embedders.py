@@ -402,7 +402,7 @@ class VAEEmbedder(Embedder):
                 f"collapse, KL {self.kl_per_dimension_.sum():.2g} nats). Train longer (max_epochs, lr), decrease "
                 "beta, or set kl_warmup_epochs or free_bits.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

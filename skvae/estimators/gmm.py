@@ -35,9 +35,9 @@ from ._base import (
     to_tensor,
 )
 from ._starts import (
+    check_component_weights,
     check_init,
     check_precisions_init,
-    check_weights_init,
     given_responsibilities,
     responsibilities_of,
 )
@@ -269,7 +269,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         if gmm.n_components != len(means):
             raise ValueError(f"There are {len(means)} means, but n_components={gmm.n_components}; leave it out.")
         family = COVARIANCES[gmm.covariance_type]
-        weights = torch.tensor(check_weights_init(weights, len(means)))
+        weights = torch.tensor(check_component_weights("weights", weights, len(means)))
         covariances = check_init("covariances", covariances, family.compact_shape(*means.shape))
         covariances = family.expand(torch.tensor(covariances))
         factor, positive = family.factor(covariances)
@@ -634,9 +634,11 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         family, shape = COVARIANCES[self.covariance_type], (self.n_components, len(center))
         log_weights = means = covariances = factor = None
         if self.weights_init is not None:
-            log_weights = torch.tensor(check_weights_init(self.weights_init, self.n_components)).log()
+            log_weights = torch.tensor(
+                check_component_weights("weights_init", self.weights_init, self.n_components)
+            ).log()
         if self.means_init is not None:
-            means = torch.tensor(check_init("means", self.means_init, shape) - center)
+            means = torch.tensor(check_init("means_init", self.means_init, shape) - center)
         if self.precisions_init is not None:
             factor, covariances = check_precisions_init(self.precisions_init, *shape, self.covariance_type, family)
         return log_weights, means, covariances, factor

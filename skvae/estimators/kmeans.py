@@ -396,7 +396,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 f"init_size={self.init_size} is smaller than n_clusters={self.n_clusters}; the start is looked for in "
                 f"{3 * self.n_clusters} rows instead.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
             return 3 * self.n_clusters
         three = 3 * (self.batch_size if 3 * self.batch_size >= self.n_clusters else self.n_clusters)
@@ -411,7 +411,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             warnings.warn(
                 f"n_init={n_init} has no effect, because init is an array: there is one start.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
             n_init = 1
 
@@ -458,7 +458,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         warnings.warn(
             f"Only {n_found} of n_clusters={self.n_clusters} clusters have rows: {advice}.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
     def _report(self, step, n_steps, mean, running_mean):

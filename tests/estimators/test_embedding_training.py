@@ -90,8 +90,9 @@ def test_collapse_is_said_and_free_bits_help(X):
     settings = {"hidden_layer_sizes": (16,), "max_epochs": 300, "beta": 50.0, "random_state": 0}
     with pytest.warns(
         ConvergenceWarning, match=r"carry nothing of X: all 2 latent dimensions .*kl_warmup_epochs or free"
-    ):
+    ) as caught:
         vae = VAEEmbedder(2, **settings).fit(X)
+    assert caught[0].filename == __file__
     assert vae.active_units_ == 0
     free = VAEEmbedder(2, free_bits=1.0, **settings).fit(X)
     assert free.active_units_ == 2
@@ -238,6 +239,12 @@ def test_interrupts_and_errors_of_callbacks_come_through(X):
         with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else RuntimeError):
             vae.fit(X)
         assert not hasattr(vae, "module_")
+
+
+@pytest.mark.parametrize("callback", [1, EarlyStopping, "stop"])
+def test_wrong_callbacks(callback, X):
+    with pytest.raises(TypeError, match="callbacks should be instances of skorch.callbacks.Callback, but one is"):
+        VAEEmbedder(2, callbacks=[callback], **SMALL).fit(X)
 
 
 def test_schedules_change_the_learning_rate(X):

@@ -182,8 +182,8 @@ def test_known_parameters_make_a_mixture(covariance_type, correlated):
     ("weights", "means", "covariances", "params", "match"),
     [
         ([0.5, 0.6], [[0.0], [1.0]], [[[1.0]], [[1.0]]], {}, "sum to 1.1"),
-        ([1.0], [[0.0], [1.0]], [[[1.0]], [[1.0]]], {}, r"weights_init should have the shape \(2,\)"),
-        ([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0], {}, r"covariances_init should have the shape \(2, 1, 1\)"),
+        ([1.0], [[0.0], [1.0]], [[[1.0]], [[1.0]]], {}, r"weights should have the shape \(2,\)"),
+        ([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0], {}, r"covariances should have the shape \(2, 1, 1\)"),
         ([0.5, 0.5], [[0.0], [1.0]], [1.0, -1.0], {"covariance_type": "spherical"}, r"components \[1\] are not"),
         ([0.5, 0.5], [[0.0], [1.0]], [[[1.0]], [[1.0]]], {"n_components": 3}, "2 means, but n_components=3"),
     ],

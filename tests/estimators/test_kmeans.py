@@ -223,10 +223,11 @@ def test_sparse_data_are_refused(blobs):
 
 
 def test_parameters_without_effect_are_told(blobs):
-    with pytest.warns(RuntimeWarning, match="init_size=2 is smaller than n_clusters=3"):
+    with pytest.warns(RuntimeWarning, match="init_size=2 is smaller than n_clusters=3") as small:
         TorchMiniBatchKMeans(3, init_size=2, random_state=0).fit(blobs[0])
-    with pytest.warns(RuntimeWarning, match="n_init=4 has no effect"):
+    with pytest.warns(RuntimeWarning, match="n_init=4 has no effect") as idle:
         TorchMiniBatchKMeans(3, init=blobs[0][:3], n_init=4, random_state=0).fit(blobs[0])
+    assert small[0].filename == idle[0].filename == __file__
 
 
 def test_seeds(overlapping):
