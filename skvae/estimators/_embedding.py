@@ -338,7 +338,8 @@ class Embedder(LatentMixin, TorchEstimator):
         decoder = make_network("decoder", self.decoder, self.n_components, n_outputs)
         if encoder is None or decoder is None:
             built = self._built_in(likelihood.n_inputs(n_features), n_outputs, prior.n_statistics, generator)
-            encoder, decoder = (mine or theirs for mine, theirs in zip((encoder, decoder), built, strict=True))
+            pairs = zip((encoder, decoder), built, strict=True)
+            encoder, decoder = (theirs if mine is None else mine for mine, theirs in pairs)
         return LatentModel(encoder, decoder, likelihood, prior)
 
     def _built_in(self, n_inputs, n_outputs, n_statistics, generator):

@@ -41,29 +41,34 @@ def check_precisions_init(value, n_components, n_features, covariance_type, fami
     return factor, family.covariances(factor)
 
 
-def given_responsibilities(init_params, X, y, n_components, *, sample_weight=None, draw_seed=None):
-    """Component of each row (n,), or responsibilities (n, k), that ``init_params`` and y say.
+def given_responsibilities(init_params, X, y, n_components, *, weight, counted, n_given, draw_seed):
+    """Component of each row that counts (n,), or responsibilities (n, k), that ``init_params`` and y say.
 
     Parameters
     ----------
-    init_params : "labels", array-like of shape (n_samples, n_components), or clusterer
-    X : ndarray of shape (n_samples, n_features)
-    y : array-like of shape (n_samples,) or None
+    init_params : "labels", array-like of shape (n_given, n_components), or clusterer
+    X : ndarray of shape (n, n_features)
+        Rows that count.
+    y : array-like of shape (n_given,) or None
         Class labels for "labels"; -1 is unlabelled.
-    sample_weight : ndarray of shape (n_samples,), optional
-        Passed to a clusterer that takes it.
+    weight : ndarray of shape (n,) or None
+        Weights of these rows, passed to a clusterer that takes them.
+    counted : slice or ndarray of shape (n_given,)
+        Selects the rows that count among the rows given.
+    n_given : int
+        Number of rows given.
     draw_seed : callable
         Gives a seed for a clusterer that has none.
     """
     if isinstance(init_params, str):
-        return _class_labels(y, X, n_components)
+        return _class_labels(y, n_components, counted, n_given)
     if hasattr(init_params, "fit_predict"):
-        return _cluster_labels(init_params, X, n_components, sample_weight, draw_seed)
+        return _cluster_labels(init_params, X, n_components, weight, draw_seed)
     resp = check_array(init_params, dtype=np.float64, input_name="init_params")
-    if resp.shape != (len(X), n_components):
+    if resp.shape != (n_given, n_components):
         raise ValueError(
-            f"init_params as an array should hold responsibilities of shape {(len(X), n_components)}, one row for each "
-            f"row of X, but it has the shape {resp.shape}."
+            f"init_params as an array should hold responsibilities of shape {(n_given, n_components)}, one row for "
+            f"each row of X, but it has the shape {resp.shape}."
         )
     sums = resp.sum(axis=1)
     if (resp < 0).any() or not (np.isclose(sums, 1, atol=1e-6) | (sums == 0)).all():
@@ -71,7 +76,7 @@ def given_responsibilities(init_params, X, y, n_components, *, sample_weight=Non
             "init_params as an array should hold responsibilities: not negative, and summing to 1 in each row (or to 0 "
             f"for a row without any), but the values begin at {resp.min():.5g} and rows sum to up to {sums.max():.5g}."
         )
-    return resp
+    return resp[counted]
 
 
 def responsibilities_of(given, dtype, device, n_components):
@@ -81,24 +86,25 @@ def responsibilities_of(given, dtype, device, n_components):
     return lambda rows: to_tensor(given[rows], dtype, device)
 
 
-def _class_labels(y, X, n_components):
+def _class_labels(y, n_components, counted, n_given):
     """Places of the labels among the sorted classes; -1 stays."""
     if y is None:
         raise ValueError("init_params='labels' needs y, the labels of the rows (-1: unlabelled); give fit(X, y).")
     y = column_or_1d(y, warn=True)
-    if len(y) != len(X):
-        raise ValueError(f"y should have a label for each of the {len(X)} rows of X, but it has {len(y)}.")
+    if len(y) != n_given:
+        raise ValueError(f"y should have a label for each of the {n_given} rows of X, but it has {len(y)}.")
+    y = y[counted]
     labelled = np.asarray(y != -1)
     return _places(y, labelled, n_components, "y holds {} classes (-1 left out)")
 
 
-def _cluster_labels(clusterer, X, n_components, sample_weight, draw_seed):
+def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
     """Labels of a clone of the clusterer, which gets a seed if it wants one and has none."""
     clusterer = clone(clusterer)
     if clusterer.get_params().get("random_state", 0) is None:
         clusterer.set_params(random_state=draw_seed())
-    weighted = sample_weight is not None and has_fit_parameter(clusterer, "sample_weight")
-    labels = np.asarray(clusterer.fit_predict(X, **({"sample_weight": sample_weight} if weighted else {})))
+    weighted = weight is not None and has_fit_parameter(clusterer, "sample_weight")
+    labels = np.asarray(clusterer.fit_predict(X, **({"sample_weight": weight} if weighted else {})))
     return _places(labels, labels >= 0, n_components, f"init_params={clusterer!r} found {{}} clusters")
 
 

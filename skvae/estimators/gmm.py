@@ -527,9 +527,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     def _begin(self, X, y, sample_weight, *, warm=False):
         """Whitened rows, functions of them that give the mixtures to start from, and the centre of the data."""
-        given_start = None if warm else self._given_start(X, y, sample_weight)
+        n_given = len(X)
         X, weight, counted = counted_rows(X, sample_weight)
         check_enough_rows(X, self.n_components)
+        given_start = None if warm else self._given_start(X, y, weight, counted, n_given)
         center = column_means(X, weight)
         x, weight = self._centered(X, weight, center)
 
@@ -538,7 +539,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         elif given_start is None:
             starts = self._starts(x, weight, center)
         else:
-            resp_of = responsibilities_of(given_start[counted], x.dtype, x.device, self.n_components)
+            resp_of = responsibilities_of(given_start, x.dtype, x.device, self.n_components)
             starts = [self._start(resp_of, center)]
         return self._whitened(x, weight), starts, center
 
@@ -562,14 +563,13 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         family = COVARIANCES[self.covariance_type]
         return WhitenedRows(x, family, self.reg_covar, weight, chunk_size=self.chunk_size, **coordinates)
 
-    def _given_start(self, X, y, sample_weight):
-        """Labels or responsibilities of the rows that the user gives, None where ``init_params`` is a method."""
+    def _given_start(self, X, y, weight, counted, n_given):
+        """Labels or responsibilities of the rows that count, None where ``init_params`` is a method."""
         if isinstance(self.init_params, str) and self.init_params in STARTS:
             return None
+        rows = {"weight": weight, "counted": counted, "n_given": n_given}
         seed = partial(seed_from, self.random_state)
-        return given_responsibilities(
-            self.init_params, X, y, self.n_components, sample_weight=sample_weight, draw_seed=seed
-        )
+        return given_responsibilities(self.init_params, X, y, self.n_components, draw_seed=seed, **rows)
 
     def _starts(self, x, weight, center):
         """One start, if all its parameters are given, or ``n_init`` drawn ones."""

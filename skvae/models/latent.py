@@ -1,5 +1,6 @@
 """The latent variable model: networks, a likelihood and a prior."""
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,8 @@ class LatentModel(nn.Module):
     @property
     def dtype(self):
         """The precision of the networks."""
-        return next(parameter.dtype for parameter in self.encoder.parameters())
+        parameters = chain(self.encoder.parameters(), self.decoder.parameters())
+        return next((parameter.dtype for parameter in parameters), torch.float32)
 
     def standardize(self, x):
         """What the model stores of rows, in the precision of the networks."""

@@ -291,6 +291,14 @@ def test_own_networks_are_copied_and_trained(X):
     assert clone(one).fit(X).transform(X).shape == (400, 2)
 
 
+def test_a_network_without_layers_is_a_network():
+    """An empty Sequential is false in a condition."""
+    X = np.random.default_rng(0).normal(size=(40, 4))
+    autoencoder = AutoencoderEmbedder(4, encoder=nn.Sequential(), **SMALL).fit(X)
+    assert len(autoencoder.module_.encoder) == 0
+    assert_allclose(autoencoder.transform(X), (X - X.mean(0)) / X.std(0), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("networks", "error", "match"),
     [

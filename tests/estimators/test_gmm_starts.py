@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn.cluster import DBSCAN, KMeans
+from sklearn.cluster import DBSCAN, AgglomerativeClustering, KMeans
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
@@ -224,6 +224,20 @@ def test_rows_without_weight_are_not_there(correlated):
         one_step(correlated[100:], init_params=resp[100:]),
     )
     assert_same_fit(one, two)
+
+
+@pytest.mark.parametrize(
+    "init_params",
+    ["labels", KMeans(3, n_init=1, random_state=0), AgglomerativeClustering(3)],
+    ids=lambda init: str(init),
+)
+def test_given_starts_see_no_rows_without_weight(init_params, blobs):
+    X, y = blobs[0].copy(), blobs[1].copy()
+    weight = np.ones(len(X))
+    weight[::3], X[::3], y[::3] = 0, 1e6, 7  # a class of its own
+    counted = weight > 0
+    one = one_step(X, y=y, init_params=init_params, sample_weight=weight)
+    assert_same_fit(one, one_step(X[counted], y=y[counted], init_params=init_params))
 
 
 def test_scale_of_weights_does_not_matter(correlated):
