@@ -166,11 +166,13 @@ def check_sample_size(n_samples):
 class TorchEstimator(BaseEstimator):
     """What every estimator shares. Subclasses have ``device`` and ``random_state`` parameters."""
 
+    _dtypes = FLOATS  # those of X that are not converted, which would be to the first
+
     def _validate(self, X, *, reset, min_samples=1):
-        """Check X against scikit-learn's rules; return a 2-D float array."""
+        """Check X against scikit-learn's rules; return a 2-D array of one of the dtypes."""
         if not reset:
             check_is_fitted(self)
-        return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_min_samples=min_samples)
+        return validate_data(self, X, reset=reset, dtype=self._dtypes, ensure_min_samples=min_samples)
 
     def _map(self, function, X, *, dtype, device, width, chunk_size=None):
         """Apply a tensor function to chunks of rows; return one array in the dtype of X.
@@ -247,5 +249,10 @@ class LatentMixin(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin)
 
 
 def to_dtype(array, dtype):
-    """The array in a floating dtype; integers stay what they are."""
-    return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
+    """The array in the floating dtype that belongs to data of a dtype; integers stay what they are."""
+    return array.astype(float_dtype(dtype), copy=False) if array.dtype.kind == "f" else array
+
+
+def float_dtype(dtype):
+    """The dtype of what is computed from data of a dtype: the same, or float64 for integers."""
+    return dtype if np.dtype(dtype).kind == "f" else np.dtype(np.float64)

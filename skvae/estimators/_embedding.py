@@ -14,7 +14,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
-from ..fitting.training import LR_SCHEDULES, OPTIMIZERS, count_batches, fit_module, normal_points
+from ..fitting.training import LR_SCHEDULES, OPTIMIZERS, count_batches, fit_module, normal_points, standardized
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Support
 from ..models.networks import NETWORKS, check_image_shape, row_width
 from ._base import (
@@ -30,7 +30,7 @@ from ._base import (
     seed_from,
     to_dtype,
 )
-from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, standardized_rows
+from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, stored_rows
 
 N_SCORE_DRAWS = 16
 HISTORY_KEYS = ("epoch", "train_loss", "train_log_likelihood", "train_kl", "valid_loss", "dur")
@@ -42,6 +42,7 @@ NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
 class Embedder(LatentMixin, TorchEstimator):
     """An encoder, a decoder and a likelihood, trained by gradient steps. Subclasses give the prior and its settings."""
 
+    _dtypes = (*FLOATS, np.uint8)
     _parameter_constraints: ClassVar[dict] = {
         "n_components": [POSITIVE_INT],
         "architecture": [StrOptions({"auto", *NETWORKS})],
@@ -104,7 +105,7 @@ class Embedder(LatentMixin, TorchEstimator):
         X = self._validate(X, reset=True, min_samples=2)
         check_enough_rows(X, self.n_components)
         if X_val is not None:
-            X_val = validate_data(self, X_val, reset=False, dtype=FLOATS)
+            X_val = validate_data(self, X_val, reset=False, dtype=self._dtypes)
         seed = seed_from(self.random_state)
         going_on = self.warm_start and hasattr(self, "module_")
         if X_val is None and self.early_stopping:
@@ -296,8 +297,8 @@ class Embedder(LatentMixin, TorchEstimator):
                 f"augment={self.augment!r} interpolates pixels, but likelihood={name!r} needs whole numbers; use a "
                 "callable that keeps them, or another likelihood."
             )
-        rows = standardized_rows(likelihood, X, device)
-        held_out = None if X_val is None else standardized_rows(likelihood, check_support(likelihood, X_val), device)
+        rows = stored_rows(likelihood, X, device)
+        held_out = None if X_val is None else stored_rows(likelihood, check_support(likelihood, X_val), device)
         model = to_device(model, device)
         net = fit_module(
             model,
@@ -320,7 +321,8 @@ class Embedder(LatentMixin, TorchEstimator):
         self.loss_curve_ = [float(row["train_loss"]) for row in self.history_]
         self.n_iter_ = len(self.history_)
         with torch.inference_mode():
-            self._diagnose(model.posterior(rows[:: math.ceil(len(rows) / ROWS_FOR_DIAGNOSTICS)]))
+            some = rows[:: math.ceil(len(rows) / ROWS_FOR_DIAGNOSTICS)].to(device)
+            self._diagnose(model.posterior(standardized(model, some)))
 
     def _check_same_sizes(self, X):
         """Raise if the networks to go on with do not belong to these rows or parameters."""

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..fitting.rows import row_chunks
 from ..models import LIKELIHOODS, Support
-from ._base import to_tensor
+from ._base import float_dtype, to_tensor
 
 VERBS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
 
@@ -90,7 +91,7 @@ def check_support(likelihood, X):
 
 def check_integers(name, low, high, X):
     """Raise if X has values that are not whole numbers from low to high."""
-    broken = np.rint(X) != X
+    broken = np.rint(X) != X if X.dtype.kind == "f" else np.zeros(1, bool)
     if broken.any():
         raise ValueError(
             f"likelihood={name!r} needs whole numbers, but X has {X[broken][0]:.6g}; use likelihood='gaussian' for "
@@ -113,7 +114,7 @@ def check_integers(name, low, high, X):
 
 def all_within(support, X):
     """Whether all values are within bounds, up to the rounding of a scaler."""
-    slack = 8 * np.finfo(X.dtype).eps
+    slack = 8 * np.finfo(float_dtype(X.dtype)).eps
     return bool((X.min(axis=0) >= np.subtract(support.low, slack)).all()) and bool(
         (X.max(axis=0) <= np.add(support.high, slack)).all()
     )
@@ -172,8 +173,10 @@ class ArraySummary:
     @functools.cached_property
     def scale(self):
         """Standard deviations; constant features keep their unit."""
-        scale = self._X.std(axis=0, dtype=np.float64)
-        scale[scale <= 10 * np.finfo(self._X.dtype).eps * self.mean.abs().numpy()] = 1.0
+        mean = self.mean.numpy()
+        chunks = row_chunks(*self._X.shape)
+        scale = np.sqrt(sum(np.square(self._X[rows] - mean).sum(axis=0) for rows in chunks) / len(self._X))
+        scale[scale <= 10 * np.finfo(float_dtype(self._X.dtype)).eps * np.abs(mean)] = 1.0
         return torch.tensor(scale)
 
     @functools.cached_property
@@ -182,7 +185,15 @@ class ArraySummary:
         return torch.tensor(self._X.max(axis=0).astype(np.float64))
 
 
-def standardized_rows(likelihood, X, device):
-    """What the networks see of X, in float32 on the device."""
-    with torch.no_grad():
-        return likelihood.standardize(to_tensor(X, None, "cpu")).to(torch.float32).to(device)
+def stored_rows(likelihood, X, device):
+    """What is kept of X for training: standardised float32 rows, or whole numbers of one byte as they are.
+
+    They are on the device if they take at most half of its free memory, else on the CPU.
+    """
+    rows = to_tensor(X, None, "cpu")
+    if rows.is_floating_point():
+        with torch.no_grad():
+            rows = likelihood.standardize(rows).to(torch.float32)
+    if device.type == "cuda" and rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return rows.pin_memory()
+    return rows.to(device)

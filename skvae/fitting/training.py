@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from skorch import NeuralNet
@@ -24,6 +25,7 @@ LR_SCHEDULES = {
     "exponential": lambda share: 0.01**share,
     "linear": lambda share: 1 - 0.99 * share,
 }
+BLOCK = 64  # batches that go to the device at a time if the rows are too large for it
 
 
 @dataclass(frozen=True)
@@ -72,49 +74,92 @@ class NegativeELBO(nn.Module):
 
 
 class RowBatches:
-    """Shuffled batches of rows and the noise for their codes, sliced from one tensor on its device.
+    """Shuffled batches of rows and the noise for their codes, sliced from one tensor.
 
     The rows are dealt to batches of nearly equal size, so that none is dropped and none has a single row (which
-    batch normalisation could not use).
+    batch normalisation could not use). They lie on the device of the generator, or are brought there a block of
+    batches at a time.
     """
 
-    def __init__(self, dataset, batch_size, noise_shape, generator, view_of=None):
+    def __init__(self, dataset, batch_size, noise_shape, generator, standardize, view_of=None, n_block=None):
         (self.rows,) = dataset.tensors
         self.n_batches = count_batches(len(self.rows), batch_size)
-        self.noise_shape, self.generator, self.view_of = noise_shape, generator, view_of
+        self.noise_shape, self.generator = noise_shape, generator
+        self.standardize, self.view_of = standardize, view_of
+        self.n_block = n_block or (1 if self.rows.device.type == generator.device.type else BLOCK)
 
     def __len__(self):
         return self.n_batches
 
     def __iter__(self):
         source = {"generator": self.generator, "device": self.generator.device}
-        order = torch.randperm(len(self.rows), **source)
-        for indices in order.tensor_split(self.n_batches):
-            u = self.rows[indices]
-            batch = {"u": u, "noise": torch.randn(len(u), *self.noise_shape, **source)}
-            if self.view_of is not None:
-                batch["view"] = self.view_of(u, self.generator)
-            yield batch, self.rows[:0]
+        batches = torch.randperm(len(self.rows), **source).tensor_split(self.n_batches)
+        for first in range(0, self.n_batches, self.n_block):
+            indices = batches[first : first + self.n_block]
+            block = self.rows[torch.cat(indices).to(self.rows.device)].to(self.generator.device, non_blocking=True)
+            for stored in block.split([len(batch) for batch in indices]):
+                u = self.standardize(stored)
+                batch = {"u": u, "noise": torch.randn(len(u), *self.noise_shape, **source)}
+                if self.view_of is not None:
+                    batch["view"] = self.view_of(u, self.generator)
+                yield batch, u[:0]
 
 
 class FixedBatches:
     """Batches of validation rows in order, each with the same noise, so that epochs can be compared."""
 
-    def __init__(self, dataset, batch_size, points):
+    def __init__(self, dataset, batch_size, points, standardize):
         (self.rows,) = dataset.tensors
-        self.batch_size, self.points = batch_size, points
+        self.batch_size, self.points, self.standardize = batch_size, points, standardize
 
     def __len__(self):
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __iter__(self):
-        for u in self.rows.split(self.batch_size):
-            yield {"u": u, "noise": self.points.expand(len(u), *self.points.shape)}, self.rows[:0]
+        for stored in self.rows.split(self.batch_size):
+            u = self.standardize(stored.to(self.points.device))
+            yield {"u": u, "noise": self.points.expand(len(u), *self.points.shape)}, u[:0]
+
+
+class EpochNet(NeuralNet):
+    """skorch's net, but without waiting for the device after each batch: on an accelerator, the losses stay there.
+
+    The history of batches has tensors until the epoch is over, and numbers then.
+    """
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        """Train or validate for an epoch."""
+        if iterator is None:
+            return
+        losses, later = [], self._reads_losses_later()
+        for batch in iterator:
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            loss = step["loss"].detach()
+            losses.append(loss)
+            self.history.record_batch(f"{prefix}_loss", loss if later else loss.item())
+            self.history.record_batch(f"{prefix}_batch_size", len(batch[0]["u"]))
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+        if later:
+            for row, loss in zip(
+                self.history[-1]["batches"][-len(losses) :], torch.stack(losses).tolist(), strict=True
+            ):
+                row[f"{prefix}_loss"] = loss
+        self.history.record(f"{prefix}_batch_count", len(losses))
+
+    def _reads_losses_later(self):
+        """Whether reading a loss would wait for the device."""
+        return torch.device(self.device).type != "cpu"
 
 
 def count_batches(n_rows, batch_size):
     """Number of batches of about this size, none of them with a single row unless there is only one."""
     return max(1, min(math.ceil(n_rows / batch_size), n_rows // 2))
+
+
+def standardized(model, rows):
+    """What the model works on: the rows themselves, or if they are whole numbers, their standardised form."""
+    return rows if rows.is_floating_point() else model.standardize(rows)
 
 
 def normal_points(n_points, n_components):
@@ -131,14 +176,15 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
     ----------
     model : LatentModel
     rows : Tensor of shape (n, d)
-        Standardised rows, on the device.
+        Standardised rows; or whole numbers as the data have them, which are standardised a batch at a time. They are
+        on the device, or on the CPU if they are too large for it.
     plan : Plan
     noise_size : int
         Size of a code.
     generator : torch.Generator
         Source of the shuffles and of the codes, on the device.
     validation_rows : Tensor of shape (m, d), optional
-        Their loss is recorded, and decides when to stop if the plan has a patience.
+        Rows of the same kind. Their loss is recorded, and decides when to stop if the plan has a patience.
     optimizer_state : dict, optional
         State of the optimizer of an earlier training that goes on here.
 
@@ -164,7 +210,7 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
             set_generator(model, None)
             model.autocast = None
     model.eval()
-    check_result(model, rows[: plan.batch_size], noise_size)
+    check_result(model, standardized(model, rows[: plan.batch_size].to(device)), noise_size)
     return net
 
 
@@ -175,9 +221,10 @@ def _make_net(model, plan, noise_size, generator, device, validation_rows, best)
         settings["fused"] = True  # one kernel for all parameters: the largest single saving in an epoch
     validation = {}
     if validation_rows is not None:
-        points = normal_points(8, noise_size).to(validation_rows)
+        points = normal_points(8, noise_size).to(device, torch.float32)
         validation = {"iterator_valid": FixedBatches, "iterator_valid__points": points}
-    net = NeuralNet(
+        validation["iterator_valid__standardize"] = partial(standardized, model)
+    net = EpochNet(
         torch.compile(model) if plan.compile else model,
         criterion=NegativeELBO,
         criterion__beta=plan.beta,
@@ -189,6 +236,7 @@ def _make_net(model, plan, noise_size, generator, device, validation_rows, best)
         iterator_train=RowBatches,
         iterator_train__noise_shape=(noise_size,) if plan.n_draws == 1 else (plan.n_draws, noise_size),
         iterator_train__generator=generator,
+        iterator_train__standardize=partial(standardized, model),
         iterator_train__view_of=plan.view_of,
         **validation,
         # Without this skorch would hold out a fifth of the rows.

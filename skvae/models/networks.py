@@ -74,6 +74,36 @@ def set_generator(module, generator):
             part.generator = generator
 
 
+class Flatten(nn.Module):
+    """Images (n, c, h, w) as rows, with the channels of a pixel side by side: their order in memory inside networks."""
+
+    def forward(self, x):
+        """The rows (n, h * w * c)."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class Unflatten(nn.Module):
+    """The inverse of `Flatten`.
+
+    Parameters
+    ----------
+    shape : tuple of int, (channels, height, width)
+    """
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x):
+        """The images (n, c, h, w)."""
+        channels, height, width = self.shape
+        return x.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+
+    def extra_repr(self):
+        """What print shows."""
+        return f"{self.shape}"
+
+
 def start(layer, generator):
     """A linear or convolutional layer with torch's usual starting values, drawn from a private generator."""
     bound = 1 / math.sqrt(layer.weight[0].numel())
@@ -218,19 +248,19 @@ def conv(
         layer = skip_init(nn.Conv2d, before, after, kernel_size, STRIDE, padding(kernel_size))
         encoder += [start(layer, generator), *finish(after, images=True, **settings)]
     encoder += [
-        nn.Flatten(),
+        Flatten(),
         *hidden(widths, generator, **settings),
         linear(widths[-1], n_statistics * n_components, generator),
     ]
 
-    decoder = [*hidden((n_components, *widths[::-1]), generator, **settings), nn.Unflatten(1, shape)]
+    decoder = [*hidden((n_components, *widths[::-1]), generator, **settings), Unflatten(shape)]
     planes = (*planes[:0:-1], image_shape[0] * (n_outputs // n_inputs))
     for (before, after), (small, large) in zip(pairwise(planes), pairwise(sizes[::-1]), strict=True):
         decoder += [upsampling(before, after, kernel_size, small, large, generator)]
         decoder += finish(after, images=True, **settings)
     n_last = len(finish(1, images=True, **settings))
     networks = nn.Sequential(*encoder), nn.Sequential(*decoder[:-n_last], nn.Flatten())
-    # A training step takes up to a fifth less time on a CPU when the channels of a pixel are neighbours in memory.
+    # On a CPU these convolutions take less time when the channels of a pixel are neighbours in memory.
     return tuple(network.to(memory_format=torch.channels_last) for network in networks)
 
 

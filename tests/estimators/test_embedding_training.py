@@ -15,6 +15,7 @@ from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, TorchPPCA, VAEEmbedder
 from skvae.estimators import _embedding
+from skvae.fitting import training
 from skvae.models import LatentModel
 
 SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0}
@@ -440,3 +441,24 @@ def test_no_gradients_and_evaluation_mode(cls, X):
 def test_any_number_of_rows_trains_with_batch_norm(n_rows, X):
     vae = VAEEmbedder(1, batch_norm=True, batch_size=16, hidden_layer_sizes=(4,), max_epochs=1, random_state=0)
     assert vae.fit(X[:n_rows]).transform(X).shape == (400, 1)
+
+
+def test_bytes_stay_bytes_until_the_batch(monkeypatch):
+    """Images of one byte a pixel are never stored as floats, and the result is that of floats."""
+    X = (16 * load_digits().data[:300]).clip(0, 255).astype(np.uint8)
+    stored = []
+    original = training.RowBatches.__init__
+
+    def spy(self, dataset, *args, **kwargs):
+        stored.append(dataset.tensors[0].dtype)
+        original(self, dataset, *args, **kwargs)
+
+    monkeypatch.setattr(training.RowBatches, "__init__", spy)
+    settings = {"max_epochs": 2, "hidden_layer_sizes": (8,), "random_state": 0}
+    of_bytes, of_floats = (VAEEmbedder(2, **settings).fit(rows) for rows in (X, X.astype(np.float64)))
+    assert stored == [torch.uint8, torch.uint8, torch.float32, torch.float32]  # one for each epoch
+    assert of_bytes.transform(X).dtype == of_bytes.sample(2).dtype == np.float64
+    assert_allclose(of_bytes.transform(X), of_floats.transform(X), rtol=1e-4, atol=1e-5)
+    assert_allclose(of_bytes.score(X), of_floats.score(X), rtol=1e-5)
+    counts = VAEEmbedder(2, likelihood="poisson", **settings).fit(X, X_val=X[:50])
+    assert np.isfinite([row["valid_loss"] for row in counts.history_]).all()

@@ -12,7 +12,7 @@ from skvae.estimators._likelihoods import (
     check_support,
     choose_likelihood,
     likelihood_name,
-    standardized_rows,
+    stored_rows,
 )
 from skvae.models import LIKELIHOODS, Bernoulli, FixedGaussian, Gaussian, Support
 
@@ -74,7 +74,7 @@ def test_every_name_is_built_from_the_data(name, dtype):
     assert type(likelihood) is LIKELIHOODS[name]
     assert likelihood_name(likelihood) == name
     assert check_support(likelihood, X) is X
-    rows = standardized_rows(likelihood, X, "cpu")
+    rows = stored_rows(likelihood, X, torch.device("cpu"))
     assert rows.dtype == torch.float32
     assert likelihood.inputs(rows).shape == (40, likelihood.n_inputs(3))
     assert torch.isfinite(likelihood.log_prob(rows, torch.zeros(40, likelihood.n_outputs(3)))).all()
@@ -94,7 +94,7 @@ def test_constant_features_are_finite(name):
     X[:, 1] = X[0, 1]
     X[:, 2] = 0.0
     likelihood = build_likelihood(name, X)
-    rows = standardized_rows(likelihood, X, "cpu")
+    rows = stored_rows(likelihood, X, torch.device("cpu"))
     params = torch.zeros(40, likelihood.n_outputs(3))
     found = (likelihood.inputs(rows), likelihood.log_prob(rows, params), likelihood.mean(params))
     assert all(torch.isfinite(part).all() for part in found)

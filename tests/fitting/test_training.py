@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from skvae.fitting.training import NegativeELBO, Plan, RowBatches, fit_module
+from skvae.fitting.training import EpochNet, NegativeELBO, Plan, RowBatches, fit_module
 from skvae.models import ELBO, NETWORKS, Bernoulli, LatentModel, StandardNormal
 
 
@@ -26,7 +26,13 @@ def train(model, rows, **settings):
 @pytest.mark.parametrize("n_rows", range(2, 18))
 def test_batches_deal_every_row_once_and_never_alone(n_rows, batch_size):
     rows = torch.arange(n_rows, dtype=torch.float32)[:, None]
-    batches = RowBatches(TensorDataset(rows), batch_size, noise_shape=(3,), generator=torch.Generator().manual_seed(0))
+    batches = RowBatches(
+        TensorDataset(rows),
+        batch_size,
+        noise_shape=(3,),
+        generator=torch.Generator().manual_seed(0),
+        standardize=torch.clone,
+    )
     sizes = []
     for _ in range(2):
         inputs = [batch for batch, _ in batches]
@@ -43,6 +49,46 @@ def test_batches_deal_every_row_once_and_never_alone(n_rows, batch_size):
 def test_every_number_of_rows_trains_with_batch_norm(n_rows):
     net = train(make_model(), torch.rand(n_rows, 4, generator=torch.Generator().manual_seed(0)))
     assert len(net.history) == 3
+
+
+def test_blocks_of_batches_are_the_batches():
+    """Rows that are too large for a device come to it in blocks; nothing else changes."""
+    rows = torch.rand(23, 4, generator=torch.Generator().manual_seed(0))
+
+    def batches(n_block):
+        generator = torch.Generator().manual_seed(1)
+        found = RowBatches(TensorDataset(rows), 4, (3,), generator, standardize=torch.clone, n_block=n_block)
+        return [batch for _ in range(2) for batch, _ in found]
+
+    for alone, blocked in zip(batches(1), batches(4), strict=True):
+        assert all(torch.equal(alone[name], blocked[name]) for name in ("u", "noise"))
+
+
+def test_whole_numbers_are_standardised_a_batch_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 2, (50, 4), generator=generator, dtype=torch.uint8)
+    nets = [train(make_model(), form, max_epochs=2) for form in (rows, rows.float())]
+    assert nets[0].history[:, "train_loss"] == nets[1].history[:, "train_loss"]
+
+
+def test_losses_that_stay_on_the_device_are_the_same(monkeypatch):
+    """On an accelerator, the losses of batches are read when the epoch is over."""
+    rows, histories = torch.rand(40, 4, generator=torch.Generator().manual_seed(0)), []
+    for later in (False, True):
+        monkeypatch.setattr(EpochNet, "_reads_losses_later", lambda self, later=later: later)
+        net = fit_module(
+            make_model(),
+            rows,
+            Plan(max_epochs=2, batch_size=16),
+            noise_size=2,
+            generator=torch.Generator().manual_seed(1),
+            device="cpu",
+            validation_rows=rows[:20],
+        )
+        batches = [batch for epoch in net.history for batch in epoch["batches"]]
+        assert all(isinstance(batch.get("train_loss", 0.0), float) for batch in batches)
+        histories.append([net.history[:, name] for name in ("train_loss", "valid_loss", "train_batch_count")])
+    assert histories[0] == histories[1]
 
 
 def test_loss_does_not_depend_on_the_batch_size():

@@ -175,8 +175,19 @@ def test_a_published_network_by_hand():
     )  # fmt: skip
     for network, twin, rows in zip(found, (encoder, decoder), (torch.rand(3, 784), torch.rand(3, 2)), strict=True):
         assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in twin.parameters())
-        twin.load_state_dict(network.state_dict())
+        state = {name: channels_first(values) for name, values in network.state_dict().items()}
+        twin.load_state_dict(state)
         assert_close(network(rows), twin(rows))
+
+
+def channels_first(values, shape=(32, 7, 7)):
+    """Parameters of a linear layer at images, in the order of torch: ours has the channels of a pixel side by side."""
+    c, h, w = shape
+    if values.ndim == 2 and values.shape[1] == c * h * w:  # what reads the images
+        return values.view(-1, h, w, c).permute(0, 3, 1, 2).flatten(1)
+    if values.shape[0] == c * h * w:  # what makes them
+        return values.view(h, w, c, -1).permute(2, 0, 1, 3).reshape(values.shape)
+    return values
 
 
 def test_wrong_images():
