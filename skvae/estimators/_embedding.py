@@ -47,6 +47,7 @@ class Embedder(LatentMixin, TorchEstimator):
         "n_components": [POSITIVE_INT],
         "architecture": [StrOptions({"auto", *NETWORKS})],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "head_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "batch_norm": ["boolean"],
         "layer_norm": ["boolean"],
@@ -358,6 +359,7 @@ class Embedder(LatentMixin, TorchEstimator):
         default = () if architecture == "conv" else (256, 128)
         sizes = default if isinstance(self.hidden_layer_sizes, str) else self.hidden_layer_sizes
         settings["hidden_layer_sizes"] = check_sizes("hidden_layer_sizes", sizes)
+        settings["head_layer_sizes"] = check_sizes("head_layer_sizes", self.head_layer_sizes)
         return NETWORKS[architecture](n_inputs, self.n_components, n_outputs, **settings)
 
     def _view_of(self, n_features):

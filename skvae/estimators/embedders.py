@@ -39,6 +39,10 @@ class VAEEmbedder(Embedder):
         Widths of the encoder's hidden layers; the decoder has them in reverse. With "conv" they come between the
         convolutions and the codes. "auto" is (256, 128) for "mlp" and none for "conv".
 
+    head_layer_sizes : int or tuple of int, default=()
+        Widths of further layers, which the means and the log-scales of codes have each for themselves; the decoder
+        has them once.
+
     activation : {"relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "sigmoid"}, default="relu"
         Activation of the hidden layers.
 
@@ -213,6 +217,7 @@ class VAEEmbedder(Embedder):
         *,
         architecture="auto",
         hidden_layer_sizes="auto",
+        head_layer_sizes=(),
         activation="relu",
         batch_norm=False,
         layer_norm=False,
@@ -249,6 +254,7 @@ class VAEEmbedder(Embedder):
         self.n_components = n_components
         self.architecture = architecture
         self.hidden_layer_sizes = hidden_layer_sizes
+        self.head_layer_sizes = head_layer_sizes
         self.activation = activation
         self.batch_norm = batch_norm
         self.layer_norm = layer_norm
@@ -424,6 +430,9 @@ class AutoencoderEmbedder(Embedder):
         Widths of the encoder's hidden layers; the decoder has them in reverse. With "conv" they come between the
         convolutions and the codes. "auto" is (256, 128) for "mlp" and none for "conv".
 
+    head_layer_sizes : int or tuple of int, default=()
+        Widths of further layers between those and the codes, as `VAEEmbedder` has them.
+
     activation : {"relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "sigmoid"}, default="relu"
         Activation of the hidden layers.
 
@@ -577,6 +586,7 @@ class AutoencoderEmbedder(Embedder):
         *,
         architecture="auto",
         hidden_layer_sizes="auto",
+        head_layer_sizes=(),
         activation="relu",
         batch_norm=False,
         layer_norm=False,
@@ -610,6 +620,7 @@ class AutoencoderEmbedder(Embedder):
         self.n_components = n_components
         self.architecture = architecture
         self.hidden_layer_sizes = hidden_layer_sizes
+        self.head_layer_sizes = head_layer_sizes
         self.activation = activation
         self.batch_norm = batch_norm
         self.layer_norm = layer_norm

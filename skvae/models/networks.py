@@ -137,12 +137,34 @@ def hidden(sizes, generator, **settings):
     return layers
 
 
+class Heads(nn.Module):
+    """Networks side by side on the same rows; their outputs are joined."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, x):
+        """The outputs one after the other (n, sum of their sizes)."""
+        return torch.cat([head(x) for head in self.heads], -1)
+
+
+def statistics_of(n_inputs, head_layer_sizes, n_components, n_statistics, generator, **settings):
+    """The end of an encoder: layers from hidden values to the statistics of the codes."""
+    if not head_layer_sizes:
+        return [linear(n_inputs, n_statistics * n_components, generator)]
+    sizes = (n_inputs, *head_layer_sizes)
+    last = sizes[-1], n_components, generator
+    return [Heads(nn.Sequential(*hidden(sizes, generator, **settings), linear(*last)) for _ in range(n_statistics))]
+
+
 def mlp(
     n_inputs,
     n_components,
     n_outputs,
     *,
     hidden_layer_sizes,
+    head_layer_sizes=(),
     activation,
     batch_norm=False,
     layer_norm=False,
@@ -158,6 +180,9 @@ def mlp(
         Sizes of a row, of a code, and of what the decoder gives.
     hidden_layer_sizes : tuple of int
         Widths of the encoder's hidden layers.
+    head_layer_sizes : tuple of int, default=()
+        Widths of further layers, which the means and the log-scales have each for themselves. The decoder has them
+        once.
     activation : str
         A key of ``ACTIVATIONS``.
     batch_norm, layer_norm : bool, default=False
@@ -176,8 +201,9 @@ def mlp(
     """
     sizes = (n_inputs, *hidden_layer_sizes)
     settings = {"activation": activation, "batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
-    encoder = [*hidden(sizes, generator, **settings), linear(sizes[-1], n_statistics * n_components, generator)]
-    sizes = (n_components, *sizes[:0:-1])
+    encoder = hidden(sizes, generator, **settings)
+    encoder += statistics_of(sizes[-1], head_layer_sizes, n_components, n_statistics, generator, **settings)
+    sizes = (n_components, *head_layer_sizes[::-1], *sizes[:0:-1])
     decoder = [*hidden(sizes, generator, **settings), linear(sizes[-1], n_outputs, generator)]
     return nn.Sequential(*encoder), nn.Sequential(*decoder)
 
@@ -191,6 +217,7 @@ def conv(
     channels=(32, 64),
     kernel_size=3,
     hidden_layer_sizes=(),
+    head_layer_sizes=(),
     activation,
     batch_norm=False,
     layer_norm=False,
@@ -216,7 +243,7 @@ def conv(
         Height and width of the kernels.
     hidden_layer_sizes : tuple of int, default=()
         Widths of linear layers between the convolutions and the code.
-    activation, batch_norm, layer_norm, dropout, n_statistics, generator
+    head_layer_sizes, activation, batch_norm, layer_norm, dropout, n_statistics, generator
         As for `mlp`.
 
     Returns
@@ -250,10 +277,11 @@ def conv(
     encoder += [
         Flatten(),
         *hidden(widths, generator, **settings),
-        linear(widths[-1], n_statistics * n_components, generator),
+        *statistics_of(widths[-1], head_layer_sizes, n_components, n_statistics, generator, **settings),
     ]
 
-    decoder = [*hidden((n_components, *widths[::-1]), generator, **settings), Unflatten(shape)]
+    widths = (n_components, *head_layer_sizes[::-1], *widths[::-1])
+    decoder = [*hidden(widths, generator, **settings), Unflatten(shape)]
     planes = (*planes[:0:-1], image_shape[0] * (n_outputs // n_inputs))
     for (before, after), (small, large) in zip(pairwise(planes), pairwise(sizes[::-1]), strict=True):
         decoder += [upsampling(before, after, kernel_size, small, large, generator)]

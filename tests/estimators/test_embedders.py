@@ -147,6 +147,7 @@ SHARED = {
     "n_components": (3, {}),
     "architecture": ("mlp", {"image_shape": (8, 8), "hidden_layer_sizes": (16,)}),
     "hidden_layer_sizes": ((8, 8), {}),
+    "head_layer_sizes": ((8,), {}),
     "activation": ("tanh", {}),
     "batch_norm": (True, {}),
     "layer_norm": (True, {}),

@@ -22,6 +22,7 @@ EXTRAS = [
     {"layer_norm": True},
     {"dropout": 0.3},
     {"batch_norm": True, "layer_norm": True, "dropout": 0.1},
+    {"head_layer_sizes": (6, 5)},
 ]
 over_networks = pytest.mark.parametrize("name", NETWORKS)
 
@@ -155,6 +156,22 @@ def test_neighbours_matter_only_nearby(generator):
     y[0, 4, 2] += 1
     changed = (encoder[:2](x) != encoder[:2](y.view(1, 64))).any(1)[0]
     assert changed.nonzero().tolist() == [[2, 1]]
+
+
+def test_heads_of_their_own():
+    """784-400-196-48 and two heads 48-16-2, back through 16-48-196-400: 810,012 parameters with batch norm."""
+    encoder, decoder = mlp(
+        784, 2, 784, hidden_layer_sizes=(400, 196, 48), head_layer_sizes=(16,), activation="tanh", batch_norm=True,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert sum(p.numel() for network in (encoder, decoder) for p in network.parameters()) == 810_012
+    x = torch.rand(5, 784)
+    mean, log_scale = encoder(x).chunk(2, -1)
+    with torch.no_grad():
+        encoder[-1].heads[1][-1].bias += 1  # the mean does not know
+    changed = encoder(x).chunk(2, -1)
+    assert_close(changed[0], mean)
+    assert_close(changed[1], log_scale + 1)
 
 
 def test_a_published_network_by_hand():
