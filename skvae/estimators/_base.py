@@ -189,15 +189,18 @@ class TorchEstimator(BaseEstimator):
         chunk_size : int, optional
             Rows in a chunk.
         """
-        chunks, parts = row_chunks(len(X), width, chunk_size), []
+        chunks, result = row_chunks(len(X), width, chunk_size), None
         # Fresh memory for each chunk would cost as much as simple functions do.
         buffer = torch.empty((min(len(X), chunks[0].stop), X.shape[1]), dtype=dtype)
         with torch.inference_mode():
             for rows in chunks:
                 x = buffer[: len(X[rows])]
                 np.copyto(x.numpy(), X[rows], casting="same_kind")
-                parts.append(function(x.to(device)).cpu().numpy())
-        return to_dtype(np.concatenate(parts), X.dtype)
+                part = to_dtype(function(x.to(device)).cpu().numpy(), X.dtype)
+                # In one piece from the start: small results between chunks would keep their memory from being freed.
+                result = np.empty((len(X), *part.shape[1:]), part.dtype) if result is None else result
+                result[rows] = part
+        return result
 
     def __getstate__(self):
         state = dict(super().__getstate__())

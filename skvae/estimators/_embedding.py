@@ -3,6 +3,7 @@
 import copy
 import math
 from abc import abstractmethod
+from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -14,7 +15,15 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
-from ..fitting.training import LR_SCHEDULES, OPTIMIZERS, count_batches, fit_module, normal_points, standardized
+from ..fitting.training import (
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    count_batches,
+    fit_module,
+    normal_points,
+    own_randomness,
+    standardized,
+)
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Support
 from ..models.networks import NETWORKS, check_image_shape, row_width
 from ._base import (
@@ -107,7 +116,7 @@ class Embedder(LatentMixin, TorchEstimator):
         check_enough_rows(X, self.n_components)
         if X_val is not None:
             X_val = validate_data(self, X_val, reset=False, dtype=self._dtypes)
-        seed = seed_from(self.random_state)
+        seed = self._first_seed = seed_from(self.random_state)
         going_on = self.warm_start and hasattr(self, "module_")
         if X_val is None and self.early_stopping:
             X, X_val = self._hold_out(X, seed)
@@ -144,7 +153,7 @@ class Embedder(LatentMixin, TorchEstimator):
         if first:
             check_enough_rows(X, self.n_components)
             self._first_seed = seed_from(self.random_state)
-        seed = getattr(self, "_first_seed", 0) + (0 if first else self.n_iter_)
+        seed = self._first_seed + (0 if first else self.n_iter_)
         self._train(X, None, seed, max_epochs=1, going_on=not first)
         return self
 
@@ -260,6 +269,7 @@ class Embedder(LatentMixin, TorchEstimator):
             "tol": self.tol,
             "bf16": self.precision == "bf16",
             "compile": self.compile,
+            "own_modules": self._has_own_modules(),
             "callbacks": tuple(copy.deepcopy(list(self.callbacks or ()))),
             "progress": type(self).__name__ if self.verbose else None,
         }
@@ -337,13 +347,18 @@ class Embedder(LatentMixin, TorchEstimator):
         """A new model with starting values from the generator."""
         prior = self._make_prior()
         n_encoded, n_outputs = prior.n_statistics * self.n_components, likelihood.n_outputs(n_features)
-        encoder = make_network("encoder", self.encoder, likelihood.n_inputs(n_features), n_encoded)
-        decoder = make_network("decoder", self.decoder, self.n_components, n_outputs)
+        with own_randomness(generator) if self._has_own_modules() else nullcontext():
+            encoder = make_network("encoder", self.encoder, likelihood.n_inputs(n_features), n_encoded)
+            decoder = make_network("decoder", self.decoder, self.n_components, n_outputs)
         if encoder is None or decoder is None:
             built = self._built_in(likelihood.n_inputs(n_features), n_outputs, prior.n_statistics, generator)
             pairs = zip((encoder, decoder), built, strict=True)
             encoder, decoder = (theirs if mine is None else mine for mine, theirs in pairs)
         return LatentModel(encoder, decoder, likelihood, prior)
+
+    def _has_own_modules(self):
+        """Whether parts of the model are the user's."""
+        return any(not isinstance(part, str | None) for part in (self.encoder, self.decoder, self.likelihood))
 
     def _built_in(self, n_inputs, n_outputs, n_statistics, generator):
         """The encoder and decoder that the parameters describe."""
@@ -410,9 +425,11 @@ def has_bf16(device):
 
 
 def choose_epochs(max_epochs, n_samples, batch_size):
-    """Resolve "auto": about ``64 sqrt(n_samples)`` gradient steps."""
+    """Resolve "auto": about ``64 sqrt(n_samples)`` gradient steps, but not more than 100 epochs or 300 steps."""
     if max_epochs == "auto":
-        return math.ceil(64 * math.sqrt(n_samples) / count_batches(n_samples, batch_size))
+        n_batches = count_batches(n_samples, batch_size)
+        # More epochs overfit small tables: on held-out rows their bound falls apart.
+        return min(math.ceil(64 * math.sqrt(n_samples) / n_batches), max(100, math.ceil(300 / n_batches)))
     return max_epochs
 
 

@@ -114,7 +114,7 @@ def check_integers(name, low, high, X):
 
 def all_within(support, X):
     """Whether all values are within bounds, up to the rounding of a scaler."""
-    slack = 8 * np.finfo(float_dtype(X.dtype)).eps
+    slack = 8 * np.finfo(float_dtype(X.dtype)).eps * min(1.0, max(-float(X.min()), float(X.max())))
     return bool((X.min(axis=0) >= np.subtract(support.low, slack)).all()) and bool(
         (X.max(axis=0) <= np.add(support.high, slack)).all()
     )

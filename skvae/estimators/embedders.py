@@ -17,7 +17,7 @@ from ._base import generator_from
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder, draw_rows, elbo_at_points, fixed_points
 from ._likelihoods import check_support
 
-MIN_STEPS = 1_000  # gradient steps after which codes should say something
+MIN_STEPS = 300  # gradient steps after which codes should say something
 ACTIVE_VARIANCE = 0.01  # of posterior means, above which a latent dimension is in use (Burda et al. 2016)
 
 
@@ -90,7 +90,7 @@ class VAEEmbedder(Embedder):
 
     max_epochs : int or "auto", default="auto"
         Passes over the data. "auto" chooses them from the number of rows, so that the number of gradient steps grows
-        with its square root.
+        with its square root; small tables, which would be overfitted, get 100.
 
     batch_size : int, default=128
         Rows in a gradient step.
@@ -468,7 +468,7 @@ class AutoencoderEmbedder(Embedder):
 
     max_epochs : int or "auto", default="auto"
         Passes over the data. "auto" chooses them from the number of rows, so that the number of gradient steps grows
-        with its square root.
+        with its square root; small tables, which would be overfitted, get 100.
 
     batch_size : int, default=128
         Rows in a gradient step.

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,6 @@ from skorch import NeuralNet
 from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler
 from skorch.helper import predefined_split
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import TensorDataset
 
 from ..models.networks import set_generator
@@ -48,6 +47,7 @@ class Plan:
     view_of: Callable | None = None  # (u, generator) -> what the encoder sees instead
     bf16: bool = False
     compile: bool = False
+    own_modules: bool = False  # whether parts of the model are the user's, which may draw random numbers
     callbacks: tuple = ()
     progress: str | None = None
 
@@ -201,12 +201,17 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
     dataset = TensorDataset(rows)
     model.autocast = torch.bfloat16 if plan.bf16 else None
     set_generator(model, generator)
-    with _own_randomness(model, generator):
+    with own_randomness(generator) if plan.own_modules else nullcontext():
         try:
             net.notify("on_train_begin", X=dataset, y=None)
             _run_epochs(net, dataset, plan.max_epochs, best)
-        finally:
+        except BaseException:
+            with suppress(Exception):  # of a callback that did not even begin; the reason to stop is what matters
+                net.notify("on_train_end", X=dataset, y=None)
+            raise
+        else:
             net.notify("on_train_end", X=dataset, y=None)
+        finally:
             set_generator(model, None)
             model.autocast = None
     model.eval()
@@ -291,13 +296,11 @@ def _stopped_by_callback(net):
 
 
 @contextmanager
-def _own_randomness(model, generator):
-    """Keep the global state of torch as it is where layers of the user's draw from it, and seed what they draw."""
-    draws = any(isinstance(module, _DropoutNd | nn.RReLU) for module in model.modules())
+def own_randomness(generator):
+    """Keep the global state of torch as it is where modules of the user's draw from it, and seed what they draw."""
     cuda = [generator.device] if generator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda) if draws else nullcontext():
-        if draws:
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         yield
 
 
@@ -305,5 +308,5 @@ def check_result(model, rows, noise_size):
     """Raise if the trained model is broken: the loss of an epoch is known only before its last step."""
     with torch.inference_mode():
         elbo = model(rows, rows.new_zeros(len(rows), noise_size))
-    if not all(torch.isfinite(term).all() for term in elbo):
+    if not all(torch.isfinite(term).all() for term in elbo[:2]):
         raise ValueError("The trained networks give results that are not finite. Decrease lr, or scale the input data.")

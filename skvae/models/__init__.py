@@ -16,7 +16,7 @@ from .likelihoods import (
 from .moments import Moments
 from .networks import ACTIVATIONS, NETWORKS
 from .ppca import PPCA
-from .priors import Flat, Posterior, StandardNormal
+from .priors import Flat, GaussianMixturePrior, Posterior, StandardNormal
 
 __all__ = [
     "ACTIVATIONS",
@@ -33,6 +33,7 @@ __all__ = [
     "FixedGaussian",
     "Flat",
     "Gaussian",
+    "GaussianMixturePrior",
     "LatentModel",
     "Mixture",
     "Moments",

@@ -128,6 +128,17 @@ class MatrixCovariance(Covariance):
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
         return log_det - 0.5 * (_finite(squares).mT + x.shape[1] * LOG_2PI)
 
+    def expected_log_prob(self, x, variance, means, factor):
+        """Expectation of `log_prob` over rows with independent normal noise of this variance (n, d) (n, k).
+
+        All components are one matrix product, which is what gradient steps on few features want.
+        """
+        k, d = means.shape
+        columns = factor.transpose(0, 1).reshape(d, k * d)
+        offsets = (means[:, None] @ factor)[:, 0]  # (k, d)
+        squares = ((x @ columns).unflatten(1, (k, d)) - offsets).square().sum(-1) + variance @ factor.square().sum(2).T
+        return factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * (squares + d * LOG_2PI)
+
     def empty_moments(self, means):
         """Moments of no rows, to `accumulate` into: float64."""
         k, d = means.shape
@@ -163,11 +174,11 @@ class MatrixCovariance(Covariance):
 
     def log_factor(self, factor):
         """The factor with the logarithm of its diagonal: any upper triangle is one."""
-        return factor.triu(1) + factor.diagonal(dim1=1, dim2=2).log().diag_embed()
+        return factor.triu(1) + factor.diagonal(dim1=-2, dim2=-1).log().diag_embed()
 
     def exp_factor(self, log_factor):
         """The factor of which `log_factor` is given."""
-        return log_factor.triu(1) + log_factor.diagonal(dim1=1, dim2=2).exp().diag_embed()
+        return log_factor.triu(1) + log_factor.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
 
     def precisions(self, factor):
         """Precisions of a factor."""
@@ -312,6 +323,11 @@ class AxisCovariance(Covariance):
             squares[:, c] = ((x - means[c]) * scale).square_().sum(1)
         log_det = factor.log().expand(-1, x.shape[1]).sum(1)
         return log_det - 0.5 * (_finite(squares) + x.shape[1] * LOG_2PI)
+
+    def expected_log_prob(self, x, variance, means, factor):
+        """Expectation of `log_prob` over rows with independent normal noise of this variance (n, d) (n, k)."""
+        squares = ((x[:, None] - means) * factor).square().sum(-1) + variance @ factor.square().T
+        return factor.log().sum(1) - 0.5 * (squares + means.shape[1] * LOG_2PI)
 
     def empty_moments(self, means):
         """Moments of no rows, to `accumulate` into: float64."""

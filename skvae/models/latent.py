@@ -17,6 +17,7 @@ class ELBO(NamedTuple):
 
     log_likelihood: Tensor  # (n,)
     kl_parts: Tensor  # (n, m): one for each latent dimension where the prior has independent ones
+    agreement: Tensor | None = None  # (h,), beside the bound: of two views of the rows about their clusters
 
     @property
     def kl(self):
@@ -67,15 +68,20 @@ class LatentModel(nn.Module):
         if noise.ndim == 2:
             z = self.prior.draw(q, noise)
             return ELBO(self.likelihood.log_prob(u, self._run(self.decoder, z)), self.prior.kl_parts(q, z))
-        parts = [self.elbo(u, q, noise[:, draw]) for draw in range(noise.shape[1])]
+        parts = [self.elbo(u, q, noise[:, draw])[:2] for draw in range(noise.shape[1])]
         return ELBO(*(torch.stack(terms).mean(0) for terms in zip(*parts, strict=True)))
 
     def forward(self, u, noise, view=None):
         """ELBO of each row, from standard normal noise (n, k) or (n, m, k).
 
-        The encoder sees ``view`` instead of the rows if it is given: an augmented or corrupted form of them.
+        The encoder sees ``view`` instead of the rows if it is given: an augmented or corrupted form of them. Of two
+        views (n, 2, d) the first is reconstructed from, and the prior says how far they agree.
         """
-        return self.elbo(u, self.posterior(u if view is None else view), noise)
+        if view is None or view.ndim == 2:
+            return self.elbo(u, self.posterior(u if view is None else view), noise)
+        q = self.posterior(view.transpose(0, 1).flatten(0, 1))
+        (mean, other), log_scale = q.mean.chunk(2), q.log_scale[: len(u)]
+        return self.elbo(u, Posterior(mean, log_scale), noise)._replace(agreement=self.prior.agreement(mean, other))
 
     def log_weights(self, u, q, noise):
         """Log of p(x, z) / q(z | x) of each row, at the code drawn with this noise (n, k): its mean is p(x)."""

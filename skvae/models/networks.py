@@ -239,8 +239,8 @@ def conv(
         Shape of a row as an image, in this order.
     channels : tuple of int, default=(32, 64)
         Channels of the encoder's convolutions.
-    kernel_size : int, default=3
-        Height and width of the kernels.
+    kernel_size : int or tuple of int, default=3
+        Height and width of the kernels, for all convolutions or for each.
     hidden_layer_sizes : tuple of int, default=()
         Widths of linear layers between the convolutions and the code.
     head_layer_sizes, activation, batch_norm, layer_norm, dropout, n_statistics, generator
@@ -257,47 +257,120 @@ def conv(
         If rows are no such images, if there are no channels, if ``n_outputs`` is not a multiple of ``n_inputs``, or if
         images are too small for an even ``kernel_size``.
     """
-    image_shape = check_image_shape(image_shape, n_inputs)
-    if not channels or not all(is_size(number) for number in channels):
-        raise ValueError(f"channels={channels!r} should be positive integers, one for each convolution.")
+    shapes = image_sizes(image_shape, channels, kernel_size, n_inputs)
     if n_outputs % n_inputs:
         raise ValueError(
             f"A convolutional decoder gives whole images, a multiple of {n_inputs} values, but the likelihood asks for "
             f"{n_outputs}; use another likelihood, or architecture='mlp'."
         )
-    planes, sizes = (image_shape[0], *channels), shrinking_sizes(image_shape[1:], len(channels), kernel_size)
-    shape = (planes[-1], *sizes[-1])
-    widths = (math.prod(shape), *hidden_layer_sizes)
     settings = {"activation": activation, "batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
-
-    encoder = [nn.Unflatten(1, image_shape)]
-    for before, after in pairwise(planes):
-        layer = skip_init(nn.Conv2d, before, after, kernel_size, STRIDE, padding(kernel_size))
-        encoder += [start(layer, generator), *finish(after, images=True, **settings)]
-    encoder += [
-        Flatten(),
+    widths = (math.prod(shapes[-1]), *hidden_layer_sizes)
+    encoder = [
+        *convolutions(shapes, kernel_size, generator, **settings),
         *hidden(widths, generator, **settings),
         *statistics_of(widths[-1], head_layer_sizes, n_components, n_statistics, generator, **settings),
     ]
 
     widths = (n_components, *head_layer_sizes[::-1], *widths[::-1])
-    decoder = [*hidden(widths, generator, **settings), Unflatten(shape)]
-    planes = (*planes[:0:-1], image_shape[0] * (n_outputs // n_inputs))
-    for (before, after), (small, large) in zip(pairwise(planes), pairwise(sizes[::-1]), strict=True):
-        decoder += [upsampling(before, after, kernel_size, small, large, generator)]
-        decoder += finish(after, images=True, **settings)
+    decoder = [*hidden(widths, generator, **settings), Unflatten(shapes[-1])]
+    targets = [(shapes[0][0] * (n_outputs // n_inputs), *shapes[0][1:]), *shapes[1:]][::-1]
+    for size, (before, after) in zip(per_layer(kernel_size, channels)[::-1], pairwise(targets), strict=True):
+        decoder += [upsampling(before, after, size, generator), *finish(after[0], images=True, **settings)]
     n_last = len(finish(1, images=True, **settings))
-    networks = nn.Sequential(*encoder), nn.Sequential(*decoder[:-n_last], nn.Flatten())
-    # On a CPU these convolutions take less time when the channels of a pixel are neighbours in memory.
+    return beside_channels(nn.Sequential(*encoder), nn.Sequential(*decoder[:-n_last], nn.Flatten()))
+
+
+def hybrid(
+    n_inputs,
+    n_components,
+    n_outputs,
+    *,
+    image_shape,
+    channels=(16, 32, 64),
+    kernel_size=(5, 5, 3),
+    hidden_layer_sizes=(512, 256),
+    head_layer_sizes=(),
+    activation,
+    batch_norm=False,
+    layer_norm=False,
+    dropout=0.0,
+    n_statistics=2,
+    generator,
+):
+    """Convolutions in the encoder, perceptrons in the decoder: about half the time of `conv`.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int, default=(512, 256)
+        Widths of the decoder's hidden layers, in reverse.
+    n_inputs, n_components, n_outputs, image_shape, channels, kernel_size
+        As for `conv`; the decoder may give any number of outputs.
+    head_layer_sizes, activation, batch_norm, layer_norm, dropout, n_statistics, generator
+        As for `mlp`.
+
+    Returns
+    -------
+    encoder : Module, (n, n_inputs) -> (n, n_statistics * n_components)
+    decoder : Module, (n, n_components) -> (n, n_outputs)
+
+    Raises
+    ------
+    ValueError
+        As for `conv`.
+    """
+    shapes = image_sizes(image_shape, channels, kernel_size, n_inputs)
+    settings = {"activation": activation, "batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
+    width = math.prod(shapes[-1])
+    encoder = [
+        *convolutions(shapes, kernel_size, generator, **settings),
+        *statistics_of(width, head_layer_sizes, n_components, n_statistics, generator, **settings),
+    ]
+    sizes = (n_components, *head_layer_sizes[::-1], *hidden_layer_sizes[::-1])
+    decoder = [*hidden(sizes, generator, **settings), linear(sizes[-1], n_outputs, generator)]
+    return beside_channels(nn.Sequential(*encoder), nn.Sequential(*decoder))
+
+
+def beside_channels(*networks):
+    """The networks, with the channels of a pixel side by side in memory: convolutions on a CPU take less time so."""
     return tuple(network.to(memory_format=torch.channels_last) for network in networks)
 
 
-def upsampling(n_inputs, n_outputs, kernel_size, small, large, generator):
-    """A transposed convolution from images of one size (height, width) to another, about twice as large."""
+def convolutions(shapes, kernel_size, generator, **settings):
+    """Convolutions through images of these shapes (channels, height, width), from rows and to rows."""
+    layers = [nn.Unflatten(1, shapes[0])]
+    sizes = per_layer(kernel_size, shapes[1:])
+    for size, (before, after) in zip(sizes, pairwise(shapes), strict=True):
+        layer = skip_init(nn.Conv2d, before[0], after[0], size, STRIDE, padding(size))
+        layers += [start(layer, generator), *finish(after[0], images=True, **settings)]
+    return [*layers, Flatten()]
+
+
+def per_layer(kernel_size, layers):
+    """The size of the kernels of each layer."""
+    return (kernel_size,) * len(layers) if is_size(kernel_size) else tuple(kernel_size)
+
+
+def image_sizes(image_shape, channels, kernel_size, n_inputs):
+    """Shapes (channels, height, width) of images before and after each convolution."""
+    image_shape = check_image_shape(image_shape, n_inputs)
+    if not channels or not all(is_size(number) for number in channels):
+        raise ValueError(f"channels={channels!r} should be positive integers, one for each convolution.")
+    kernel_sizes = per_layer(kernel_size, channels)
+    if len(kernel_sizes) != len(channels) or not all(is_size(size) for size in kernel_sizes):
+        raise ValueError(
+            f"kernel_size={kernel_size!r} should be a positive integer, or one for each of the {len(channels)} "
+            "convolutions."
+        )
+    sizes = shrinking_sizes(image_shape[1:], kernel_sizes)
+    return [(planes, *size) for planes, size in zip((image_shape[0], *channels), sizes, strict=True)]
+
+
+def upsampling(small, large, kernel_size, generator):
+    """A transposed convolution from images of one shape (channels, height, width) to another, about twice as large."""
     pad = padding(kernel_size)
-    reached = (STRIDE * (length - 1) - 2 * pad + kernel_size for length in small)
-    missing = tuple(wanted - length for wanted, length in zip(large, reached, strict=True))  # 0 or 1
-    layer = skip_init(nn.ConvTranspose2d, n_inputs, n_outputs, kernel_size, STRIDE, pad, missing)
+    reached = (STRIDE * (length - 1) - 2 * pad + kernel_size for length in small[1:])
+    missing = tuple(wanted - length for wanted, length in zip(large[1:], reached, strict=True))  # 0 or 1
+    layer = skip_init(nn.ConvTranspose2d, small[0], large[0], kernel_size, STRIDE, pad, missing)
     return start(layer, generator)
 
 
@@ -306,14 +379,14 @@ def padding(kernel_size):
     return (kernel_size - 1) // 2
 
 
-def shrinking_sizes(size, n_layers, kernel_size):
+def shrinking_sizes(size, kernel_sizes):
     """Sizes (height, width) of images before and after each convolution."""
     sizes = [tuple(size)]
-    for _ in range(n_layers):
+    for kernel_size in kernel_sizes:
         size = tuple((length + 2 * padding(kernel_size) - kernel_size) // STRIDE + 1 for length in size)
         if min(size) < 1:
             raise ValueError(
-                f"Images of {sizes[0]} pixels are too small for {n_layers} convolutions with "
+                f"Images of {sizes[0]} pixels are too small for {len(kernel_sizes)} convolutions with "
                 f"kernel_size={kernel_size}; use an odd kernel_size, or fewer channels."
             )
         sizes.append(size)
@@ -365,4 +438,4 @@ def row_width(network, n_inputs):
     return max(widths)
 
 
-NETWORKS = {"mlp": mlp, "conv": conv}
+NETWORKS = {"mlp": mlp, "conv": conv, "hybrid": hybrid}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .covariances import LOG_2PI
+from .covariances import LOG_2PI, Mixture
 
 
 class Posterior(NamedTuple):
@@ -27,9 +27,17 @@ class Posterior(NamedTuple):
 
 
 class Flat(nn.Module):
-    """No prior: the posterior is a point, and the variational autoencoder an autoencoder."""
+    """No prior: the posterior is a point, and the variational autoencoder an autoencoder.
 
-    n_statistics = 1  # that the encoder gives for each latent dimension
+    Parameters
+    ----------
+    n_statistics : int, default=1
+        What the encoder gives for each latent dimension. Log-scales, if there are any, are not used.
+    """
+
+    def __init__(self, n_statistics=1):
+        super().__init__()
+        self.n_statistics = n_statistics
 
     def draw(self, q, noise):
         """The codes themselves."""
@@ -60,3 +68,104 @@ class StandardNormal(nn.Module):
     def sample(self, noise):
         """Codes from the prior."""
         return noise
+
+
+class GaussianMixturePrior(nn.Module):
+    """A Gaussian mixture over codes, the prior of VaDE (Jiang et al. 2017), or several mixtures side by side.
+
+    With several, the divergence is the mean over mixtures, and `keep` chooses among them; what is said of the prior is
+    said of the first.
+
+    Parameters
+    ----------
+    mixtures : list of Mixture
+        Starting values, all of the same size.
+    family : Covariance
+        An entry of ``COVARIANCES`` that pools nothing.
+    sampled : bool, default=False
+        Whether the components of a row are weighed by their probabilities at the code that was drawn, as in the paper
+        (equation 16), and not by those that make the bound largest.
+    """
+
+    n_statistics = 2
+
+    def __init__(self, mixtures, family, sampled=False):
+        super().__init__()
+        self.family, self.sampled = family, sampled
+        self.logits = nn.Parameter(torch.stack([mixture.log_weights for mixture in mixtures]))  # (h, k)
+        self.means = nn.Parameter(torch.stack([mixture.means for mixture in mixtures]))  # (h, k, d)
+        self.log_factors = nn.Parameter(torch.stack([family.log_factor(mixture.factor) for mixture in mixtures]))
+
+    @property
+    def mixture(self):
+        """The first mixture, as a value."""
+        factor = self.family.exp_factor(self.log_factors[0])
+        return Mixture(self.logits[0].log_softmax(-1), self.means[0], self.family.covariances(factor), factor)
+
+    def keep(self, indices):
+        """Drop all mixtures but these, whose parameters become new ones.
+
+        Returns
+        -------
+        replaced : dict of Parameter to Parameter
+            The new one for each old one.
+        """
+        replaced = {}
+        for name, old in list(self.named_parameters()):
+            replaced[old] = nn.Parameter(old.detach()[indices].clone())
+            setattr(self, name, replaced[old])
+        return replaced
+
+    def draw(self, q, noise):
+        """Codes from the posterior, differentiable in its parameters."""
+        return torch.addcmul(q.mean, q.log_scale.exp(), noise)
+
+    def kl_parts(self, q, z):
+        """Divergence of q(z, c | x) from p(z, c) under each mixture, in nats, divided by their number (n, h).
+
+        With the exact responsibilities, which are proportional to ``pi_c exp(E_q log N_c)``, the sum over components
+        of Jiang et al. 2017 (equations 12 and 16) is ``-logsumexp_c(log pi_c + E_q log N_c)``.
+        """
+        expected = self._log_joint(q.mean, q.variance)  # (n, h, k)
+        if self.sampled:
+            log_resp = self._log_joint(z, torch.zeros_like(z)).log_softmax(-1)
+            cost = (log_resp.exp() * (log_resp - expected)).sum(-1)
+        else:
+            cost = -expected.logsumexp(-1)
+        entropy = (q.log_scale + 0.5 * (1 + LOG_2PI)).sum(-1, keepdim=True)
+        return (cost - entropy) / cost.shape[1]
+
+    def log_prob(self, z):
+        """Log-density of codes in nats (n,)."""
+        return self._log_joint(z, torch.zeros_like(z))[:, 0].logsumexp(-1)
+
+    def log_responsibilities(self, z):
+        """Logarithms of the probabilities of the components at codes, for each mixture (n, h, k)."""
+        return self._log_joint(z, torch.zeros_like(z)).log_softmax(-1)
+
+    def agreement(self, one, other):
+        """Mutual information of the components at codes of two views of the same rows, in nats, per mixture (h,).
+
+        Its largest value is the logarithm of the number of components, where views agree, without doubt, on components
+        of equal size (Ji et al. 2019, equation 3).
+        """
+        resp = [self.log_responsibilities(z).exp() for z in (one, other)]
+        joint = torch.einsum("nhi,nhj->hij", *resp) / len(one)
+        joint = ((joint + joint.mT) / 2).clamp(min=1e-9)
+        log_margin = joint.sum(-1).log()
+        return (joint * (joint.log() - log_margin[:, :, None] - log_margin[:, None])).sum((1, 2))
+
+    def sample(self, noise, components):
+        """Codes of the given components, from standard normal noise (n, d)."""
+        z, mixture = noise.clone(), self.mixture
+        for c in components.unique().tolist():
+            rows = components == c
+            z[rows] = mixture.means[c] + self.family.color(noise[rows], mixture.factor[c])
+        return z
+
+    def _log_joint(self, mean, variance):
+        """Expectation of log p(z, c) over normal codes, under each mixture (n, h, k)."""
+        n_mixtures, n_components, _ = self.means.shape
+        factors = self.family.exp_factor(self.log_factors)
+        log_prob = self.family.expected_log_prob(mean, variance, self.means.flatten(0, 1), factors.flatten(0, 1))
+        return log_prob.unflatten(1, (n_mixtures, n_components)) + self.logits.log_softmax(-1)
