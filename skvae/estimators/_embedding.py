@@ -4,19 +4,20 @@ import copy
 import math
 from abc import abstractmethod
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import ClassVar
 
 import numpy as np
 import torch
+from sklearn.utils import check_scalar
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
 from ..fitting.training import (
-    LR_SCHEDULES,
     OPTIMIZERS,
     count_batches,
     fit_module,
@@ -42,18 +43,20 @@ from ._base import (
 from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, stored_rows
 
 N_SCORE_DRAWS = 16
-HISTORY_KEYS = ("epoch", "train_loss", "train_log_likelihood", "train_kl", "valid_loss", "dur")
+HISTORY_KEYS = ("epoch", "train_loss", "train_log_likelihood", "train_kl", "train_agreement", "valid_loss", "dur")
 ROWS_FOR_DIAGNOSTICS = 5_000
 POSITIVE_INT = Interval(Integral, 1, None, closed="left")
 NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
 
 
 class Embedder(LatentMixin, TorchEstimator):
-    """An encoder, a decoder and a likelihood, trained by gradient steps. Subclasses give the prior and its settings."""
+    """An encoder, a decoder and a likelihood, trained by gradient steps.
+
+    Subclasses have ``n_components``, give the prior and train the networks.
+    """
 
     _dtypes = (*FLOATS, np.uint8)
     _parameter_constraints: ClassVar[dict] = {
-        "n_components": [POSITIVE_INT],
         "architecture": [StrOptions({"auto", *NETWORKS})],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "head_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
@@ -71,12 +74,7 @@ class Embedder(LatentMixin, TorchEstimator):
         "lr": [Interval(Real, 0.0, None, closed="neither")],
         "optimizer": [StrOptions(set(OPTIMIZERS)), type],
         "weight_decay": [NOT_NEGATIVE],
-        "lr_schedule": [StrOptions(set(LR_SCHEDULES)), callable, None],
         "max_grad_norm": [Interval(Real, 0.0, None, closed="neither"), None],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0.0, 1.0, closed="neither")],
-        "n_iter_no_change": [POSITIVE_INT],
-        "tol": [NOT_NEGATIVE],
         "callbacks": [list, tuple, None],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "warm_start": ["boolean"],
@@ -86,44 +84,6 @@ class Embedder(LatentMixin, TorchEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
-
-    @fit_method
-    def fit(self, X, y=None, *, X_val=None):
-        """Train the networks on X.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Training data.
-        y : Ignored
-            Present for API consistency.
-        X_val : array-like of shape (n_validation_samples, n_features), default=None
-            Rows whose loss is recorded for each epoch, and decides with ``early_stopping=True``. Without them, early
-            stopping holds out ``validation_fraction`` of X.
-
-        Returns
-        -------
-        self : object
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError
-            If X is not a finite numeric table of at least two rows and ``n_components`` rows, if it does not fit the
-            likelihood or the image shape, or if the training diverges.
-        """
-        X = self._validate(X, reset=True, min_samples=2)
-        check_enough_rows(X, self.n_components)
-        if X_val is not None:
-            X_val = validate_data(self, X_val, reset=False, dtype=self._dtypes)
-        seed = self._first_seed = seed_from(self.random_state)
-        going_on = self.warm_start and hasattr(self, "module_")
-        if X_val is None and self.early_stopping:
-            X, X_val = self._hold_out(X, seed)
-        epochs = choose_epochs(self.max_epochs, len(X), self.batch_size)
-        self._train(X, X_val, seed, max_epochs=epochs, going_on=going_on)
-        self._warn_if_collapsed()
-        return self
 
     @fit_method
     def partial_fit(self, X, y=None):
@@ -243,8 +203,8 @@ class Embedder(LatentMixin, TorchEstimator):
         """The prior over codes."""
 
     @abstractmethod
-    def _plan(self, max_epochs, view_of):
-        """How to train."""
+    def _fit_networks(self, model, task):
+        """Train a model, in place but for its prior; return the net that trained it."""
 
     @abstractmethod
     def _diagnose(self, q):
@@ -260,30 +220,15 @@ class Embedder(LatentMixin, TorchEstimator):
                 raise TypeError(f"callbacks should be instances of skorch.callbacks.Callback, but one is {callback!r}.")
         return {
             "batch_size": self.batch_size,
-            "lr": self.lr,
             "optimizer": self.optimizer,
             "weight_decay": self.weight_decay,
-            "lr_schedule": self.lr_schedule,
             "max_grad_norm": self.max_grad_norm,
-            "patience": self.n_iter_no_change if self.early_stopping else None,
-            "tol": self.tol,
             "bf16": self.precision == "bf16",
             "compile": self.compile,
             "own_modules": self._has_own_modules(),
             "callbacks": tuple(copy.deepcopy(list(self.callbacks or ()))),
             "progress": type(self).__name__ if self.verbose else None,
         }
-
-    def _hold_out(self, X, seed):
-        """Training and validation rows, drawn at random."""
-        n_held_out = max(1, round(self.validation_fraction * len(X)))
-        if len(X) - n_held_out < 2:
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction} of {len(X)} rows leaves fewer than two for training; "
-                "decrease it, or give more rows."
-            )
-        order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed)).numpy()
-        return X[order[n_held_out:]], X[order[:n_held_out]]
 
     def _train(self, X, X_val, seed, *, max_epochs, going_on):
         """Build the model, or take the one that there is, train it and publish the result."""
@@ -302,7 +247,6 @@ class Embedder(LatentMixin, TorchEstimator):
             X, name = check_support(kind, X), likelihood_name(kind)
             likelihood, history, optimizer_state = build_likelihood(kind, X), [], None
             model = self._build(likelihood, X.shape[1], seeds)
-        view_of = self._view_of(X.shape[1])
         if isinstance(self.augment, str) and Support(*likelihood.support).integers:
             raise ValueError(
                 f"augment={self.augment!r} interpolates pixels, but likelihood={name!r} needs whole numbers; use a "
@@ -311,24 +255,15 @@ class Embedder(LatentMixin, TorchEstimator):
         rows = stored_rows(likelihood, X, device)
         held_out = None if X_val is None else stored_rows(likelihood, check_support(likelihood, X_val), device)
         model = to_device(model, device)
-        net = fit_module(
-            model,
-            rows,
-            self._plan(max_epochs, view_of),
-            noise_size=self.n_components,
-            generator=generator,
-            device=device,
-            validation_rows=held_out,
-            optimizer_state=optimizer_state,
-        )
+        task = Task(rows, held_out, generator, device, seed, max_epochs, going_on, optimizer_state)
+        net = self._fit_networks(model, task)
         widths = row_width(model.encoder, likelihood.n_inputs(X.shape[1])), row_width(model.decoder, self.n_components)
 
         self.net_, self.module_, self.likelihood_ = net, model, name
         self._n_features_out, self._n_trained_features = self.n_components, X.shape[1]
         self._fit_dtype, self._widest = X.dtype, max(widths)
         self._n_steps = len(net.history) * count_batches(len(rows), self.batch_size)
-        epochs = [{key: row[key] for key in HISTORY_KEYS if key in row} for row in net.history]
-        self.history_ = [*history, *({**row, "epoch": len(history) + row["epoch"]} for row in epochs)]
+        self.history_ = [*history, *history_of(net, len(history))]
         self.loss_curve_ = [float(row["train_loss"]) for row in self.history_]
         self.n_iter_ = len(self.history_)
         with torch.inference_mode():
@@ -387,11 +322,45 @@ class Embedder(LatentMixin, TorchEstimator):
         check_is_fitted(self)
         device = resolve_device(self.device)
         model = to_device(copy.deepcopy(self.module_).cpu(), device)
-        for network in (model.encoder, model.decoder):
+        for network in (model.encoder, model.decoder, model.prior):
             network.to(compute_dtype(X.dtype, device))
         # Units need the full precision, whatever the networks compute in: offsets may be large.
         dtype = compute_dtype(np.float64, device)
         return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What networks are to be trained on, and how far."""
+
+    rows: torch.Tensor
+    held_out: torch.Tensor | None
+    generator: torch.Generator
+    device: torch.device
+    seed: int
+    max_epochs: int
+    going_on: bool  # with networks, and perhaps the state of their optimizer, that were trained before
+    optimizer_state: dict | None
+
+    def train(self, model, plan, noise_size, **changes):
+        """Train a model in place; return its net."""
+        task = replace(self, **changes)
+        return fit_module(
+            model,
+            task.rows,
+            plan,
+            noise_size=noise_size,
+            generator=task.generator,
+            device=task.device,
+            validation_rows=task.held_out,
+            optimizer_state=task.optimizer_state,
+        )
+
+
+def history_of(net, n_before):
+    """The epochs of a net, numbered after those before."""
+    epochs = [{key: row[key] for key in HISTORY_KEYS if key in row} for row in net.history]
+    return [{**row, "epoch": n_before + row["epoch"]} for row in epochs]
 
 
 def to_device(model, device):
@@ -500,3 +469,88 @@ def draw_rows(estimator, codes_of, n_samples, random_state):
     with torch.inference_mode():
         X = model.likelihood.sample(model.decoder(codes_of(model, noise)), generator).numpy()
     return to_dtype(X, estimator._fit_dtype)
+
+
+class BoundMixin:
+    """What embedders with a prior share: variances of codes, and bounds on the log-likelihood."""
+
+    def posterior_variance(self, X):
+        """Variances of q(z | x).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        variance : ndarray of shape (n_samples, n_components)
+            Variances of the codes, whose means are ``transform(X)``.
+        """
+        X = self._validate(X, reset=False)
+        return self._map_array(lambda model, x: model.posterior(model.standardize(x)).variance, X)
+
+    def score_samples(self, X):
+        """Evidence lower bound on the log-likelihood of each row.
+
+        The expectation over codes is taken at a fixed set of quasi-random points, the same for every row, so that the
+        result is reproducible and does not depend on the other rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        elbo : ndarray of shape (n_samples,)
+            In nats, in the units of the data (the Jacobian of the internal standardisation is in it). For the
+            Bernoulli likelihood on values between 0 and 1, the log-likelihood in it is minus the cross-entropy.
+
+        Raises
+        ------
+        ValueError
+            If X has values that the likelihood can not produce.
+        """
+        X = self._validate(X, reset=False)
+        X = check_support(self.module_.likelihood, X)
+        return self._map_array(elbo_at_points(fixed_points(self._n_features_out)), X)
+
+    def log_likelihood(self, X, n_importance_samples=100, random_state=None):
+        """Importance-weighted bound on the log-likelihood of each row (Burda et al. 2016, equation 8).
+
+        It lies between the evidence lower bound and the log-likelihood, and comes nearer to this with more samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+        n_importance_samples : int, default=100
+            Codes drawn for each row.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the draws, which are the same for every row; None uses the estimator's own ``random_state``.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_samples,)
+            In nats, in the units of the data. Higher is better.
+
+        References
+        ----------
+        Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted autoencoders, 2016.
+        """
+        X = self._validate(X, reset=False)
+        X = check_support(self.module_.likelihood, X)
+        check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
+        generator = generator_from(self.random_state if random_state is None else random_state)
+        points = torch.randn(n_importance_samples, self._n_features_out, dtype=torch.float64, generator=generator)
+
+        def bound(model, x):
+            u = model.standardize(x)
+            q, total = model.posterior(u), None
+            for noise in points.to(u):
+                weight = model.log_weights(u, q, noise.expand_as(q.mean))
+                total = weight if total is None else torch.logaddexp(total, weight)
+            return total - math.log(len(points))
+
+        return self._map_array(bound, X)

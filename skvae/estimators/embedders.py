@@ -1,6 +1,5 @@
 """Embeddings learned by autoencoders."""
 
-import math
 import warnings
 from numbers import Integral, Real
 from typing import ClassVar
@@ -8,20 +7,19 @@ from typing import ClassVar
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_scalar
 from sklearn.utils._param_validation import Interval
 
 from ..fitting.training import Plan
 from ..models import Flat, StandardNormal
-from ._base import generator_from
-from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder, draw_rows, elbo_at_points, fixed_points
+from ._embedding import NOT_NEGATIVE, POSITIVE_INT, BoundMixin, draw_rows, elbo_at_points
 from ._likelihoods import check_support
+from ._one_phase import OnePhaseEmbedder
 
 MIN_STEPS = 300  # gradient steps after which codes should say something
 ACTIVE_VARIANCE = 0.01  # of posterior means, above which a latent dimension is in use (Burda et al. 2016)
 
 
-class VAEEmbedder(Embedder):
+class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
     """Variational autoencoder as a transformer.
 
     Learns a nonlinear embedding of the rows of X in ``n_components`` dimensions whose distribution is close to a
@@ -204,7 +202,7 @@ class VAEEmbedder(Embedder):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        **Embedder._parameter_constraints,
+        **OnePhaseEmbedder._parameter_constraints,
         "beta": [NOT_NEGATIVE],
         "kl_warmup_epochs": [Interval(Integral, 0, None, closed="left")],
         "free_bits": [NOT_NEGATIVE],
@@ -288,87 +286,6 @@ class VAEEmbedder(Embedder):
         self.random_state = random_state
         self.verbose = verbose
 
-    def posterior_variance(self, X):
-        """Variances of q(z | x).
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Data.
-
-        Returns
-        -------
-        variance : ndarray of shape (n_samples, n_components)
-            Variances of the codes, whose means are ``transform(X)``.
-        """
-        X = self._validate(X, reset=False)
-        return self._map_array(lambda model, x: model.posterior(model.standardize(x)).variance, X)
-
-    def score_samples(self, X):
-        """Evidence lower bound on the log-likelihood of each row.
-
-        The expectation over codes is taken at a fixed set of quasi-random points, the same for every row, so that the
-        result is reproducible and does not depend on the other rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Data.
-
-        Returns
-        -------
-        elbo : ndarray of shape (n_samples,)
-            In nats, in the units of the data (the Jacobian of the internal standardisation is in it). For the
-            Bernoulli likelihood on values between 0 and 1, the log-likelihood in it is minus the cross-entropy.
-
-        Raises
-        ------
-        ValueError
-            If X has values that the likelihood can not produce.
-        """
-        X = self._validate(X, reset=False)
-        X = check_support(self.module_.likelihood, X)
-        return self._map_array(elbo_at_points(fixed_points(self._n_features_out)), X)
-
-    def log_likelihood(self, X, n_importance_samples=100, random_state=None):
-        """Importance-weighted bound on the log-likelihood of each row (Burda et al. 2016, equation 8).
-
-        It lies between the evidence lower bound and the log-likelihood, and comes nearer to this with more samples.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Data.
-        n_importance_samples : int, default=100
-            Codes drawn for each row.
-        random_state : int, RandomState instance or None, default=None
-            Seeds the draws, which are the same for every row; None uses the estimator's own ``random_state``.
-
-        Returns
-        -------
-        log_likelihood : ndarray of shape (n_samples,)
-            In nats, in the units of the data. Higher is better.
-
-        References
-        ----------
-        Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted autoencoders, 2016.
-        """
-        X = self._validate(X, reset=False)
-        X = check_support(self.module_.likelihood, X)
-        check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
-        generator = generator_from(self.random_state if random_state is None else random_state)
-        points = torch.randn(n_importance_samples, self._n_features_out, dtype=torch.float64, generator=generator)
-
-        def bound(model, x):
-            u = model.standardize(x)
-            q, total = model.posterior(u), None
-            for noise in points.to(u):
-                weight = model.log_weights(u, q, noise.expand_as(q.mean))
-                total = weight if total is None else torch.logaddexp(total, weight)
-            return total - math.log(len(points))
-
-        return self._map_array(bound, X)
-
     def sample(self, n_samples=1, random_state=None):
         """Draw new rows: codes from the prior, then data from the likelihood.
 
@@ -394,7 +311,9 @@ class VAEEmbedder(Embedder):
 
     def _plan(self, max_epochs, view_of):
         settings = {"beta": self.beta, "kl_warmup_epochs": self.kl_warmup_epochs, "free_bits": self.free_bits}
-        return Plan(max_epochs, view_of=view_of, n_draws=self.n_draws, **settings, **self._general_plan())
+        return Plan(
+            max_epochs, view_of=view_of, n_draws=self.n_draws, **settings, **self._stopping(), **self._general_plan()
+        )
 
     def _diagnose(self, q):
         parts = StandardNormal().kl_parts(q, q.mean)
@@ -412,7 +331,7 @@ class VAEEmbedder(Embedder):
             )
 
 
-class AutoencoderEmbedder(Embedder):
+class AutoencoderEmbedder(OnePhaseEmbedder):
     """Autoencoder as a transformer: the variational autoencoder without a prior.
 
     The code of a row is a point, and nothing holds codes together but the data. With ``corruption`` it is a denoising
@@ -576,7 +495,7 @@ class AutoencoderEmbedder(Embedder):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        **Embedder._parameter_constraints,
+        **OnePhaseEmbedder._parameter_constraints,
         "corruption": [Interval(Real, 0.0, 1.0, closed="neither"), None],
     }
 
@@ -704,7 +623,7 @@ class AutoencoderEmbedder(Embedder):
         return Flat()
 
     def _plan(self, max_epochs, view_of):
-        return Plan(max_epochs, view_of=corrupted(view_of, self.corruption), **self._general_plan())
+        return Plan(max_epochs, view_of=corrupted(view_of, self.corruption), **self._stopping(), **self._general_plan())
 
     def _diagnose(self, q):
         codes = q.mean.double().cpu().numpy()

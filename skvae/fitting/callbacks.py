@@ -9,11 +9,14 @@ from tqdm import tqdm
 
 
 class ELBOTerms(Callback):
-    """Record the mean log-likelihood and KL of each epoch, without waiting for the device at each batch."""
+    """Record the mean log-likelihood and KL of each epoch, without waiting for the device at each batch.
+
+    With views, the agreement of the mixture that has most of it, too.
+    """
 
     def on_epoch_begin(self, net, **kwargs):
         """Forget the last epoch."""
-        self.sums_, self.n_rows_ = 0.0, 0
+        self.sums_, self.n_rows_, self.agreements_ = 0.0, 0, []
 
     def on_batch_end(self, net, training, y_pred, **kwargs):
         """Add the terms of a batch."""
@@ -22,12 +25,16 @@ class ELBOTerms(Callback):
                 [y_pred.log_likelihood.detach().sum(), y_pred.kl_parts.detach().sum()]
             )
             self.n_rows_ += len(y_pred.log_likelihood)
+            if y_pred.agreement is not None:
+                self.agreements_.append(y_pred.agreement.detach().max())
 
     def on_epoch_end(self, net, **kwargs):
         """Put the means into the history."""
         log_likelihood, kl = (self.sums_ / self.n_rows_).tolist()
         net.history.record("train_log_likelihood", log_likelihood)
         net.history.record("train_kl", kl)
+        if self.agreements_:
+            net.history.record("train_agreement", torch.stack(self.agreements_).mean().item())
 
 
 class FiniteLoss(Callback):

@@ -37,6 +37,7 @@ class Plan:
     beta: float = 1.0
     kl_warmup_epochs: int = 0
     free_bits: float = 0.0
+    consistency: float = 0.0
     n_draws: int = 1
     optimizer: str | type = "adam"
     weight_decay: float = 0.0
@@ -55,14 +56,15 @@ class Plan:
 class NegativeELBO(nn.Module):
     """The loss: mean over rows of ``beta * kl - log_likelihood``, in nats.
 
-    With ``beta = 1`` it is minus the evidence lower bound; other values are the beta-VAE of Higgins et al. 2017. In
+    With ``beta = 1`` it is minus the evidence lower bound; other values are the beta-VAE of Higgins et al. 2017. Where
+    the rows have two views, ``consistency`` is the weight of what these agree on, which is taken off the loss. In
     training the KL may be warmed up, and each latent dimension has ``free_bits`` nats without cost, in the mean over
     the batch (Kingma et al. 2016, equation 15).
     """
 
-    def __init__(self, beta=1.0, free_bits=0.0):
+    def __init__(self, beta=1.0, free_bits=0.0, consistency=0.0):
         super().__init__()
-        self.beta, self.free_bits, self.warmth = beta, free_bits, 1.0
+        self.beta, self.free_bits, self.consistency, self.warmth = beta, free_bits, consistency, 1.0
 
     def forward(self, elbo, target):
         """Loss of a batch; the rows are already inside the ELBO, so the target is not used."""
@@ -70,7 +72,8 @@ class NegativeELBO(nn.Module):
         if self.training:
             beta = beta * self.warmth
             parts = parts.clamp(min=self.free_bits) if self.free_bits else parts
-        return beta * parts.sum() - elbo.log_likelihood.mean()
+        loss = beta * parts.sum() - elbo.log_likelihood.mean()
+        return loss if elbo.agreement is None else loss - self.consistency * elbo.agreement.mean()
 
 
 class RowBatches:
@@ -195,7 +198,8 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
     """
     stops = plan.patience is not None and validation_rows is not None
     best = BestWeights(plan.patience, plan.tol, plan.kl_warmup_epochs) if stops else None
-    net = _make_net(model, plan, noise_size, generator, device, validation_rows, best)
+    n_steps = plan.max_epochs * count_batches(len(rows), plan.batch_size)
+    net = _make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best)
     if optimizer_state is not None:
         net.optimizer_.load_state_dict(optimizer_state)
     dataset = TensorDataset(rows)
@@ -219,7 +223,7 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
     return net
 
 
-def _make_net(model, plan, noise_size, generator, device, validation_rows, best):
+def _make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best):
     optimizer = OPTIMIZERS.get(plan.optimizer, plan.optimizer)
     settings = {"lr": plan.lr, "weight_decay": plan.weight_decay}
     if "fused" in inspect.signature(optimizer).parameters:
@@ -234,6 +238,7 @@ def _make_net(model, plan, noise_size, generator, device, validation_rows, best)
         criterion=NegativeELBO,
         criterion__beta=plan.beta,
         criterion__free_bits=plan.free_bits,
+        criterion__consistency=plan.consistency,
         optimizer=optimizer,
         **{f"optimizer__{name}": value for name, value in settings.items()},
         max_epochs=plan.max_epochs,
@@ -246,22 +251,22 @@ def _make_net(model, plan, noise_size, generator, device, validation_rows, best)
         **validation,
         # Without this skorch would hold out a fifth of the rows.
         train_split=None if validation_rows is None else predefined_split(TensorDataset(validation_rows)),
-        callbacks=_callbacks(plan, best),
+        callbacks=_callbacks(plan, n_steps, best),
         device=device,
         verbose=0,
     )
     return net.initialize()
 
 
-def _callbacks(plan, best):
+def _callbacks(plan, n_steps, best):
     """The plan's callbacks, ours before the user's."""
     found = [ELBOTerms(), FiniteLoss()]
     if plan.kl_warmup_epochs:
         found.append(KLWarmUp(plan.kl_warmup_epochs))
     if plan.lr_schedule is not None:
         factor = LR_SCHEDULES.get(plan.lr_schedule) if isinstance(plan.lr_schedule, str) else plan.lr_schedule
-        by_epoch = partial_schedule(factor, plan.max_epochs)
-        found.append(LRScheduler(policy="LambdaLR", lr_lambda=by_epoch, step_every="epoch"))
+        by_step = partial_schedule(factor, n_steps)
+        found.append(LRScheduler(policy="LambdaLR", lr_lambda=by_step, step_every="batch"))
     if plan.max_grad_norm is not None:
         found.append(GradientNormClipping(plan.max_grad_norm))
     if best is not None:
@@ -271,9 +276,9 @@ def _callbacks(plan, best):
     return [*found, *plan.callbacks]
 
 
-def partial_schedule(factor, max_epochs):
-    """The factor of the learning rate in an epoch, counted from zero."""
-    return lambda epoch: factor(min(epoch / max_epochs, 1.0))
+def partial_schedule(factor, n_steps):
+    """The factor of the learning rate in a step, counted from zero."""
+    return lambda step: factor(min(step / n_steps, 1.0))
 
 
 def _run_epochs(net, dataset, max_epochs, best):

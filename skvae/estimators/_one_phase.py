@@ -1,0 +1,93 @@
+"""Embedders that are trained in one phase, with early stopping."""
+
+from abc import abstractmethod
+from numbers import Real
+from typing import ClassVar
+
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import validate_data
+
+from ..fitting.training import LR_SCHEDULES
+from ._base import check_enough_rows, fit_method, seed_from
+from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder, choose_epochs
+
+
+class OnePhaseEmbedder(Embedder):
+    """An embedder that is trained in one phase. Subclasses give the prior and its settings."""
+
+    _parameter_constraints: ClassVar[dict] = {
+        **Embedder._parameter_constraints,
+        "n_components": [POSITIVE_INT],
+        "lr_schedule": [StrOptions(set(LR_SCHEDULES)), callable, None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0.0, 1.0, closed="neither")],
+        "n_iter_no_change": [POSITIVE_INT],
+        "tol": [NOT_NEGATIVE],
+    }
+
+    @fit_method
+    def fit(self, X, y=None, *, X_val=None):
+        """Train the networks on X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Present for API consistency.
+        X_val : array-like of shape (n_validation_samples, n_features), default=None
+            Rows whose loss is recorded for each epoch, and decides with ``early_stopping=True``. Without them, early
+            stopping holds out ``validation_fraction`` of X.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite numeric table of at least two rows and ``n_components`` rows, if it does not fit the
+            likelihood or the image shape, or if the training diverges.
+        """
+        X = self._validate(X, reset=True, min_samples=2)
+        check_enough_rows(X, self.n_components)
+        if X_val is not None:
+            X_val = validate_data(self, X_val, reset=False, dtype=self._dtypes)
+        seed = self._first_seed = seed_from(self.random_state)
+        going_on = self.warm_start and hasattr(self, "module_")
+        if X_val is None and self.early_stopping:
+            X, X_val = self._hold_out(X, seed)
+        epochs = choose_epochs(self.max_epochs, len(X), self.batch_size)
+        self._train(X, X_val, seed, max_epochs=epochs, going_on=going_on)
+        self._warn_if_collapsed()
+        return self
+
+    def _fit_networks(self, model, task):
+        view_of = self._view_of(self.n_features_in_)
+        return task.train(model, self._plan(task.max_epochs, view_of), self.n_components)
+
+    def _stopping(self):
+        """The part of the plan that embedders of one phase have beside the general one."""
+        return {
+            "lr": self.lr,
+            "lr_schedule": self.lr_schedule,
+            "patience": self.n_iter_no_change if self.early_stopping else None,
+            "tol": self.tol,
+        }
+
+    @abstractmethod
+    def _plan(self, max_epochs, view_of):
+        """How to train."""
+
+    def _hold_out(self, X, seed):
+        """Training and validation rows, drawn at random."""
+        n_held_out = max(1, round(self.validation_fraction * len(X)))
+        if len(X) - n_held_out < 2:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of {len(X)} rows leaves fewer than two for training; "
+                "decrease it, or give more rows."
+            )
+        order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed)).numpy()
+        return X[order[n_held_out:]], X[order[:n_held_out]]

@@ -1,0 +1,150 @@
+"""Training of VaDE: codes in their own units, mixtures to start from, and the fall of the worst of them."""
+
+import math
+
+import torch
+from skorch.callbacks import Callback
+from torch import nn
+
+from ..models import Mixture
+from .lloyd import distinct_rows
+
+POSTERIOR_SHARE = 0.1  # of a component's variance: that of posteriors when the mixture comes in
+WINDOW = 100  # steps over which mixtures are compared
+LAST_SHARE = 0.25  # of the training, at the end, in which views matter less
+LAST_WEIGHT = 0.1  # how much less
+
+
+class Affine(nn.Module):
+    """A fixed map of each feature: ``scale * x + offset``."""
+
+    def __init__(self, scale, offset):
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, x):
+        """The rows in other units (n, d)."""
+        return torch.addcmul(self.offset, self.scale, x)
+
+
+def standardize_codes(model, mean, log_scale):
+    """Give codes mean zero and standard deviation one, and posteriors a spread; decoded rows stay what they are.
+
+    Parameters
+    ----------
+    model : LatentModel
+        Changed in place.
+    mean : Tensor of shape (n, d)
+        Posterior means of training rows.
+    log_scale : Tensor of shape (n, d)
+        Raw log-scales of the same rows, of a head that was not trained yet.
+    """
+    center, spread = mean.mean(0), mean.std(0).clamp(min=1e-6)
+    start = 0.5 * math.log(POSTERIOR_SHARE)
+    scale = torch.cat([1 / spread, torch.ones_like(spread)])
+    model.encoder = nn.Sequential(
+        model.encoder, Affine(scale, torch.cat([-center / spread, start - log_scale.mean(0)]))
+    )
+    model.decoder = nn.Sequential(Affine(spread, center), model.decoder)
+
+
+def soft_mixtures(z, n_mixtures, n_components, family, generator):
+    """Mixtures with means at random rows, all with the covariance of all rows, so that responsibilities are soft.
+
+    Parameters
+    ----------
+    z : Tensor of shape (n, d)
+        Codes.
+    n_mixtures, n_components : int
+    family : Covariance
+    generator : torch.Generator
+
+    Returns
+    -------
+    mixtures : list of Mixture
+    """
+    covariance = family.scatter(z - z.mean(0)) / len(z)
+    factor, _ = family.factor(covariance)
+    shape = (n_components, *factor.shape[1:])
+    weights = z.new_full((n_components,), -math.log(n_components))
+    means = (z[distinct_rows(z, n_components, generator, None)] for _ in range(n_mixtures))
+    return [Mixture(weights, mean, covariance.expand(shape), factor.expand(shape)) for mean in means]
+
+
+class PruneMixtures(Callback):
+    """Drop the mixtures with the largest loss at given steps.
+
+    Their losses share the reconstruction, so what is left is compared: the divergence from the prior, less what views
+    agree on. No labels are used.
+
+    Parameters
+    ----------
+    prior : GaussianMixturePrior
+    stages : list of (int, int)
+        Steps after which mixtures are dropped, and how many are kept.
+    """
+
+    def __init__(self, prior, stages):
+        self.prior, self.stages = prior, stages
+
+    def on_train_begin(self, net, **kwargs):
+        """Start to count."""
+        self.step_, self.begun_, self.losses_, self.scores_ = 0, 0, [], []
+
+    def on_batch_end(self, net, training, y_pred, **kwargs):
+        """Look at the losses of a batch, and drop mixtures if it is time."""
+        stage = len(self.scores_)
+        if not training or stage == len(self.stages):
+            return
+        criterion, parts = net.criterion_, y_pred.kl_parts.detach()
+        loss = criterion.beta * parts.shape[1] * parts.mean(0)
+        if y_pred.agreement is not None:
+            loss = loss - criterion.consistency * y_pred.agreement.detach()
+        self.losses_.append(loss)
+        self.step_ += 1
+        last, n_kept = self.stages[stage]
+        if self.step_ == last:
+            window = min(WINDOW, math.ceil((last - self.begun_) / 2))
+            scores = torch.stack(self.losses_[-window:]).mean(0)
+            best = scores.argsort()[:n_kept]
+            hand_over(net.optimizer_, self.prior.keep(best), best)
+            self.scores_.append(scores.tolist())
+            self.begun_, self.losses_ = last, []
+
+
+def hand_over(optimizer, replaced, indices):
+    """Let an optimizer go on with new parameters, which are the old ones at these indices, and with their state."""
+    for group in optimizer.param_groups:
+        group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
+    for old, new in replaced.items():
+        state = optimizer.state.pop(old, {})
+        optimizer.state[new] = {
+            name: value[indices].clone() if torch.is_tensor(value) and value.shape == old.shape else value
+            for name, value in state.items()
+        }
+
+
+class LessConsistency(Callback):
+    """Lower the weight of the agreement of views for the last steps, so that the bound has the last word."""
+
+    def __init__(self, n_steps):
+        self.n_steps = n_steps
+
+    def on_train_begin(self, net, **kwargs):
+        """Start to count."""
+        self.step_, self.weight_ = 0, net.criterion_.consistency
+
+    def on_batch_begin(self, net, training, **kwargs):
+        """Set the weight for this step."""
+        if training:
+            last = self.step_ >= (1 - LAST_SHARE) * self.n_steps
+            net.criterion_.consistency = self.weight_ * (LAST_WEIGHT if last else 1.0)
+            self.step_ += 1
+
+
+def one_cycle(share):
+    """Factor of the learning rate: up in a line for the first tenth, then down along a cosine to a fiftieth."""
+    if share < 0.1:
+        return 0.1 + 9 * share
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (share - 0.1) / 0.9))
