@@ -4,10 +4,19 @@ from .embedders import AutoencoderEmbedder, VAEEmbedder
 from .gmm import TorchGMM
 from .kmeans import TorchMiniBatchKMeans
 from .ppca import TorchPPCA
+from .vade import VaDEClusterer
 
 ESTIMATORS = {
     estimator.__name__: estimator
-    for estimator in (AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder)
+    for estimator in (AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder, VaDEClusterer)
 }
 
-__all__ = ["ESTIMATORS", "AutoencoderEmbedder", "TorchGMM", "TorchMiniBatchKMeans", "TorchPPCA", "VAEEmbedder"]
+__all__ = [
+    "ESTIMATORS",
+    "AutoencoderEmbedder",
+    "TorchGMM",
+    "TorchMiniBatchKMeans",
+    "TorchPPCA",
+    "VAEEmbedder",
+    "VaDEClusterer",
+]

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from ..fitting.lloyd import canonical_order
 from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
 
 FLOATS = (np.float64, np.float32)
@@ -100,6 +101,22 @@ def counted_rows(X, sample_weight):
     return (X, weight, slice(None)) if counted.all() else (X[counted], weight[counted], counted)
 
 
+def repeated_rows(X, sample_weight, seed):
+    """Rows as often as their weights say, in an order that does not depend on where they stood.
+
+    Whole weights are numbers of rows. Others are rounded up or down at random, so that their sum is kept; if they are
+    smaller than one on average, they are scaled to be one.
+    """
+    X, weight, _ = counted_rows(X, sample_weight)
+    order = canonical_order(torch.from_numpy(np.ascontiguousarray(X))).numpy()
+    if weight is None:
+        return X[order]
+    ends = np.cumsum(weight[order] * max(1.0, len(weight) / weight.sum()))
+    # The share of the last row that is cut off is no whole row: rounding of sums of whole numbers is none.
+    counted = np.floor(ends + np.random.default_rng(seed).uniform(1e-9, 1)).astype(np.int64)
+    return X[np.repeat(order, np.diff(counted, prepend=0))]
+
+
 def column_means(X, weight=None):
     """Weighted means of the features (n_features,), summed in float64."""
     if weight is None:
@@ -142,12 +159,10 @@ def scatter_about(X, center, weight, dtype, device, chunk_size=None):
     return total - n_samples * shift.outer(shift)
 
 
-def check_enough_rows(X, n_components):
+def check_enough_rows(X, n_components, name="n_components"):
     """Raise if there are fewer rows than components."""
     if len(X) < n_components:
-        raise ValueError(
-            f"n_components={n_components} is larger than n_samples={len(X)}; decrease n_components, or add rows."
-        )
+        raise ValueError(f"{name}={n_components} is larger than n_samples={len(X)}; decrease {name}, or add rows.")
 
 
 def check_sample_size(n_samples):

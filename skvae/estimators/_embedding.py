@@ -56,6 +56,8 @@ class Embedder(LatentMixin, TorchEstimator):
     """
 
     _dtypes = (*FLOATS, np.uint8)
+    _image_architecture = "conv"  # of "auto", if there is an image_shape
+    _auto_sizes: ClassVar[dict] = {"mlp": (256, 128), "conv": (), "hybrid": (256, 128)}  # of hidden layers
     _parameter_constraints: ClassVar[dict] = {
         "architecture": [StrOptions({"auto", *NETWORKS})],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
@@ -198,6 +200,12 @@ class Embedder(LatentMixin, TorchEstimator):
         decoded = self._map_array(lambda model, z: model.decode(z.to(model.dtype)), mixed.reshape(-1, mixed.shape[2]))
         return decoded.reshape(len(ends[0]), n_steps, -1)
 
+    def _draws(self, n_samples, random_state):
+        """The generator of a draw of so many rows, if it can be made."""
+        check_is_fitted(self)
+        check_sample_size(n_samples)
+        return generator_from(self.random_state if random_state is None else random_state)
+
     @abstractmethod
     def _make_prior(self):
         """The prior over codes."""
@@ -243,14 +251,14 @@ class Embedder(LatentMixin, TorchEstimator):
             X = check_support(likelihood, X)
             optimizer_state = copy.deepcopy(self.net_.optimizer_.state_dict()) if hasattr(self, "net_") else None
         else:
-            kind = choose_likelihood(self.likelihood, X)
+            kind = self._choose_likelihood(X)
             X, name = check_support(kind, X), likelihood_name(kind)
             likelihood, history, optimizer_state = build_likelihood(kind, X), [], None
             model = self._build(likelihood, X.shape[1], seeds)
-        if isinstance(self.augment, str) and Support(*likelihood.support).integers:
+        if isinstance(self._augmentation(), str) and Support(*likelihood.support).integers:
             raise ValueError(
-                f"augment={self.augment!r} interpolates pixels, but likelihood={name!r} needs whole numbers; use a "
-                "callable that keeps them, or another likelihood."
+                f"augment={self._augmentation()!r} interpolates pixels, but likelihood={name!r} needs whole numbers; "
+                "use a callable that keeps them, or another likelihood."
             )
         rows = stored_rows(likelihood, X, device)
         held_out = None if X_val is None else stored_rows(likelihood, check_support(likelihood, X_val), device)
@@ -269,6 +277,10 @@ class Embedder(LatentMixin, TorchEstimator):
         with torch.inference_mode():
             some = rows[:: math.ceil(len(rows) / ROWS_FOR_DIAGNOSTICS)].to(device)
             self._diagnose(model.posterior(standardized(model, some)))
+
+    def _choose_likelihood(self, X):
+        """The likelihood, or the name of one, for X."""
+        return choose_likelihood(self.likelihood, X)
 
     def _check_same_sizes(self, X):
         """Raise if the networks to go on with do not belong to these rows or parameters."""
@@ -297,25 +309,33 @@ class Embedder(LatentMixin, TorchEstimator):
 
     def _built_in(self, n_inputs, n_outputs, n_statistics, generator):
         """The encoder and decoder that the parameters describe."""
-        auto = "conv" if self.image_shape is not None else "mlp"
+        auto = self._image_architecture if self.image_shape is not None else "mlp"
         architecture = auto if self.architecture == "auto" else self.architecture
-        settings = {"activation": self.activation, "batch_norm": self.batch_norm, "layer_norm": self.layer_norm}
+        batch_norm = architecture != "mlp" if isinstance(self.batch_norm, str) else self.batch_norm
+        settings = {"activation": self.activation, "batch_norm": batch_norm, "layer_norm": self.layer_norm}
         settings |= {"dropout": self.dropout, "n_statistics": n_statistics, "generator": generator}
-        if architecture == "conv":
+        if architecture != "mlp":
             if self.image_shape is None:
-                raise ValueError("architecture='conv' needs image_shape, such as (28, 28) or (3, 32, 32).")
+                raise ValueError(f"architecture={architecture!r} needs image_shape, such as (28, 28) or (3, 32, 32).")
             settings["image_shape"] = tuple(self.image_shape)
-            settings["channels"] = check_sizes("channels", self.channels)
-        default = () if architecture == "conv" else (256, 128)
+            if not isinstance(self.channels, str):  # "auto": those of the networks
+                settings["channels"] = check_sizes("channels", self.channels)
+        default = self._auto_sizes[architecture]
         sizes = default if isinstance(self.hidden_layer_sizes, str) else self.hidden_layer_sizes
         settings["hidden_layer_sizes"] = check_sizes("hidden_layer_sizes", sizes)
         settings["head_layer_sizes"] = check_sizes("head_layer_sizes", self.head_layer_sizes)
         return NETWORKS[architecture](n_inputs, self.n_components, n_outputs, **settings)
 
-    def _view_of(self, n_features):
-        """What the encoder sees of rows in training, if not the rows."""
+    def _view_of(self, n_features, **limits):
+        """What the encoder sees of rows in training, if not the rows; limits of named views may be given."""
         shape = None if self.image_shape is None else check_image_shape(tuple(self.image_shape), n_features)
-        return resolve_augment(self.augment, shape)
+        return resolve_augment(self._augmentation(), shape, **limits)
+
+    def _augmentation(self):
+        """What ``augment`` says, with "auto" resolved."""
+        if isinstance(self.augment, str) and self.augment == "auto":
+            return None if self.image_shape is None else "affine"
+        return self.augment
 
     def _map_array(self, function, X):
         """Apply a function of the model and rows to chunks, in the precision of the rows."""
@@ -454,16 +474,13 @@ def fixed_points(n_components):
     return normal_points(N_SCORE_DRAWS, n_components)
 
 
-def draw_rows(estimator, codes_of, n_samples, random_state):
+def draw_rows(estimator, codes_of, n_samples, generator):
     """Draw codes and then rows, in the units and the dtype of the training data.
 
     Parameters
     ----------
     codes_of : callable, (model, standard normal Tensor (n, k)) -> Tensor (n, k)
     """
-    check_is_fitted(estimator)
-    check_sample_size(n_samples)
-    generator = generator_from(estimator.random_state if random_state is None else random_state)
     noise = torch.randn(n_samples, estimator._n_features_out, dtype=torch.float64, generator=generator)
     model = copy.deepcopy(estimator.module_).to("cpu", torch.float64)
     with torch.inference_mode():

@@ -304,7 +304,8 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         X : ndarray of shape (n_samples, n_features)
             Rows, in the units and the dtype of the training data.
         """
-        return draw_rows(self, lambda model, noise: model.prior.sample(noise), n_samples, random_state)
+        generator = self._draws(n_samples, random_state)
+        return draw_rows(self, lambda model, noise: model.prior.sample(noise), n_samples, generator)
 
     def _make_prior(self):
         return StandardNormal()
@@ -617,7 +618,7 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
             root = torch.tensor(axes * np.sqrt(variances.clip(0)))
             return torch.tensor(self.code_mean_) + noise @ root.T
 
-        return draw_rows(self, codes_of, n_samples, random_state)
+        return draw_rows(self, codes_of, n_samples, self._draws(n_samples, random_state))
 
     def _make_prior(self):
         return Flat()

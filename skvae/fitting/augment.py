@@ -81,7 +81,7 @@ def warp(u, image_shape, angle, shift_x, shift_y, log_scale, shear):
 AUGMENTATIONS = {"affine": affine_views}
 
 
-def resolve_augment(augment, image_shape):
+def resolve_augment(augment, image_shape, **limits):
     """A function that makes views of rows, or None.
 
     Parameters
@@ -90,6 +90,8 @@ def resolve_augment(augment, image_shape):
         A callable takes rows (n, d) and a torch.Generator on their device, and returns views (n, d).
     image_shape : tuple of int or None
         Shape of a row as an image, which "affine" needs.
+    **limits
+        Other limits of named views than their own.
 
     Returns
     -------
@@ -113,7 +115,7 @@ def resolve_augment(augment, image_shape):
         raise ValueError(f"augment={augment!r} is unknown; use None, one of {sorted(AUGMENTATIONS)} or a callable.")
     if image_shape is None:
         raise ValueError(f"augment={augment!r} makes views of images, so it needs image_shape, such as (28, 28).")
-    return functools.partial(image_views, AUGMENTATIONS[augment], tuple(image_shape))
+    return functools.partial(image_views, functools.partial(AUGMENTATIONS[augment], **limits), tuple(image_shape))
 
 
 def image_views(function, image_shape, u, generator):

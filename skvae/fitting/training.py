@@ -165,6 +165,19 @@ def standardized(model, rows):
     return rows if rows.is_floating_point() else model.standardize(rows)
 
 
+def mean_elbo(model, rows, device, n_points=8, batch_size=1_024):
+    """Mean evidence lower bound of rows, with the expectation over codes at fixed points."""
+    model.eval()
+    total = 0.0
+    with torch.inference_mode():
+        for stored in rows.split(batch_size):
+            u = standardized(model, stored.to(device))
+            q = model.posterior(u)
+            points = normal_points(n_points, q.mean.shape[1]).to(u)
+            total += model.elbo(u, q, points.expand(len(u), *points.shape)).value.double().sum().item()
+    return total / len(rows)
+
+
 def normal_points(n_points, n_components):
     """Quasi-random standard normal points in pairs z and -z: scrambled Sobol points with a fixed seed, float64."""
     sobol = torch.quasirandom.SobolEngine(n_components, scramble=True, seed=0)

@@ -28,6 +28,28 @@ class Affine(nn.Module):
         return torch.addcmul(self.offset, self.scale, x)
 
 
+class WithLogScales(nn.Module):
+    """An encoder of points with log-scales beside them, which begin at zero.
+
+    Parameters
+    ----------
+    encoder : Module, (n, m) -> (n, d)
+    n_components : int
+        Size d of a code.
+    """
+
+    def __init__(self, encoder, n_components):
+        super().__init__()
+        self.encoder, self.log_scale = encoder, nn.Linear(n_components, n_components)
+        for parameter in self.log_scale.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x):
+        """Means and log-scales (n, 2 d)."""
+        mean = self.encoder(x)
+        return torch.cat([mean, self.log_scale(mean)], -1)
+
+
 def standardize_codes(model, mean, log_scale):
     """Give codes mean zero and standard deviation one, and posteriors a spread; decoded rows stay what they are.
 
@@ -39,14 +61,20 @@ def standardize_codes(model, mean, log_scale):
         Posterior means of training rows.
     log_scale : Tensor of shape (n, d)
         Raw log-scales of the same rows, of a head that was not trained yet.
+
+    Returns
+    -------
+    z : Tensor of shape (n, d)
+        The means in their new units.
     """
-    center, spread = mean.mean(0), mean.std(0).clamp(min=1e-6)
+    center, spread = mean.mean(0), mean.std(0, correction=0).clamp(min=1e-6)
     start = 0.5 * math.log(POSTERIOR_SHARE)
     scale = torch.cat([1 / spread, torch.ones_like(spread)])
     model.encoder = nn.Sequential(
         model.encoder, Affine(scale, torch.cat([-center / spread, start - log_scale.mean(0)]))
     )
     model.decoder = nn.Sequential(Affine(spread, center), model.decoder)
+    return (mean - center) / spread
 
 
 def soft_mixtures(z, n_mixtures, n_components, family, generator):

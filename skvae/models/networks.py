@@ -287,7 +287,7 @@ def hybrid(
     *,
     image_shape,
     channels=(16, 32, 64),
-    kernel_size=(5, 5, 3),
+    kernel_size=None,
     hidden_layer_sizes=(512, 256),
     head_layer_sizes=(),
     activation,
@@ -303,7 +303,9 @@ def hybrid(
     ----------
     hidden_layer_sizes : tuple of int, default=(512, 256)
         Widths of the decoder's hidden layers, in reverse.
-    n_inputs, n_components, n_outputs, image_shape, channels, kernel_size
+    kernel_size : int or tuple of int, default=None
+        As for `conv`; None is 5, and 3 for the last convolution.
+    n_inputs, n_components, n_outputs, image_shape, channels
         As for `conv`; the decoder may give any number of outputs.
     head_layer_sizes, activation, batch_norm, layer_norm, dropout, n_statistics, generator
         As for `mlp`.
@@ -318,6 +320,8 @@ def hybrid(
     ValueError
         As for `conv`.
     """
+    if kernel_size is None:
+        kernel_size = (5,) * (len(channels) - 1) + (3,)
     shapes = image_sizes(image_shape, channels, kernel_size, n_inputs)
     settings = {"activation": activation, "batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
     width = math.prod(shapes[-1])

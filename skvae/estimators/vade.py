@@ -1,0 +1,652 @@
+"""Deep clustering: an embedding and a Gaussian mixture over it, learned together."""
+
+import copy
+import functools
+import math
+import warnings
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import ClusterMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from skorch import NeuralNet
+
+from ..fitting.training import Plan, count_batches, mean_elbo, standardized
+from ..fitting.vade import (
+    LessConsistency,
+    PruneMixtures,
+    WithLogScales,
+    one_cycle,
+    soft_mixtures,
+    standardize_codes,
+)
+from ..models import COVARIANCES, Flat, GaussianMixturePrior, LatentModel, Mixture
+from ._base import (
+    check_enough_rows,
+    fit_method,
+    float_dtype,
+    repeated_rows,
+    seed_from,
+)
+from ._embedding import NOT_NEGATIVE, POSITIVE_INT, BoundMixin, Embedder, draw_rows, history_of
+from .gmm import TorchGMM
+
+AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.3}  # of views in the joint phase
+CONSISTENCY = 0.4  # weight of the agreement of views for each feature, in nats
+PRUNED = ((1 / 6, 0.3), (5 / 12, 0.0))  # share of the steps, share of the mixtures that stay (at least one)
+REG_COVAR = 1e-3  # of a mixture over codes of unit scale
+HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 5_000  # rows that decide whether views help
+DEAD_SHARE = 0.1  # of the rows that a cluster would have if all had as many, below which it is dead
+ROWS_AT_ONCE = 1_024
+
+
+class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
+    """Variational deep embedding: a variational autoencoder whose prior is a Gaussian mixture.
+
+    The networks and the mixture maximise one evidence lower bound (Jiang et al. 2017). An autoencoder is trained first,
+    and the mixture starts from its codes. With ``consistency``, views of a row that `augment` makes shall also fall
+    into the same cluster; whether this helps is decided by the bound of held-out rows, without labels.
+
+    Parameters
+    ----------
+    n_clusters : int, default=10
+        Number of clusters.
+
+    latent_dim : int, default=10
+        Size of the codes.
+
+    covariance_type : {"full", "diag"}, default="full"
+        Covariances of the mixture; "diag" is the published model.
+
+    responsibilities : {"exact", "sampled"}, default="exact"
+        How components are weighed in the bound: by the weights that make it largest, or, as in the paper, by their
+        probabilities at the code that was drawn.
+
+    architecture : {"auto", "mlp", "conv", "hybrid"}, default="auto"
+        Multi-layer perceptrons, convolutions, or convolutions in the encoder and perceptrons in the decoder. "auto" is
+        "hybrid" if there is an ``image_shape``, else "mlp".
+
+    hidden_layer_sizes : int, tuple of int or "auto", default="auto"
+        Widths of the encoder's hidden layers; the decoder has them in reverse. "auto" is (500, 500, 2000) for "mlp",
+        none for "conv" and, in the decoder alone, (512, 256) for "hybrid".
+
+    head_layer_sizes : int or tuple of int, default=()
+        Widths of further layers, which the means and the log-scales of codes have each for themselves.
+
+    activation : str, default="relu"
+        Activation of the hidden layers, as for `VAEEmbedder`.
+
+    batch_norm : bool or "auto", default="auto"
+        Whether hidden layers are followed by batch normalisation; "auto" is where there are convolutions.
+
+    layer_norm : bool, default=False
+        Whether hidden layers are followed by layer normalisation.
+
+    dropout : float, default=0.0
+        Share of hidden units that are left out at random in a gradient step.
+
+    image_shape : tuple of int, default=None
+        (height, width) or (channels, height, width) of the images that rows hold.
+
+    channels : tuple of int or "auto", default="auto"
+        Channels of the encoder's convolutions; "auto" is (16, 32, 64) for "hybrid", (32, 64) for "conv".
+
+    encoder, decoder : Module, class or callable, default=None
+        Your own networks, as for `VAEEmbedder`.
+
+    likelihood : str or object, default="auto"
+        Observation model, as for `VAEEmbedder`.
+
+    beta : float, default=1.0
+        Weight of the divergence from the prior.
+
+    augment : {"auto", "affine"}, callable or None, default="auto"
+        Random views of the rows for the encoder in training, as for `VAEEmbedder`. "auto" is "affine" if there is an
+        ``image_shape``.
+
+    consistency : float or "auto", default="auto"
+        Weight of the mutual information between the clusters of two views of a row, in nats. It assumes that the
+        wanted clusters survive the views, and are of similar size. 0 is plain VaDE. "auto" trains with 0.4 for each
+        feature and with 0, both from the same autoencoder, and keeps what has the higher bound on held-out rows; it is
+        0 if there are no views.
+
+    n_init : int, default=20
+        Mixtures to start from. With ``consistency`` all are trained side by side on the same codes and the worst are
+        dropped; otherwise it is the number of EM starts.
+
+    pretrained : AutoencoderEmbedder or VAEEmbedder, default=None
+        A fitted embedder to start from, instead of pretraining. Parameters of the networks and the likelihood are then
+        those of the embedder.
+
+    pretrain_epochs : int or "auto", default="auto"
+        Passes over the data of the autoencoder.
+
+    max_epochs : int or "auto", default="auto"
+        Passes over the data of networks and mixture together.
+
+    batch_size : int, default=256
+        Rows in a gradient step.
+
+    pretrain_lr : float, default=2e-3
+        Largest learning rate of the autoencoder.
+
+    lr : float, default=1e-3
+        Largest learning rate of networks and mixture.
+
+    optimizer : {"adam", "adamw", "sgd"} or torch optimizer class, default="adam"
+        What makes the gradient steps.
+
+    weight_decay : float, default=0.0
+        Decay of the weights, as the optimizer understands it.
+
+    max_grad_norm : float, default=None
+        Largest norm of the gradient of a step.
+
+    callbacks : list of skorch callbacks, default=None
+        Copies of them are notified of every epoch and batch of each training of networks and mixture.
+
+    warm_start : bool, default=False
+        Whether `fit` goes on with the networks and the mixture of the last fit.
+
+    precision : {"float32", "bf16"}, default="float32"
+        In which the networks compute while training.
+
+    compile : bool, default=False
+        Whether to train the networks compiled by torch.
+
+    device : str or torch.device, default="auto"
+        Where to compute: "auto" is the first of cuda, mps and cpu that is there.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds everything that is random.
+
+    verbose : int, default=0
+        Whether to show progress bars.
+
+    Attributes
+    ----------
+    labels_ : ndarray of shape (n_samples,)
+        Cluster of each training row, equal to ``predict(X)``.
+
+    cluster_centers_ : ndarray of shape (n_clusters, n_features)
+        Decoded means of the clusters.
+
+    weights_ : ndarray of shape (n_clusters,)
+        Weights of the mixture.
+
+    means_ : ndarray of shape (n_clusters, latent_dim)
+        Means of the mixture.
+
+    covariances_ : ndarray of shape (n_clusters, latent_dim, latent_dim) or (n_clusters, latent_dim)
+        Covariances of the mixture; variances for "diag".
+
+    n_effective_clusters_ : float
+        Exponential of the entropy of the mean responsibilities of training rows: as many clusters of equal size.
+
+    consistency_ : float
+        The weight that was used.
+
+    held_out_scores_ : dict of float to float
+        With ``consistency="auto"``, the mean bound of held-out rows for each weight that was tried.
+
+    init_losses_ : list of list of float
+        Losses of the mixtures, without the reconstruction that they share, each time that some were dropped.
+
+    lower_bound_ : float
+        Mean evidence lower bound of the training rows at the last epoch, while training.
+
+    lower_bounds_ : list of float
+        The same of each epoch of joint training.
+
+    history_ : list of dict
+        What is known of each epoch of joint training.
+
+    pretrain_history_ : list of dict
+        The same of the autoencoder.
+
+    loss_curve_ : list of float
+        Training loss of each epoch of joint training.
+
+    n_iter_ : int
+        Epochs of joint training.
+
+    likelihood_ : str
+        Name of the likelihood.
+
+    module_ : LatentModel
+        The trained model.
+
+    n_features_in_ : int
+        Number of features.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X has string names.
+
+    References
+    ----------
+    Z. Jiang, Y. Zheng, H. Tan, B. Tang and H. Zhou, Variational deep embedding: an unsupervised and generative approach
+    to clustering, IJCAI 2017. X. Ji, J. F. Henriques and A. Vedaldi, Invariant information clustering for unsupervised
+    image classification and segmentation, ICCV 2019 (equation 3, the agreement of views).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skvae import VaDEClusterer
+    >>> X = load_digits().data / 16
+    >>> vade = VaDEClusterer(10, hidden_layer_sizes=(64,), pretrain_epochs=5, max_epochs=5, random_state=0).fit(X)
+    >>> vade.predict_proba(X).shape, vade.cluster_centers_.shape
+    ((1797, 10), (10, 64))
+    """
+
+    _image_architecture = "hybrid"
+    _auto_sizes: ClassVar[dict] = {"mlp": (500, 500, 2000), "conv": (), "hybrid": (512, 256)}
+
+    _parameter_constraints: ClassVar[dict] = {
+        **Embedder._parameter_constraints,
+        "n_clusters": [POSITIVE_INT],
+        "latent_dim": [POSITIVE_INT],
+        "covariance_type": [StrOptions({"full", "diag"})],
+        "responsibilities": [StrOptions({"exact", "sampled"})],
+        "batch_norm": ["boolean", StrOptions({"auto"})],
+        "channels": ["array-like", StrOptions({"auto"})],
+        "beta": [NOT_NEGATIVE],
+        "augment": [*Embedder._parameter_constraints["augment"], StrOptions({"auto"})],
+        "consistency": [NOT_NEGATIVE, StrOptions({"auto"})],
+        "n_init": [POSITIVE_INT],
+        "pretrained": [HasMethods(["transform", "inverse_transform"]), None],
+        "pretrain_epochs": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
+        "pretrain_lr": [Interval(Real, 0.0, None, closed="neither")],
+    }
+
+    def __init__(
+        self,
+        n_clusters=10,
+        *,
+        latent_dim=10,
+        covariance_type="full",
+        responsibilities="exact",
+        architecture="auto",
+        hidden_layer_sizes="auto",
+        head_layer_sizes=(),
+        activation="relu",
+        batch_norm="auto",
+        layer_norm=False,
+        dropout=0.0,
+        image_shape=None,
+        channels="auto",
+        encoder=None,
+        decoder=None,
+        likelihood="auto",
+        beta=1.0,
+        augment="auto",
+        consistency="auto",
+        n_init=20,
+        pretrained=None,
+        pretrain_epochs="auto",
+        max_epochs="auto",
+        batch_size=256,
+        pretrain_lr=2e-3,
+        lr=1e-3,
+        optimizer="adam",
+        weight_decay=0.0,
+        max_grad_norm=None,
+        callbacks=None,
+        warm_start=False,
+        precision="float32",
+        compile=False,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_clusters = n_clusters
+        self.latent_dim = latent_dim
+        self.covariance_type = covariance_type
+        self.responsibilities = responsibilities
+        self.architecture = architecture
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.head_layer_sizes = head_layer_sizes
+        self.activation = activation
+        self.batch_norm = batch_norm
+        self.layer_norm = layer_norm
+        self.dropout = dropout
+        self.image_shape = image_shape
+        self.channels = channels
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.beta = beta
+        self.augment = augment
+        self.consistency = consistency
+        self.n_init = n_init
+        self.pretrained = pretrained
+        self.pretrain_epochs = pretrain_epochs
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.pretrain_lr = pretrain_lr
+        self.lr = lr
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.callbacks = callbacks
+        self.warm_start = warm_start
+        self.precision = precision
+        self.compile = compile
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @property
+    def n_components(self):
+        """Size of the codes, by the name that embedders have for it."""
+        return self.latent_dim
+
+    @fit_method
+    def fit(self, X, y=None, sample_weight=None):
+        """Train an autoencoder, start mixtures on its codes, and train both together.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each row is seen in an epoch: whole numbers are repeated rows, others are rounded at random to
+            whole numbers that have the same sum. Smaller weights than one on average are scaled up first.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite numeric table of at least ``n_clusters`` rows, if it does not fit the likelihood or
+            the image shape, or if the training diverges.
+        """
+        X = self._validate(X, reset=True, min_samples=2)
+        seed = self._first_seed = seed_from(self.random_state)
+        rows = repeated_rows(X, sample_weight, seed)
+        check_enough_rows(rows, self.n_clusters, name="n_clusters")
+        going_on = self.warm_start and hasattr(self, "module_")
+        self._train(rows, None, seed, max_epochs=self._epochs(len(rows)), going_on=going_on)
+        self.labels_ = self.predict(X)
+        self._warn_if_collapsed()
+        return self
+
+    def fit_predict(self, X, y=None, sample_weight=None):
+        """Fit, and return ``labels_``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As for `fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Clusters.
+        """
+        return self.fit(X, y, sample_weight=sample_weight).labels_
+
+    def predict(self, X):
+        """Most probable cluster of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Clusters.
+        """
+        return self.predict_proba(X).argmax(axis=1)
+
+    def predict_proba(self, X):
+        """Probabilities of the clusters: those of the mixture at the codes that `transform` gives.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        resp : ndarray of shape (n_samples, n_clusters)
+            Probabilities.
+        """
+        X = self._validate(X, reset=False)
+        return self._map_array(cluster_probabilities, X)
+
+    def sample(self, n_samples=1, cluster=None, random_state=None):
+        """Draw new rows: a cluster, a code from its component, then data from the likelihood.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        cluster : int, default=None
+            The cluster of all rows; None draws clusters by their weights.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the draw; None uses the estimator's own ``random_state``.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Rows, in the units and the dtype of the training data.
+        y : ndarray of shape (n_samples,)
+            Their clusters.
+
+        Raises
+        ------
+        ValueError
+            If there is no such cluster.
+        """
+        generator = self._draws(n_samples, random_state)
+        if cluster is None:
+            weights = torch.from_numpy(self.weights_.astype(np.float64))
+            labels = torch.multinomial(weights, n_samples, replacement=True, generator=generator)
+        elif isinstance(cluster, Integral) and 0 <= cluster < len(self.weights_):
+            labels = torch.full((n_samples,), int(cluster))
+        else:
+            raise ValueError(f"cluster={cluster!r} should be None or an integer from 0 to {len(self.weights_) - 1}.")
+        X = draw_rows(self, lambda model, noise: model.prior.sample(noise, labels), n_samples, generator)
+        return X, labels.numpy()
+
+    def _choose_likelihood(self, X):
+        return super()._choose_likelihood(X) if self.pretrained is None else self.pretrained.module_.likelihood
+
+    def _build(self, likelihood, n_features, generator):
+        if self.pretrained is None:
+            return super()._build(likelihood, n_features, generator)
+        check_is_fitted(self.pretrained)
+        given, sizes = self.pretrained.module_, (n_features, self.latent_dim)
+        found = (self.pretrained.n_features_in_, self.pretrained._n_features_out)
+        if found != sizes:
+            raise ValueError(
+                f"pretrained embeds {found[0]} features in {found[1]} dimensions, but X has {n_features} features and "
+                f"latent_dim is {self.latent_dim}; they should be the same."
+            )
+        encoder, decoder = copy.deepcopy(given.encoder), copy.deepcopy(given.decoder)
+        if given.prior.n_statistics == 1:
+            encoder = WithLogScales(encoder, self.latent_dim)
+        return LatentModel(encoder, decoder, likelihood, self._make_prior())
+
+    def _make_prior(self):
+        return Flat(n_statistics=2)
+
+    def _epochs(self, n_rows):
+        return epochs_of(self.max_epochs, n_rows, self.batch_size, least=6)
+
+    def _fit_networks(self, model, task):
+        """Pretrain, start mixtures, train and prune them, and keep what explains held-out rows better."""
+        views = self._view_of(self.n_features_in_, **AFFINE_LIMITS)
+        if task.going_on:
+            net, _ = self._train_jointly(model, task, views, self.consistency_)
+            return net
+        weights, held_out = self._weights_to_try(views), None
+        if len(weights) > 1:
+            task, held_out = split_rows(task)
+        self.pretrain_history_ = self._pretrain(model, task)
+        z, tried = start_codes(model, task), {}
+        for weight in weights:
+            candidate = copy.deepcopy(model)
+            candidate.prior = self._start_prior(z, task, weight)
+            net, losses = self._train_jointly(candidate, task, views, weight)
+            score = None if held_out is None else mean_elbo(candidate, held_out, task.device)
+            tried[weight] = Tried(candidate, net, losses, score)
+        self.consistency_ = weights[0] if held_out is None else max(weights, key=lambda weight: tried[weight].score)
+        best = tried[self.consistency_]
+        self.held_out_scores_ = {weight: found.score for weight, found in tried.items() if found.score is not None}
+        self.init_losses_ = best.losses
+        for name in ("encoder", "decoder", "likelihood", "prior"):
+            setattr(model, name, getattr(best.model, name))
+        return best.net
+
+    def _weights_to_try(self, views):
+        """Weights of the agreement of views; the bound of held-out rows chooses if there are several."""
+        if self.consistency == "auto":
+            return (0.0,) if views is None else (0.0, CONSISTENCY * self.n_features_in_)
+        if self.consistency > 0 and views is None:
+            raise ValueError(
+                f"consistency={self.consistency} compares views of rows, but there are none; set augment ('affine' for "
+                "images with an image_shape, or a callable), or consistency=0."
+            )
+        return (float(self.consistency),)
+
+    def _pretrain(self, model, task):
+        """Train the networks as an autoencoder, in place; return the history."""
+        epochs = epochs_of(self.pretrain_epochs, len(task.rows), self.batch_size, least=4)
+        if self.pretrained is not None or epochs == 0:
+            return []
+        plan = Plan(
+            epochs,
+            lr=self.pretrain_lr,
+            lr_schedule=one_cycle,
+            view_of=self._view_of(self.n_features_in_),
+            **self._general_plan() | {"callbacks": ()},
+        )
+        return history_of(task.train(model, plan, self.latent_dim), 0)
+
+    def _start_prior(self, z, task, consistency):
+        """Mixtures over codes: many soft ones where views will choose, else one from EM."""
+        family = COVARIANCES[self.covariance_type]
+        if consistency:
+            mixtures = soft_mixtures(z, self.n_init, self.n_clusters, family, task.generator)
+        else:
+            mixtures = [self._em_mixture(z, task.seed)]
+        return GaussianMixturePrior(mixtures, family, sampled=self.responsibilities == "sampled")
+
+    def _em_mixture(self, z, seed):
+        settings = {"covariance_type": self.covariance_type, "n_init": self.n_init, "reg_covar": REG_COVAR}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # it is a start
+            gmm = TorchGMM(self.n_clusters, **settings, device=self.device, random_state=seed).fit(z.cpu().numpy())
+        parts = (np.log(gmm.weights_), gmm.means_, gmm.covariances_, gmm.precisions_cholesky_)
+        return Mixture(*(torch.as_tensor(part, dtype=z.dtype, device=z.device) for part in parts))
+
+    def _train_jointly(self, model, task, views, consistency):
+        """Train networks and mixtures in place; return the net, and the losses at which mixtures were dropped."""
+        n_mixtures, ours = len(model.prior.means), []
+        n_steps = task.max_epochs * count_batches(len(task.rows), self.batch_size)
+        stages = [(max(1, round(share * n_steps)), max(1, round(kept * n_mixtures))) for share, kept in PRUNED]
+        prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [])
+        general = self._general_plan()
+        ours = (prune, LessConsistency(n_steps)) if consistency else (prune,)
+        plan = Plan(
+            task.max_epochs,
+            lr=self.lr,
+            lr_schedule=one_cycle,
+            beta=self.beta,
+            consistency=consistency,
+            view_of=functools.partial(two_views, views) if consistency else views,
+            **general | {"callbacks": (*ours, *general["callbacks"])},
+        )
+        # A generator of its own, so that a result does not depend on what else was tried.
+        generator = torch.Generator(task.device).manual_seed(task.seed + 1)
+        return task.train(model, plan, self.latent_dim, generator=generator), prune.losses_
+
+    def _diagnose(self, q):
+        model, mixture, dtype = self.module_, self.module_.prior.mixture, float_dtype(self._fit_dtype)
+        resp = model.prior.log_responsibilities(q.mean)[:, 0].exp().double().cpu()
+        shares = resp.mean(0)
+        self.weights_, self.means_, self.covariances_ = (
+            part.double().cpu().numpy().astype(dtype) for part in (mixture.log_weights.exp(), *mixture[1:3])
+        )
+        self.cluster_centers_ = self.inverse_transform(self.means_)
+        self.n_effective_clusters_ = float(torch.special.entr(shares).sum().exp())
+        self._confidence = float(resp.max(1).values.mean())
+        self.lower_bounds_ = [row["train_log_likelihood"] - row["train_kl"] for row in self.history_]
+        self.lower_bound_ = self.lower_bounds_[-1]
+
+    def _warn_if_collapsed(self):
+        counts = np.bincount(self.labels_, minlength=self.n_clusters)
+        dead = np.flatnonzero(counts < DEAD_SHARE * len(self.labels_) / self.n_clusters)
+        if self.n_clusters > 1 and self._confidence < 1.5 / self.n_clusters:
+            problem = "Rows belong to all clusters alike: the mean of their largest responsibility is "
+            problem += f"{self._confidence:.2g}"
+        elif len(dead):
+            problem = f"Clusters {dead.tolist()} have almost no rows ({len(dead)} of {self.n_clusters})"
+        else:
+            return
+        warnings.warn(
+            f"{problem}. Train longer (pretrain_epochs, max_epochs), try another random_state or a larger n_init, or "
+            "decrease n_clusters.",
+            ConvergenceWarning,
+            stacklevel=5,
+        )
+
+
+class Tried(NamedTuple):
+    """A model that was trained, and what is known of it."""
+
+    model: LatentModel
+    net: NeuralNet
+    losses: list
+    score: float | None
+
+
+def epochs_of(given, n_rows, batch_size, least):
+    """Resolve "auto": about 800 gradient steps, not fewer epochs than ``least`` nor more than 100 or 300 steps."""
+    if given != "auto":
+        return given
+    n_batches = count_batches(n_rows, batch_size)
+    return max(least, min(math.ceil(800 / n_batches), max(100, math.ceil(300 / n_batches))))
+
+
+def split_rows(task):
+    """The task without some of its rows, and these, drawn at random."""
+    n_held_out = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(task.rows))))
+    order = torch.randperm(len(task.rows), generator=torch.Generator().manual_seed(task.seed)).to(task.rows.device)
+    return replace(task, rows=task.rows[order[n_held_out:]]), task.rows[order[:n_held_out]]
+
+
+def start_codes(model, task):
+    """Give the model codes of unit scale; return those of all rows (n, k)."""
+    with torch.inference_mode():
+        parts = [model.posterior(standardized(model, rows.to(task.device))) for rows in task.rows.split(ROWS_AT_ONCE)]
+    mean, log_scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "log_scale"))
+    mean, log_scale = mean.clone(), log_scale.clone()
+    return standardize_codes(model, mean, log_scale)
+
+
+def two_views(view_of, u, generator):
+    """Two views of each row (n, 2, d)."""
+    return view_of(u.repeat(2, 1), generator).unflatten(0, (2, len(u))).transpose(0, 1)
+
+
+def cluster_probabilities(model, x):
+    """Probabilities of the clusters of rows (n, k)."""
+    return model.prior.log_responsibilities(model.posterior(model.standardize(x)).mean)[:, 0].exp()
