@@ -1,0 +1,160 @@
+"""Clustering by VaDEClusterer on images: V-measure and accuracy on rows that were never seen.
+
+    python benchmarks/vade.py --rows "mnist" --seeds 5 --output benchmarks/results/vade
+
+Every row fits the clusterer to training images without labels, once for each seed; labels only score the test images.
+Accuracy is that of the best match of clusters and classes. "bound" is the evidence lower bound of 2,000 test images in
+nats, "weight" the weight of the agreement of views that was used (with "auto", the bound of held-out training rows
+chooses), "min" the minutes of a fit. Each run is kept as a JSON record of its own, so that runs can be added later, and
+the table is made from all records that there are.
+
+MNIST is read from the folder that the environment variable SKVAE_DATA_HOME names, Fashion-MNIST from
+``fashion_mnist.npz`` in the same folder, with arrays of the same names. Digits are those of scikit-learn, a quarter of
+them for the test.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+from sklearn.metrics import v_measure_score
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits
+from vae import environment, write_record
+
+from skvae import VaDEClusterer
+from skvae.metrics import clustering_accuracy_score
+
+IMAGES, DIGITS = {"image_shape": (28, 28)}, {"image_shape": (8, 8), "augment": None}
+STUDY = {"max_epochs": 25, "augment": None}
+PARTS = ("X_train", "X_test")
+# Data, training images (None: all) and settings.
+ROWS = {
+    "mnist, defaults": ("mnist", None, IMAGES),
+    "mnist, plain": ("mnist", None, IMAGES | {"consistency": 0.0}),
+    "mnist, views": ("mnist", None, IMAGES | {"consistency": 313.6}),
+    "mnist 20k, defaults": ("mnist", 20_000, IMAGES),
+    "mnist, 14 clusters": ("mnist", None, IMAGES | {"n_clusters": 14}),
+    "mnist, conv, no views, 25 epochs": (
+        "mnist",
+        None,
+        IMAGES | STUDY | {"architecture": "conv", "channels": (16, 32)},
+    ),
+    "mnist, mlp, plain bound, 25 epochs": ("mnist", None, STUDY),
+    "fashion, defaults": ("fashion", None, IMAGES),
+    "fashion, plain": ("fashion", None, IMAGES | {"consistency": 0.0}),
+    "fashion, views": ("fashion", None, IMAGES | {"consistency": 313.6}),
+    "digits, no views": ("digits", None, DIGITS),
+    "digits, views, defaults": ("digits", None, {"image_shape": (8, 8)}),
+    "digits, mlp": ("digits", None, {}),
+}
+PEERS = {
+    "k-means": lambda seed: KMeans(10, n_init=10, random_state=seed),
+    "full mixture": lambda seed: GaussianMixture(10, reg_covar=1e-3, n_init=3, random_state=seed),
+}
+
+
+def load(name, n_images):
+    """Training images, test images, test labels."""
+    if name == "digits":
+        X, y = load_digits(return_X_y=True)
+        X_train, X_test, _, y_test = train_test_split(X / 16, y, random_state=0, stratify=y)
+        return X_train, X_test, y_test
+    path = Path(os.environ["SKVAE_DATA_HOME"]) / {"mnist": "mnist.npz", "fashion": "fashion_mnist.npz"}[name]
+    with np.load(path) as file:
+        X_train, X_test = ((file[part].reshape(len(file[part]), -1) / 255).astype(np.float32) for part in PARTS)
+        y_test = file["y_test"].astype(int)
+    if n_images is not None:
+        X_train = X_train[np.random.default_rng(0).permutation(len(X_train))[:n_images]]
+    return X_train, X_test, y_test
+
+
+def run(data, n_images, settings, seed):
+    """Fit once; what was found."""
+    X_train, X_test, y_test = load(data, n_images)
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        vade = VaDEClusterer(**{"n_clusters": 10} | settings, random_state=seed).fit(X_train)
+    minutes = (time.perf_counter() - started) / 60
+    return scores(vade, X_test, y_test) | {
+        "bound": vade.score(X_test[:2000]),
+        "weight": vade.consistency_,
+        "held_out_scores": list(vade.held_out_scores_.items()),
+        "n_effective_clusters": vade.n_effective_clusters_,
+        "warnings": [str(warning.message) for warning in caught],
+        "minutes": minutes,
+    }
+
+
+def scores(clusterer, X_test, y_test):
+    """V-measure and accuracy of the test rows."""
+    labels = clusterer.predict(X_test)
+    return {"v_measure": v_measure_score(y_test, labels), "accuracy": clustering_accuracy_score(y_test, labels)}
+
+
+def run_peer(make, data, seed):
+    """The same of a clusterer of scikit-learn on the features."""
+    X_train, X_test, y_test = load(data, None)
+    started = time.perf_counter()
+    clusterer = make(seed).fit(X_train)
+    return {"minutes": (time.perf_counter() - started) / 60} | scores(clusterer, X_test, y_test)
+
+
+def line(name, runs):
+    """Mean, standard deviation and worst of the runs of a row."""
+    cells = [f"{name:36}{len(runs):6}"]
+    for score in ("v_measure", "accuracy"):
+        values = [found[score] for found in runs]
+        sd = statistics.stdev(values) if len(values) > 1 else 0.0
+        cells.append(f"{statistics.mean(values):9.4f}{sd:8.4f}{min(values):8.4f}")
+    cells.append(f"{statistics.mean(found['minutes'] for found in runs):7.1f}")
+    if "weight" in runs[0]:
+        weights = sorted({round(found["weight"], 1) for found in runs})
+        counts = ", ".join(f"{weight:g} x{sum(round(f['weight'], 1) == weight for f in runs)}" for weight in weights)
+        cells.append(f"{statistics.mean(found['bound'] for found in runs):9.2f}  {counts}")
+    return "".join(cells)
+
+
+def main():
+    """Run what is asked for, and print the table of all records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="", help="only rows whose name contains this; 'none' prints the table alone")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/vade"), help="folder of the records")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    work = {name: (lambda seed, row=row: run(*row, seed)) for name, row in ROWS.items()}
+    work |= {
+        f"digits, {name}": (lambda seed, make=make: run_peer(make, "digits", seed)) for name, make in PEERS.items()
+    }
+    with threadpool_limits(args.threads):
+        for name, measure in work.items():
+            if args.rows not in name:
+                continue
+            for seed in range(args.first_seed, args.first_seed + args.seeds):
+                record = environment(args.threads) | {"row": name, "seed": seed} | measure(seed)
+                write_record(args.output / f"{name.replace(', ', '_').replace(' ', '-')}_{seed}.json", record)
+                print(line(name, [record]), flush=True)
+    columns = "".join(f"{score:>9}{'sd':>8}{'worst':>8}" for score in ("V", "accuracy"))
+    print(f"\n{'row':36}{'seeds':>6}{columns}{'min':>7}{'bound':>9}  weight")
+    records = [json.loads(path.read_text()) for path in sorted(args.output.glob("*.json"))]
+    for name in work:
+        runs = [record for record in records if record["row"] == name]
+        if runs:
+            print(line(name, runs))
+
+
+if __name__ == "__main__":
+    main()
