@@ -576,7 +576,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         )
         # A generator of its own, so that a result does not depend on what else was tried.
         generator = torch.Generator(task.device).manual_seed(task.seed + 1)
-        return task.train(model, plan, self.latent_dim, generator=generator), prune.losses_
+        return task.train(model, plan, self.latent_dim, generator=generator), prune.scores_
 
     def _diagnose(self, q):
         model, mixture, dtype = self.module_, self.module_.prior.mixture, float_dtype(self._fit_dtype)

@@ -299,6 +299,9 @@ def hybrid(
 ):
     """Convolutions in the encoder, perceptrons in the decoder: about half the time of `conv`.
 
+    Batch normalisation is for the convolutions alone: a decoder that has learned from the codes of a batch is wrong
+    about the codes of other rows.
+
     Parameters
     ----------
     hidden_layer_sizes : tuple of int, default=(512, 256)
@@ -330,7 +333,7 @@ def hybrid(
         *statistics_of(width, head_layer_sizes, n_components, n_statistics, generator, **settings),
     ]
     sizes = (n_components, *head_layer_sizes[::-1], *hidden_layer_sizes[::-1])
-    decoder = [*hidden(sizes, generator, **settings), linear(sizes[-1], n_outputs, generator)]
+    decoder = [*hidden(sizes, generator, **settings | {"batch_norm": False}), linear(sizes[-1], n_outputs, generator)]
     return beside_channels(nn.Sequential(*encoder), nn.Sequential(*decoder))
 
 
