@@ -5,8 +5,10 @@
 Embeddings are fitted to the training part of each fold without labels. Then k-nearest neighbours and logistic
 regression are trained on the codes of the training part, and their accuracy on the rest is shown in percent: mean over
 seeds of the mean over folds, and standard deviation over seeds, which draw the folds and the networks. Labels only
-score. "PCA" and "all features" see standardised features unless the unit is common to all of them. Codes go to the
-classifiers as they are. "units" is the number of latent dimensions in use, "s" the seconds of one fit.
+score. "PCA" and "all features" see standardised features unless the unit is common to all of them. Codes of the VAE are
+of unit scale, whatever they carry; PCA has them with the scale of the data, and whitened. Neighbours see codes as they
+are, logistic regression standardises them. "bound" is the score of the rest, in nats: for the VAE its evidence lower
+bound. "units" is the number of latent dimensions in use, "s" the seconds of one fit.
 """
 
 import argparse
@@ -52,17 +54,19 @@ def embeddings(n_components, mixed_units, seed):
     return {
         "VAEEmbedder": VAEEmbedder(n_components, random_state=seed),
         "PCA": make_pipeline(*before, PCA(n_components, random_state=seed)),
+        "PCA, whitened": make_pipeline(*before, PCA(n_components, whiten=True, random_state=seed)),
         "all features": make_pipeline(*before, FunctionTransformer()),
     }
 
 
 def score(embedding, X, y, folds):
     """Mean accuracy of each classifier over folds, seconds of a fit and latent dimensions in use."""
-    found = {name: [] for name in (*CLASSIFIERS, "seconds", "units")}
+    found = {name: [] for name in (*CLASSIFIERS, "seconds", "units", "bound")}
     for train, test in folds:
         started = time.perf_counter()
         codes = embedding.fit(X[train]).transform(X[train])
         found["seconds"].append(time.perf_counter() - started)
+        found["bound"].append(embedding.score(X[test]) if isinstance(embedding, VAEEmbedder) else np.nan)
         found["units"].append(getattr(embedding, "active_units_", codes.shape[1]))
         for name, make in CLASSIFIERS.items():
             classifier = make().fit(codes, y[train])
@@ -96,7 +100,16 @@ def lines(table, result):
         size = result["shape"][1] if name == "all features" else result["n_components"]
         cells = [table, "{} x {}".format(*result["shape"]), name, str(size)]
         cells += [percent(row[classifier]) for classifier in CLASSIFIERS]
-        yield "| " + " | ".join([*cells, f"{row['units']['mean']:.1f}", f"{row['seconds']['mean']:.2f}"]) + " |"
+        yield (
+            "| "
+            + " | ".join([*cells, f"{row['units']['mean']:.1f}", bound(row["bound"]), f"{row['seconds']['mean']:.2f}"])
+            + " |"
+        )
+
+
+def bound(found):
+    """A bound in nats, where there is one."""
+    return "" if np.isnan(found["mean"]) else f"{found['mean']:.1f}"
 
 
 def percent(found):
@@ -115,7 +128,7 @@ def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     record = environment(args.threads) | {"seeds": args.seeds, "rows": {}}
-    head = ["table", "shape", "embedding", "size", *CLASSIFIERS, "units", "s"]
+    head = ["table", "shape", "embedding", "size", *CLASSIFIERS, "units", "bound", "s"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     with threadpool_limits(args.threads):
         for table, (X, y, mixed_units) in load_tables().items():

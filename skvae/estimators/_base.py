@@ -108,7 +108,7 @@ def repeated_rows(X, sample_weight, seed):
     smaller than one on average, they are scaled to be one.
     """
     X, weight, _ = counted_rows(X, sample_weight)
-    order = canonical_order(torch.from_numpy(np.ascontiguousarray(X))).numpy()
+    order = canonical_order(torch.from_numpy(np.require(X, requirements=["C", "W"]))).numpy()
     if weight is None:
         return X[order]
     ends = np.cumsum(weight[order] * max(1.0, len(weight) / weight.sum()))

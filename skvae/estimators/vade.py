@@ -487,6 +487,9 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     def _make_prior(self):
         return Flat(n_statistics=2)
 
+    def _has_own_modules(self):
+        return self.pretrained is not None or super()._has_own_modules()
+
     def _epochs(self, n_rows):
         return epochs_of(self.max_epochs, n_rows, self.batch_size, least=6)
 

@@ -5,6 +5,7 @@ import math
 import torch
 from skorch.callbacks import Callback
 from torch import nn
+from torch.nn.utils import skip_init
 
 from ..models import Mixture
 from .lloyd import distinct_rows
@@ -40,7 +41,7 @@ class WithLogScales(nn.Module):
 
     def __init__(self, encoder, n_components):
         super().__init__()
-        self.encoder, self.log_scale = encoder, nn.Linear(n_components, n_components)
+        self.encoder, self.log_scale = encoder, skip_init(nn.Linear, n_components, n_components)
         for parameter in self.log_scale.parameters():
             nn.init.zeros_(parameter)
 
