@@ -31,7 +31,6 @@ from ._base import (
     FLOATS,
     LatentMixin,
     TorchEstimator,
-    check_enough_rows,
     check_sample_size,
     compute_dtype,
     fit_method,
@@ -52,10 +51,11 @@ NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
 class Embedder(LatentMixin, TorchEstimator):
     """An encoder, a decoder and a likelihood, trained by gradient steps.
 
-    Subclasses have ``n_components``, give the prior and train the networks.
+    Subclasses give the prior and the size of a code, and train the networks.
     """
 
     _dtypes = (*FLOATS, np.uint8)
+    _size_parameter = "n_components"
     _image_architecture = "conv"  # of "auto", if there is an image_shape
     _auto_sizes: ClassVar[dict] = {"mlp": (256, 128), "conv": (), "hybrid": (256, 128)}  # of hidden layers
     _parameter_constraints: ClassVar[dict] = {
@@ -113,10 +113,11 @@ class Embedder(LatentMixin, TorchEstimator):
         first = not hasattr(self, "module_")
         X = self._validate(X, reset=first, min_samples=2)
         if first:
-            check_enough_rows(X, self.n_components)
+            self._check_enough_rows(X)
             self._first_seed = seed_from(self.random_state)
         seed = self._first_seed + (0 if first else self.n_iter_)
         self._train(X, None, seed, max_epochs=1, going_on=not first)
+        self._describe(X)
         return self
 
     def transform(self, X):
@@ -206,6 +207,18 @@ class Embedder(LatentMixin, TorchEstimator):
         check_sample_size(n_samples)
         return generator_from(self.random_state if random_state is None else random_state)
 
+    @property
+    def _latent_size(self):
+        """Size of a code."""
+        return getattr(self, self._size_parameter)
+
+    @abstractmethod
+    def _check_enough_rows(self, X):
+        """Raise if there are too few rows to begin with."""
+
+    def _describe(self, X):
+        """Set the fitted attributes that belong to the rows of X."""
+
     @abstractmethod
     def _make_prior(self):
         """The prior over codes."""
@@ -255,20 +268,21 @@ class Embedder(LatentMixin, TorchEstimator):
             X, name = check_support(kind, X), likelihood_name(kind)
             likelihood, history, optimizer_state = build_likelihood(kind, X), [], None
             model = self._build(likelihood, X.shape[1], seeds)
-        if isinstance(self._augmentation(), str) and Support(*likelihood.support).integers:
+        whole = Support(*likelihood.support).integers
+        if whole and isinstance(self.augment, str) and self.augment != "auto":
             raise ValueError(
-                f"augment={self._augmentation()!r} interpolates pixels, but likelihood={name!r} needs whole numbers; "
+                f"augment={self.augment!r} interpolates pixels, but likelihood={name!r} needs whole numbers; "
                 "use a callable that keeps them, or another likelihood."
             )
         rows = stored_rows(likelihood, X, device)
         held_out = None if X_val is None else stored_rows(likelihood, check_support(likelihood, X_val), device)
         model = to_device(model, device)
-        task = Task(rows, held_out, generator, device, seed, max_epochs, going_on, optimizer_state)
+        task = Task(rows, held_out, generator, device, seed, max_epochs, going_on, optimizer_state, whole)
         net = self._fit_networks(model, task)
-        widths = row_width(model.encoder, likelihood.n_inputs(X.shape[1])), row_width(model.decoder, self.n_components)
+        widths = row_width(model.encoder, likelihood.n_inputs(X.shape[1])), row_width(model.decoder, self._latent_size)
 
         self.net_, self.module_, self.likelihood_ = net, model, name
-        self._n_features_out, self._n_trained_features = self.n_components, X.shape[1]
+        self._n_features_out, self._n_trained_features = self._latent_size, X.shape[1]
         self._fit_dtype, self._widest = X.dtype, max(widths)
         self._n_steps = len(net.history) * count_batches(len(rows), self.batch_size)
         self.history_ = [*history, *history_of(net, len(history))]
@@ -284,19 +298,20 @@ class Embedder(LatentMixin, TorchEstimator):
 
     def _check_same_sizes(self, X):
         """Raise if the networks to go on with do not belong to these rows or parameters."""
-        if self._n_features_out != self.n_components or self._n_trained_features != X.shape[1]:
+        if self._n_features_out != self._latent_size or self._n_trained_features != X.shape[1]:
             raise ValueError(
                 f"The networks to go on with embed {self._n_trained_features} features in {self._n_features_out} "
-                f"dimensions, but X has {X.shape[1]} features and n_components is {self.n_components}; fit a clone."
+                f"dimensions, but X has {X.shape[1]} features and {self._size_parameter} is "
+                f"{self._latent_size}; fit a clone."
             )
 
     def _build(self, likelihood, n_features, generator):
         """A new model with starting values from the generator."""
         prior = self._make_prior()
-        n_encoded, n_outputs = prior.n_statistics * self.n_components, likelihood.n_outputs(n_features)
+        n_encoded, n_outputs = prior.n_statistics * self._latent_size, likelihood.n_outputs(n_features)
         with own_randomness(generator) if self._has_own_modules() else nullcontext():
             encoder = make_network("encoder", self.encoder, likelihood.n_inputs(n_features), n_encoded)
-            decoder = make_network("decoder", self.decoder, self.n_components, n_outputs)
+            decoder = make_network("decoder", self.decoder, self._latent_size, n_outputs)
         if encoder is None or decoder is None:
             built = self._built_in(likelihood.n_inputs(n_features), n_outputs, prior.n_statistics, generator)
             pairs = zip((encoder, decoder), built, strict=True)
@@ -324,18 +339,15 @@ class Embedder(LatentMixin, TorchEstimator):
         sizes = default if isinstance(self.hidden_layer_sizes, str) else self.hidden_layer_sizes
         settings["hidden_layer_sizes"] = check_sizes("hidden_layer_sizes", sizes)
         settings["head_layer_sizes"] = check_sizes("head_layer_sizes", self.head_layer_sizes)
-        return NETWORKS[architecture](n_inputs, self.n_components, n_outputs, **settings)
+        return NETWORKS[architecture](n_inputs, self._latent_size, n_outputs, **settings)
 
-    def _view_of(self, n_features, **limits):
+    def _view_of(self, task, **limits):
         """What the encoder sees of rows in training, if not the rows; limits of named views may be given."""
-        shape = None if self.image_shape is None else check_image_shape(tuple(self.image_shape), n_features)
-        return resolve_augment(self._augmentation(), shape, **limits)
-
-    def _augmentation(self):
-        """What ``augment`` says, with "auto" resolved."""
-        if isinstance(self.augment, str) and self.augment == "auto":
-            return None if self.image_shape is None else "affine"
-        return self.augment
+        shape = None if self.image_shape is None else check_image_shape(tuple(self.image_shape), self.n_features_in_)
+        augment = self.augment
+        if isinstance(augment, str) and augment == "auto":
+            augment = None if shape is None or task.whole_numbers else "affine"
+        return resolve_augment(augment, shape, **limits)
 
     def _map_array(self, function, X):
         """Apply a function of the model and rows to chunks, in the precision of the rows."""
@@ -361,6 +373,7 @@ class Task:
     max_epochs: int
     going_on: bool  # with networks, and perhaps the state of their optimizer, that were trained before
     optimizer_state: dict | None
+    whole_numbers: bool  # whether rows are, so that nothing can lie between them
 
     def train(self, model, plan, noise_size, **changes):
         """Train a model in place; return its net."""

@@ -52,7 +52,7 @@ class OnePhaseEmbedder(Embedder):
             likelihood or the image shape, or if the training diverges.
         """
         X = self._validate(X, reset=True, min_samples=2)
-        check_enough_rows(X, self.n_components)
+        self._check_enough_rows(X)
         if X_val is not None:
             X_val = validate_data(self, X_val, reset=False, dtype=self._dtypes)
         seed = self._first_seed = seed_from(self.random_state)
@@ -65,8 +65,10 @@ class OnePhaseEmbedder(Embedder):
         return self
 
     def _fit_networks(self, model, task):
-        view_of = self._view_of(self.n_features_in_)
-        return task.train(model, self._plan(task.max_epochs, view_of), self.n_components)
+        return task.train(model, self._plan(task.max_epochs, self._view_of(task)), self.n_components)
+
+    def _check_enough_rows(self, X):
+        check_enough_rows(X, self.n_components)
 
     def _stopping(self):
         """The part of the plan that embedders of one phase have beside the general one."""

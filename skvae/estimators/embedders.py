@@ -15,7 +15,7 @@ from ._embedding import NOT_NEGATIVE, POSITIVE_INT, BoundMixin, draw_rows, elbo_
 from ._likelihoods import check_support
 from ._one_phase import OnePhaseEmbedder
 
-MIN_STEPS = 300  # gradient steps after which codes should say something
+MIN_STEPS = 500  # gradient steps after which codes should say something
 ACTIVE_VARIANCE = 0.01  # of posterior means, above which a latent dimension is in use (Burda et al. 2016)
 
 

@@ -243,6 +243,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     ((1797, 10), (10, 64))
     """
 
+    _size_parameter = "latent_dim"
     _image_architecture = "hybrid"
     _auto_sizes: ClassVar[dict] = {"mlp": (500, 500, 2000), "conv": (), "hybrid": (512, 256)}
 
@@ -340,11 +341,6 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         self.random_state = random_state
         self.verbose = verbose
 
-    @property
-    def n_components(self):
-        """Size of the codes, by the name that embedders have for it."""
-        return self.latent_dim
-
     @fit_method
     def fit(self, X, y=None, sample_weight=None):
         """Train an autoencoder, start mixtures on its codes, and train both together.
@@ -373,10 +369,10 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         X = self._validate(X, reset=True, min_samples=2)
         seed = self._first_seed = seed_from(self.random_state)
         rows = repeated_rows(X, sample_weight, seed)
-        check_enough_rows(rows, self.n_clusters, name="n_clusters")
+        self._check_enough_rows(rows)
         going_on = self.warm_start and hasattr(self, "module_")
         self._train(rows, None, seed, max_epochs=self._epochs(len(rows)), going_on=going_on)
-        self.labels_ = self.predict(X)
+        self._describe(X)
         self._warn_if_collapsed()
         return self
 
@@ -458,7 +454,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         if cluster is None:
             weights = torch.from_numpy(self.weights_.astype(np.float64))
             labels = torch.multinomial(weights, n_samples, replacement=True, generator=generator)
-        elif isinstance(cluster, Integral) and 0 <= cluster < len(self.weights_):
+        elif isinstance(cluster, Integral) and not isinstance(cluster, bool) and 0 <= cluster < len(self.weights_):
             labels = torch.full((n_samples,), int(cluster))
         else:
             raise ValueError(f"cluster={cluster!r} should be None or an integer from 0 to {len(self.weights_) - 1}.")
@@ -466,12 +462,18 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         return X, labels.numpy()
 
     def _choose_likelihood(self, X):
-        return super()._choose_likelihood(X) if self.pretrained is None else self.pretrained.module_.likelihood
+        if self.pretrained is None:
+            return super()._choose_likelihood(X)
+        check_is_fitted(self.pretrained)
+        if not isinstance(getattr(self.pretrained, "module_", None), LatentModel):
+            raise TypeError(
+                f"pretrained should be a fitted AutoencoderEmbedder or VAEEmbedder, but is {self.pretrained!r}."
+            )
+        return self.pretrained.module_.likelihood
 
     def _build(self, likelihood, n_features, generator):
         if self.pretrained is None:
             return super()._build(likelihood, n_features, generator)
-        check_is_fitted(self.pretrained)
         given, sizes = self.pretrained.module_, (n_features, self.latent_dim)
         found = (self.pretrained.n_features_in_, self.pretrained._n_features_out)
         if found != sizes:
@@ -487,19 +489,36 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     def _make_prior(self):
         return Flat(n_statistics=2)
 
+    def _check_enough_rows(self, X):
+        check_enough_rows(X, self.n_clusters, name="n_clusters")
+
+    def _describe(self, X):
+        self.labels_ = self._map_array(cluster_probabilities, X).argmax(axis=1)
+
+    def _check_same_sizes(self, X):
+        super()._check_same_sizes(X)
+        prior = self.module_.prior
+        if prior.means.shape[1] != self.n_clusters or prior.family != COVARIANCES[self.covariance_type]:
+            raise ValueError(
+                f"The mixture to go on with has {prior.means.shape[1]} clusters and covariances of shape "
+                f"{tuple(self.covariances_.shape)}, but n_clusters is {self.n_clusters} and covariance_type "
+                f"{self.covariance_type!r}; fit a clone."
+            )
+
     def _has_own_modules(self):
         return self.pretrained is not None or super()._has_own_modules()
 
     def _epochs(self, n_rows):
-        return epochs_of(self.max_epochs, n_rows, self.batch_size, least=6)
+        return epochs_of(self.max_epochs, n_rows, self.batch_size, least=8)
 
     def _fit_networks(self, model, task):
         """Pretrain, start mixtures, train and prune them, and keep what explains held-out rows better."""
-        views = self._view_of(self.n_features_in_, **AFFINE_LIMITS)
+        views = self._view_of(task, **AFFINE_LIMITS)
         if task.going_on:
+            check_views(self.consistency_, views)
             net, _ = self._train_jointly(model, task, views, self.consistency_)
             return net
-        weights, held_out = self._weights_to_try(views), None
+        weights, held_out = self._weights_to_try(views, len(task.rows)), None
         if len(weights) > 1:
             task, held_out = split_rows(task)
         self.pretrain_history_ = self._pretrain(model, task)
@@ -518,15 +537,12 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             setattr(model, name, getattr(best.model, name))
         return best.net
 
-    def _weights_to_try(self, views):
+    def _weights_to_try(self, views, n_rows):
         """Weights of the agreement of views; the bound of held-out rows chooses if there are several."""
         if self.consistency == "auto":
-            return (0.0,) if views is None else (0.0, CONSISTENCY * self.n_features_in_)
-        if self.consistency > 0 and views is None:
-            raise ValueError(
-                f"consistency={self.consistency} compares views of rows, but there are none; set augment ('affine' for "
-                "images with an image_shape, or a callable), or consistency=0."
-            )
+            too_few = n_rows < 2 * self.n_clusters  # to hold out any
+            return (0.0,) if views is None or too_few else (0.0, CONSISTENCY * self.n_features_in_)
+        check_views(self.consistency, views)
         return (float(self.consistency),)
 
     def _pretrain(self, model, task):
@@ -538,7 +554,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             epochs,
             lr=self.pretrain_lr,
             lr_schedule=one_cycle,
-            view_of=self._view_of(self.n_features_in_),
+            view_of=self._view_of(task),
             **self._general_plan() | {"callbacks": ()},
         )
         return history_of(task.train(model, plan, self.latent_dim), 0)
@@ -547,7 +563,8 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         """Mixtures over codes: many soft ones where views will choose, else one from EM."""
         family = COVARIANCES[self.covariance_type]
         if consistency:
-            mixtures = soft_mixtures(z, self.n_init, self.n_clusters, family, task.generator)
+            generator = torch.Generator().manual_seed(task.seed)
+            mixtures = soft_mixtures(z, self.n_init, self.n_clusters, family, generator, REG_COVAR)
         else:
             mixtures = [self._em_mixture(z, task.seed)]
         return GaussianMixturePrior(mixtures, family, sampled=self.responsibilities == "sampled")
@@ -562,16 +579,16 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
 
     def _train_jointly(self, model, task, views, consistency):
         """Train networks and mixtures in place; return the net, and the losses at which mixtures were dropped."""
-        n_mixtures, ours = len(model.prior.means), []
+        n_mixtures = len(model.prior.means)
         n_steps = task.max_epochs * count_batches(len(task.rows), self.batch_size)
         stages = [(max(1, round(share * n_steps)), max(1, round(kept * n_mixtures))) for share, kept in PRUNED]
         prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [])
-        general = self._general_plan()
-        ours = (prune, LessConsistency(n_steps)) if consistency else (prune,)
+        general, one_pass = self._general_plan(), task.going_on and task.max_epochs == 1  # of a stream of rows
+        ours = (prune, LessConsistency(n_steps)) if consistency and not one_pass else (prune,)
         plan = Plan(
             task.max_epochs,
             lr=self.lr,
-            lr_schedule=one_cycle,
+            lr_schedule=None if one_pass else one_cycle,
             beta=self.beta,
             consistency=consistency,
             view_of=functools.partial(two_views, views) if consistency else views,
@@ -597,7 +614,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     def _warn_if_collapsed(self):
         counts = np.bincount(self.labels_, minlength=self.n_clusters)
         dead = np.flatnonzero(counts < DEAD_SHARE * len(self.labels_) / self.n_clusters)
-        if self.n_clusters > 1 and self._confidence < 1.5 / self.n_clusters:
+        if self.n_clusters > 1 and self._confidence < min(0.6, 2 / self.n_clusters):
             problem = "Rows belong to all clusters alike: the mean of their largest responsibility is "
             problem += f"{self._confidence:.2g}"
         elif len(dead):
@@ -609,6 +626,15 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             "decrease n_clusters.",
             ConvergenceWarning,
             stacklevel=5,
+        )
+
+
+def check_views(consistency, views):
+    """Raise if there are no views that could agree."""
+    if consistency > 0 and views is None:
+        raise ValueError(
+            f"consistency={consistency:g} compares views of rows, but there are none; set augment ('affine' for images "
+            "with an image_shape, or a callable), or consistency=0."
         )
 
 
@@ -638,6 +664,7 @@ def split_rows(task):
 
 def start_codes(model, task):
     """Give the model codes of unit scale; return those of all rows (n, k)."""
+    model.eval()
     with torch.inference_mode():
         parts = [model.posterior(standardized(model, rows.to(task.device))) for rows in task.rows.split(ROWS_AT_ONCE)]
     mean, log_scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "log_scale"))

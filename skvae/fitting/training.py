@@ -214,7 +214,7 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
     n_steps = plan.max_epochs * count_batches(len(rows), plan.batch_size)
     net = _make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best)
     if optimizer_state is not None:
-        net.optimizer_.load_state_dict(optimizer_state)
+        remember(net.optimizer_, optimizer_state)
     dataset = TensorDataset(rows)
     model.autocast = torch.bfloat16 if plan.bf16 else None
     set_generator(model, generator)
@@ -234,6 +234,16 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
     model.eval()
     check_result(model, standardized(model, rows[: plan.batch_size].to(device)), noise_size)
     return net
+
+
+def remember(optimizer, state):
+    """Give an optimizer the state of an earlier one, but not its settings, which may have changed."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, fresh in zip(optimizer.param_groups, settings, strict=True):
+        for name in set(group) - set(fresh) - {"params"}:
+            del group[name]
+        group.update(fresh)
 
 
 def _make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best):

@@ -68,7 +68,9 @@ def standardize_codes(model, mean, log_scale):
     z : Tensor of shape (n, d)
         The means in their new units.
     """
-    center, spread = mean.mean(0), mean.std(0, correction=0).clamp(min=1e-6)
+    center, spread = mean.mean(0), mean.std(0, correction=0)
+    # A code that hardly varies is rounding, and stays small.
+    spread = torch.where(spread > 1e-4 * spread.max(), spread, 1.0)
     start = 0.5 * math.log(POSTERIOR_SHARE)
     scale = torch.cat([1 / spread, torch.ones_like(spread)])
     model.encoder = nn.Sequential(
@@ -78,7 +80,7 @@ def standardize_codes(model, mean, log_scale):
     return (mean - center) / spread
 
 
-def soft_mixtures(z, n_mixtures, n_components, family, generator):
+def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3):
     """Mixtures with means at random rows, all with the covariance of all rows, so that responsibilities are soft.
 
     Parameters
@@ -88,12 +90,14 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator):
     n_mixtures, n_components : int
     family : Covariance
     generator : torch.Generator
+    reg_covar : float, default=1e-3
+        Added to the variances.
 
     Returns
     -------
     mixtures : list of Mixture
     """
-    covariance = family.scatter(z - z.mean(0)) / len(z)
+    covariance = family.scatter(z - z.mean(0)) / len(z) + reg_covar * family.identity(z, z.shape[1])
     factor, _ = family.factor(covariance)
     shape = (n_components, *factor.shape[1:])
     weights = z.new_full((n_components,), -math.log(n_components))
@@ -123,8 +127,7 @@ class PruneMixtures(Callback):
 
     def on_batch_end(self, net, training, y_pred, **kwargs):
         """Look at the losses of a batch, and drop mixtures if it is time."""
-        stage = len(self.scores_)
-        if not training or stage == len(self.stages):
+        if not training or len(self.prior.means) == 1:
             return
         criterion, parts = net.criterion_, y_pred.kl_parts.detach()
         loss = criterion.beta * parts.shape[1] * parts.mean(0)
@@ -132,26 +135,32 @@ class PruneMixtures(Callback):
             loss = loss - criterion.consistency * y_pred.agreement.detach()
         self.losses_.append(loss)
         self.step_ += 1
-        last, n_kept = self.stages[stage]
-        if self.step_ == last:
-            window = min(WINDOW, math.ceil((last - self.begun_) / 2))
-            scores = torch.stack(self.losses_[-window:]).mean(0)
-            best = scores.argsort()[:n_kept]
-            hand_over(net.optimizer_, self.prior.keep(best), best)
-            self.scores_.append(scores.tolist())
-            self.begun_, self.losses_ = last, []
+        due = [n_kept for step, n_kept in self.stages if self.begun_ < step <= self.step_]
+        if due:
+            self._drop(net, min(due))
+
+    def on_train_end(self, net, **kwargs):
+        """Leave one mixture, if the training was stopped before there was one."""
+        if self.losses_ and self.stages:
+            self._drop(net, 1)
+
+    def _drop(self, net, n_kept):
+        window = min(WINDOW, math.ceil(len(self.losses_) / 2))
+        scores = torch.stack(self.losses_[-window:]).mean(0)
+        hand_over(net.optimizer_, self.prior.keep(scores.argsort()[:n_kept]))
+        self.scores_.append(scores.tolist())
+        self.begun_, self.losses_ = self.step_, []
 
 
-def hand_over(optimizer, replaced, indices):
-    """Let an optimizer go on with new parameters, which are the old ones at these indices, and with their state."""
+def hand_over(optimizer, replaced):
+    """Let an optimizer go on with new parameters instead of old ones, whose state it forgets.
+
+    Gradients of a mixture grow when there are fewer, so that what is remembered of them would be wrong.
+    """
     for group in optimizer.param_groups:
         group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
-    for old, new in replaced.items():
-        state = optimizer.state.pop(old, {})
-        optimizer.state[new] = {
-            name: value[indices].clone() if torch.is_tensor(value) and value.shape == old.shape else value
-            for name, value in state.items()
-        }
+    for old in replaced:
+        optimizer.state.pop(old, None)
 
 
 class LessConsistency(Callback):

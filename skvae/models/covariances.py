@@ -137,7 +137,7 @@ class MatrixCovariance(Covariance):
         columns = factor.transpose(0, 1).reshape(d, k * d)
         offsets = (means[:, None] @ factor)[:, 0]  # (k, d)
         squares = ((x @ columns).unflatten(1, (k, d)) - offsets).square().sum(-1) + variance @ factor.square().sum(2).T
-        return factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * (squares + d * LOG_2PI)
+        return factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * (_bounded(squares) + d * LOG_2PI)
 
     def empty_moments(self, means):
         """Moments of no rows, to `accumulate` into: float64."""
@@ -327,7 +327,7 @@ class AxisCovariance(Covariance):
     def expected_log_prob(self, x, variance, means, factor):
         """Expectation of `log_prob` over rows with independent normal noise of this variance (n, d) (n, k)."""
         squares = ((x[:, None] - means) * factor).square().sum(-1) + variance @ factor.square().T
-        return factor.log().sum(1) - 0.5 * (squares + means.shape[1] * LOG_2PI)
+        return factor.log().sum(1) - 0.5 * (_bounded(squares) + means.shape[1] * LOG_2PI)
 
     def empty_moments(self, means):
         """Moments of no rows, to `accumulate` into: float64."""
@@ -493,6 +493,12 @@ def _finite(squares):
     """Squared distances, those beyond the range of the dtype as large as it allows (also after inf - inf)."""
     largest = torch.finfo(squares.dtype).max / 4
     return squares.nan_to_num_(nan=largest, posinf=largest).clamp_(max=largest)
+
+
+def _bounded(squares):
+    """`_finite`, with a gradient."""
+    largest = torch.finfo(squares.dtype).max / 4
+    return squares.nan_to_num(nan=largest, posinf=largest).clamp(max=largest)
 
 
 def _rows_that_count(x, weight):

@@ -192,7 +192,7 @@ def test_embedding_is_the_mean_of_the_posterior(with_noise, X):
 def test_weight_of_the_kl_is_used():
     """It was accepted and forgotten: without it codes are precise, with much of it they are the prior."""
     X = load_iris().data
-    settings = {"hidden_layer_sizes": (16,), "max_epochs": 150, "lr": 3e-3, "random_state": 0}
+    settings = {"hidden_layer_sizes": (16,), "max_epochs": 250, "lr": 3e-3, "random_state": 0}
     free, usual = (VAEEmbedder(2, beta=beta, **settings).fit(X) for beta in (0.0, 1.0))
     with pytest.warns(ConvergenceWarning, match="carry nothing"):
         tight = VAEEmbedder(2, beta=10.0, **settings).fit(X)

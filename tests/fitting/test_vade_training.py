@@ -1,0 +1,328 @@
+"""Codes in their own units, mixtures to start from, and the fall of the worst of them."""
+
+import math
+
+import pytest
+import torch
+from skorch.callbacks import Callback
+from torch import nn
+from torch.testing import assert_close
+
+from skvae.fitting.training import NegativeELBO, Plan, count_batches, fit_module, mean_elbo
+from skvae.fitting.vade import (
+    LessConsistency,
+    PruneMixtures,
+    WithLogScales,
+    hand_over,
+    one_cycle,
+    soft_mixtures,
+    standardize_codes,
+)
+from skvae.models import (
+    COVARIANCES,
+    ELBO,
+    NETWORKS,
+    FeatureSummary,
+    FixedGaussian,
+    Flat,
+    GaussianMixturePrior,
+    LatentModel,
+)
+
+D, M, K = 2, 4, 3
+over_kinds = pytest.mark.parametrize("kind", ["full", "diag"])
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def rows(generator):
+    return torch.randn(40, M, generator=generator)
+
+
+def make_model(prior=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"hidden_layer_sizes": (8,), "activation": "tanh", "n_statistics": 2}
+    nets = NETWORKS["mlp"](M, D, M, generator=generator, **sizes)
+    likelihood = FixedGaussian.from_data(FeatureSummary(torch.zeros(M), torch.ones(M), torch.ones(M)))
+    return LatentModel(*nets, likelihood, Flat(2) if prior is None else prior)
+
+
+def make_prior(kind="full", n_mixtures=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(30, D, generator=generator)
+    return GaussianMixturePrior(soft_mixtures(z, n_mixtures, K, COVARIANCES[kind], generator), COVARIANCES[kind])
+
+
+def two_noisy_views(u, generator):
+    return u[:, None] + 0.1 * torch.randn(len(u), 2, u.shape[1], generator=generator)
+
+
+def train(model, rows, *callbacks, **settings):
+    settings = {"max_epochs": 4, "batch_size": 10, "lr": 1e-2} | settings
+    source = torch.Generator().manual_seed(1)
+    plan = Plan(callbacks=callbacks, **settings)
+    return fit_module(model, rows, plan, noise_size=D, generator=source, device="cpu")
+
+
+def test_units_of_codes_change_nothing_that_is_decoded(rows):
+    model = make_model().double()
+    with torch.no_grad():
+        for layer in (model.encoder[-1], model.decoder[0]):
+            layer.weight.mul_(30)
+            layer.bias.add_(7)
+        u = rows.double()
+        before = model.posterior(u)
+        decoded = model.decode(before.mean)
+        z = standardize_codes(model, before.mean, before.log_scale)
+        after = model.posterior(u)
+    assert_close(model.decode(z), decoded)
+    assert_close(after.mean, z)
+    assert_close(z.mean(0), torch.zeros(D).double())
+    assert_close(z.std(0, correction=0), torch.ones(D).double())
+
+
+def test_posteriors_begin_with_a_tenth_of_the_variance_of_codes(rows):
+    """A stated constant, whatever the head of the log-scales happened to give."""
+    model = make_model().double()
+    with torch.no_grad():
+        model.encoder[-1].bias[D:] += 3
+        q = model.posterior(rows.double())
+        raw = model.encoder(rows.double())[:, D:]
+        standardize_codes(model, q.mean, raw)
+        variances = model.posterior(rows.double()).variance
+    assert_close(variances.log().mean(0).exp(), torch.full((D,), 0.1).double(), rtol=0.02, atol=0)
+
+
+def test_codes_that_are_constant_stay_finite(rows):
+    model = make_model()
+    with torch.no_grad():
+        model.encoder[-1].weight[:1] = 0
+        q = model.posterior(rows)
+        decoded = model.decode(q.mean)
+        z = standardize_codes(model, q.mean, q.log_scale)
+        assert torch.isfinite(z).all()
+        assert_close(model.decode(model.posterior(rows).mean), decoded)
+
+
+@over_kinds
+def test_soft_mixtures(kind, generator):
+    z = torch.randn(50, D, generator=generator, dtype=torch.float64) @ torch.tensor([[2.0, 1.0], [0.0, 0.5]]).double()
+    mixtures = soft_mixtures(z, 5, K, COVARIANCES[kind], generator)
+    covariance = torch.cov(z.T, correction=0)
+    assert len(mixtures) == 5
+    for mixture in mixtures:
+        assert_close(mixture.log_weights.exp(), torch.full((K,), 1 / K).double())
+        assert mixture.means.shape == (K, D)
+        assert len(mixture.means.unique(dim=0)) == K, "two components began at the same row"
+        assert all((z == mean).all(1).any() for mean in mixture.means)
+        for found in mixture.covariances:
+            assert_close(found, covariance if kind == "full" else covariance.diagonal(), atol=0.01, rtol=0.01)
+        assert_close(COVARIANCES[kind].covariances(mixture.factor), mixture.covariances)
+    starts = torch.stack([mixture.means for mixture in mixtures])
+    assert len(starts.flatten(1).unique(dim=0)) == 5
+
+
+def test_soft_mixtures_begin_at_distinct_rows_where_many_are_equal(generator):
+    z = torch.tensor([[0.0, 0.0]] * 8 + [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    for mixture in soft_mixtures(z, 5, K, COVARIANCES["full"], generator):
+        assert len(mixture.means.unique(dim=0)) == K
+
+
+@over_kinds
+def test_soft_mixtures_depend_on_the_seed(kind):
+    one, two, other = (make_prior(kind, seed=seed).means for seed in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+@over_kinds
+@pytest.mark.parametrize("shape", ["line", "constant", "fewer rows than dimensions"])
+def test_soft_mixtures_of_flat_codes_are_finite(kind, shape, generator):
+    """Codes may lie in fewer dimensions than they have: the factor is that of a covariance nearby."""
+    z = torch.randn(50, 5, generator=generator)
+    z = {"line": z[:, :1] * z[:1], "constant": 0 * z, "fewer rows than dimensions": z[:4]}[shape]
+    for mixture in soft_mixtures(z, 2, K, COVARIANCES[kind], generator):
+        assert torch.isfinite(mixture.factor).all()
+        found = COVARIANCES[kind].covariances(mixture.factor)[0]
+        covariance = torch.cov(z.T, correction=0)
+        assert_close(found, covariance if kind == "full" else covariance.diagonal(), atol=0.02, rtol=0.02)
+
+
+class Watch(Callback):
+    """Notes what mixtures cost in each step, and what they are afterwards."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.costs, self.means, self.weights = [], [], []
+
+    def on_batch_end(self, net, training, y_pred, **kwargs):
+        cost = net.criterion_.beta * y_pred.kl_parts.detach().mean(0) * y_pred.kl_parts.shape[1]
+        if y_pred.agreement is not None:
+            cost = cost - net.criterion_.consistency * y_pred.agreement.detach()
+        self.costs.append(cost)
+        self.means.append(net.module_.prior.means.detach().clone())
+        self.weights.append(net.criterion_.consistency)
+
+
+class WatchAfter(Watch):
+    """skorch puts callbacks of one class side by side."""
+
+
+@over_kinds
+@pytest.mark.parametrize("views", [False, True])
+def test_mixtures_with_the_lowest_loss_stay(kind, views, rows):
+    """At the steps asked for, by the mean over the later half of the steps since the last choice."""
+    model = make_model(make_prior(kind))
+    prune, before, after = PruneMixtures(model.prior, [(4, 3), (10, 1)]), Watch(), WatchAfter()
+    settings = {"view_of": two_noisy_views, "consistency": 5.0} if views else {}
+    train(model, rows, before, prune, after, beta=2.0, **settings)
+    assert [len(cost) for cost in before.costs] == [4] * 4 + [3] * 6 + [1] * 6
+    for number, (step, n_kept, window) in enumerate([(4, 3, 2), (10, 1, 3)]):
+        scores = torch.stack(before.costs[step - window : step]).mean(0)
+        assert_close(torch.tensor(prune.scores_[number]), scores)
+        best = scores.argsort()[:n_kept]
+        assert torch.equal(after.means[step - 1], before.means[step - 1][best])
+    assert len(prune.scores_) == 2
+    assert len(model.prior.means) == 1
+    assert not torch.equal(model.prior.means, after.means[9]), "what stayed was not trained"
+
+
+def test_a_mixture_that_fits_wins(rows):
+    """The first components of a mixture far from all codes cost more."""
+    prior = make_prior(n_mixtures=3)
+    with torch.no_grad():
+        prior.means[0] += 20
+        prior.means[2] -= 20
+        wanted = prior.means[1].clone()
+    model = make_model(prior)
+    train(model, rows, PruneMixtures(prior, [(8, 1)]), lr=1e-4)
+    assert_close(model.prior.means[0], wanted, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("stages", [[(1, 2), (1, 1)], [(2, 2), (2, 1)]])
+def test_stages_at_the_same_step_all_happen(stages, rows):
+    """In a short training, shares of it are rounded to the same step."""
+    model = make_model(make_prior())
+    prune = PruneMixtures(model.prior, stages)
+    train(model, rows, prune)
+    assert len(model.prior.means) == 1
+
+
+def test_no_stages_drop_nothing(rows):
+    model = make_model(make_prior())
+    prune = PruneMixtures(model.prior, [])
+    train(model, rows, prune)
+    assert prune.scores_ == []
+    assert len(model.prior.means) == 4
+
+
+class NextStep(Callback):
+    """Notes how the optimizer stands when the step after a choice begins."""
+
+    def __init__(self, step):
+        self.step, self.count = step, 0
+
+    def on_batch_begin(self, net, **kwargs):
+        self.count += 1
+        if self.count == self.step + 1:
+            self.parameters = list(net.module_.parameters())
+            self.optimized = [p for group in net.optimizer_.param_groups for p in group["params"]]
+            self.with_state = list(net.optimizer_.state)
+
+
+def ids(parameters):
+    return [id(parameter) for parameter in parameters]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_optimizer_goes_on_with_what_stays(optimizer, rows):
+    model, look = make_model(make_prior()), NextStep(3)
+    train(model, rows, PruneMixtures(model.prior, [(3, 1)]), look, optimizer=optimizer)
+    assert ids(look.optimized) == ids(look.parameters) == ids(model.parameters())
+    assert set(ids(look.with_state)) <= set(ids(look.parameters)), "the state of what was dropped is kept"
+    if optimizer != "sgd":
+        assert len(look.with_state) == len(look.parameters) - len(list(model.prior.parameters()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"fused": True}, {"amsgrad": True}, {"foreach": False}])
+def test_state_of_what_is_replaced_is_forgotten(settings, generator):
+    """Gradients of a mixture are larger when there are fewer of them: old sums of squares would be too small."""
+    prior, other = make_prior(), nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([other, *prior.parameters()], lr=0.1, **settings)
+
+    def step():
+        optimizer.zero_grad()
+        z = torch.randn(20, D, generator=generator)
+        (other.square().sum() - prior.log_responsibilities(z).square().mean() - prior.log_prob(z).mean()).backward()
+        optimizer.step()
+
+    step(), step()
+    names, untouched = [name for name, _ in prior.named_parameters()], optimizer.state[other]
+    hand_over(optimizer, prior.keep(torch.tensor([3, 1])))
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in (other, *prior.parameters())]
+    assert optimizer.state[other] is untouched
+    assert len(optimizer.state) == 1
+    kept = {name: getattr(prior, name).detach().clone() for name in names}
+    step()
+    for name in names:
+        assert not torch.equal(getattr(prior, name), kept[name]), f"{name} is not trained any more"
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 5])
+def test_agreement_counts_less_in_the_last_quarter(n_epochs, rows):
+    model, watch = make_model(make_prior(n_mixtures=1)), Watch()
+    n_steps = n_epochs * count_batches(len(rows), 10)
+    settings = {"view_of": two_noisy_views, "consistency": 2.0, "max_epochs": n_epochs}
+    net = train(model, rows, LessConsistency(n_steps), watch, **settings)
+    assert watch.weights == pytest.approx([2.0] * (3 * n_epochs) + [0.2] * n_epochs)
+    assert net.criterion_.consistency == pytest.approx(0.2)
+
+
+def test_cycle_of_the_learning_rate():
+    values = {0: 0.1, 0.05: 0.55, 0.1: 1.0, 0.55: 0.51, 1: 0.02}
+    assert [one_cycle(share) for share in values] == pytest.approx(list(values.values()))
+    shares = torch.linspace(0, 1, 1_001).tolist()
+    factors = torch.tensor([one_cycle(share) for share in shares])
+    assert (factors.diff()[:99] > 0).all()
+    assert (factors.diff()[100:] < 0).all()
+    assert factors.diff().abs().max() < 0.01, "it jumps"
+
+
+def test_log_scales_beside_an_encoder_of_points(rows):
+    points = nn.Linear(M, D)
+    encoder = WithLogScales(points, D)
+    assert_close(encoder(rows), torch.cat([points(rows), torch.zeros(len(rows), D)], 1))
+    encoder(rows).square().sum().backward()
+    encoder(rows)[:, D:].sum().backward()
+    assert encoder.log_scale.weight.grad.abs().min() > 0, "they can not learn"
+
+
+def test_loss_is_less_what_views_agree_on():
+    elbo = ELBO(torch.tensor([-3.0, -5.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.5, 1.5]))
+    assert NegativeELBO(beta=2.0, consistency=10.0)(elbo, None).item() == pytest.approx(4 + 2 * 5 - 10 * 1.0)
+    assert NegativeELBO(consistency=10.0)(elbo._replace(agreement=None), None).item() == pytest.approx(9.0)
+
+
+def test_views_are_reconstructed_to_the_rows_and_agree(rows, generator):
+    """The bound is that of the first view; the second only says whether they agree."""
+    model, noise = make_model(make_prior()), torch.randn(40, D, generator=generator)
+    view = two_noisy_views(rows, generator)
+    pair, first = model(rows, noise, view), model(rows, noise, view[:, 0])
+    assert_close(pair.log_likelihood, first.log_likelihood)
+    assert_close(pair.kl_parts, first.kl_parts)
+    assert first.agreement is None
+    means = [model.posterior(view[:, number]).mean for number in (0, 1)]
+    assert_close(pair.agreement, model.prior.agreement(*means))
+
+
+def test_mean_bound_is_that_of_the_rows(rows, generator):
+    model = make_model(make_prior(n_mixtures=1)).eval()
+    whole = mean_elbo(model, rows, "cpu", n_points=256)
+    assert mean_elbo(model, rows, "cpu", n_points=256, batch_size=7) == pytest.approx(whole)
+    with torch.inference_mode():
+        draws = [model(rows, torch.randn(40, D, generator=generator)).value.mean() for _ in range(200)]
+    error = torch.stack(draws).std().item() / math.sqrt(200)
+    assert whole == pytest.approx(torch.stack(draws).mean().item(), abs=5 * error)
