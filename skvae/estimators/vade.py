@@ -120,8 +120,9 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         dropped; otherwise it is the number of EM starts.
 
     pretrained : AutoencoderEmbedder or VAEEmbedder, default=None
-        A fitted embedder to start from, instead of pretraining. Parameters of the networks and the likelihood are then
-        those of the embedder.
+        A fitted embedder to start from, instead of pretraining; it is copied. The networks and the likelihood are then
+        those of the embedder. Clones forget what was fitted: in a search, wrap it in
+        `sklearn.frozen.FrozenEstimator`.
 
     pretrain_epochs : int or "auto", default="auto"
         Passes over the data of the autoencoder.
@@ -570,10 +571,11 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         return GaussianMixturePrior(mixtures, family, sampled=self.responsibilities == "sampled")
 
     def _em_mixture(self, z, seed):
+        device = "cpu" if z.device.type == "mps" else z.device  # which has no float64
         settings = {"covariance_type": self.covariance_type, "n_init": self.n_init, "reg_covar": REG_COVAR}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it is a start
-            gmm = TorchGMM(self.n_clusters, **settings, device=self.device, random_state=seed).fit(z.cpu().numpy())
+            gmm = TorchGMM(self.n_clusters, **settings, device=device, random_state=seed).fit(z.cpu().numpy())
         parts = (np.log(gmm.weights_), gmm.means_, gmm.covariances_, gmm.precisions_cholesky_)
         return Mixture(*(torch.as_tensor(part, dtype=z.dtype, device=z.device) for part in parts))
 
