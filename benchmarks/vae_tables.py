@@ -89,7 +89,7 @@ def summary(runs):
     """Mean and standard deviation over seeds of everything that was measured."""
     columns = {name: [run[name] for run in runs] for name in runs[0]}
     return {
-        name: {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+        name: {"mean": statistics.mean(values), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
         for name, values in columns.items()
     }
 
