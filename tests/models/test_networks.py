@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from skvae.models import ACTIVATIONS, NETWORKS
+from skvae.models import networks as networks_module
 from skvae.models.networks import Dropout, check_image_shape, conv, mlp, row_width, set_generator
 
 K = 3
@@ -34,7 +35,7 @@ def generator():
 
 def build(name, seed=0, n_outputs=60, **settings):
     """Networks for rows of 60 features."""
-    kind = IMAGE | {"hidden_layer_sizes": (7,)} if name == "conv" else {"hidden_layer_sizes": (8, 7)}
+    kind = {"hidden_layer_sizes": (8, 7)} if name == "mlp" else IMAGE | {"hidden_layer_sizes": (7,)}
     settings = {"activation": "tanh"} | kind | settings
     return NETWORKS[name](60, K, n_outputs, generator=torch.Generator().manual_seed(seed), **settings)
 
@@ -60,13 +61,23 @@ def test_shapes_and_gradients(name, extras, hidden, generator):
 @over_networks
 def test_every_activation_and_extra_is_inside(name):
     # Two convolutions and a hidden layer; back, the last transposed convolution has none.
-    expected = [3, 3] if name == "conv" else [1, 1]
+    expected = {"mlp": [1, 1], "conv": [3, 3], "hybrid": [2, 1]}[name]
     for key, kind in ACTIVATIONS.items():
         networks = build(name, activation=key, hidden_layer_sizes=(9,))
         assert [sum(isinstance(layer, kind) for layer in network) for network in networks] == expected
     encoder, _ = build(name, batch_norm=True, layer_norm=True, dropout=0.1)
     order = [type(layer) for layer in encoder[-5:]]
-    assert order == [nn.BatchNorm1d, nn.LayerNorm, nn.Tanh, Dropout, nn.Linear]
+    if name == "hybrid":
+        assert order == [nn.GroupNorm, nn.Tanh, Dropout, networks_module.Flatten, nn.Linear]
+    else:
+        assert order == [nn.BatchNorm1d, nn.LayerNorm, nn.Tanh, Dropout, nn.Linear]
+
+
+def test_batch_norm_of_hybrids_is_for_the_convolutions():
+    """A decoder that has seen the codes of batches is wrong about those of other rows."""
+    encoder, decoder = build("hybrid", batch_norm=True)
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in encoder) == 2
+    assert not any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in (*encoder[-1:], *decoder))
 
 
 @over_networks
