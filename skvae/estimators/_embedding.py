@@ -18,6 +18,7 @@ from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
 from ..fitting.training import (
+    COMPILE_MODES,
     OPTIMIZERS,
     count_batches,
     fit_module,
@@ -81,7 +82,7 @@ class Embedder(LatentMixin, TorchEstimator):
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "warm_start": ["boolean"],
         "precision": [StrOptions({"float32", "bf16"})],
-        "compile": ["boolean"],
+        "compile": ["boolean", StrOptions(set(COMPILE_MODES))],
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "verbose": ["verbose"],

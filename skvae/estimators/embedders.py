@@ -136,8 +136,9 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
     precision : {"float32", "bf16"}, default="float32"
         In which the networks compute while training; "bf16" is refused where the device has no instructions for it.
 
-    compile : bool, default=False
-        Whether to train the networks compiled by torch. It takes a while before the first step.
+    compile : bool or {"reduce-overhead", "max-autotune"}, default=False
+        Whether to train the networks compiled by torch, and in which of its modes; the named ones use CUDA graphs on a
+        GPU. It takes a while before the first step, and gains little on a CPU.
 
     device : str or torch.device, default="auto"
         Where to compute; "auto" takes cuda, then mps, then cpu.
@@ -439,8 +440,9 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
     precision : {"float32", "bf16"}, default="float32"
         In which the networks compute while training; "bf16" is refused where the device has no instructions for it.
 
-    compile : bool, default=False
-        Whether to train the networks compiled by torch. It takes a while before the first step.
+    compile : bool or {"reduce-overhead", "max-autotune"}, default=False
+        Whether to train the networks compiled by torch, and in which of its modes; the named ones use CUDA graphs on a
+        GPU. It takes a while before the first step, and gains little on a CPU.
 
     device : str or torch.device, default="auto"
         Where to compute; "auto" takes cuda, then mps, then cpu.

@@ -157,8 +157,8 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     precision : {"float32", "bf16"}, default="float32"
         In which the networks compute while training.
 
-    compile : bool, default=False
-        Whether to train the networks compiled by torch.
+    compile : bool or {"reduce-overhead", "max-autotune"}, default=False
+        Whether to train the networks compiled by torch, as for `VAEEmbedder`.
 
     device : str or torch.device, default="auto"
         Where to compute: "auto" is the first of cuda, mps and cpu that is there.

@@ -24,6 +24,7 @@ LR_SCHEDULES = {
     "exponential": lambda share: 0.01**share,
     "linear": lambda share: 1 - 0.99 * share,
 }
+COMPILE_MODES = {mode: mode for mode in ("reduce-overhead", "max-autotune")}  # other than torch's default
 BLOCK = 64  # batches that go to the device at a time if the rows are too large for it
 
 
@@ -47,7 +48,7 @@ class Plan:
     tol: float = 1e-4
     view_of: Callable | None = None  # (u, generator) -> what the encoder sees instead
     bf16: bool = False
-    compile: bool = False
+    compile: bool | str = False
     own_modules: bool = False  # whether parts of the model are the user's, which may draw random numbers
     callbacks: tuple = ()
     progress: str | None = None
@@ -257,7 +258,7 @@ def _make_net(model, plan, n_steps, noise_size, generator, device, validation_ro
         validation = {"iterator_valid": FixedBatches, "iterator_valid__points": points}
         validation["iterator_valid__standardize"] = partial(standardized, model)
     net = EpochNet(
-        torch.compile(model) if plan.compile else model,
+        torch.compile(model, mode=COMPILE_MODES.get(plan.compile)) if plan.compile else model,
         criterion=NegativeELBO,
         criterion__beta=plan.beta,
         criterion__free_bits=plan.free_bits,

@@ -414,10 +414,11 @@ def test_low_precision_is_close(X, monkeypatch):
 
 def test_compiled_training_is_training(X, monkeypatch):
     """The compiler is torch's; what is ours is that it is asked, and that nothing compiled is kept."""
-    compiled = []
+    compiled, modes = [], []
 
-    def compiler(model):
+    def compiler(model, mode=None):
         compiled.append(model)
+        modes.append(mode)
         return model
 
     monkeypatch.setattr(torch, "compile", compiler)
@@ -425,6 +426,10 @@ def test_compiled_training_is_training(X, monkeypatch):
     assert compiled == [vae.module_]
     assert same_weights(vae, VAEEmbedder(2, **SMALL).fit(X))
     assert len(compiled) == 1
+    VAEEmbedder(2, compile="reduce-overhead", **SMALL).fit(X)
+    assert modes == [None, "reduce-overhead"]
+    with pytest.raises(ValueError, match="compile"):
+        VAEEmbedder(2, compile="quickly", **SMALL).fit(X)
 
 
 @over_embedders
