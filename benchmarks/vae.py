@@ -243,12 +243,12 @@ def bare_seconds(vae, X):
     return time.perf_counter() - started
 
 
-def compare(architecture, images, epochs, repeats):
-    """Interleaved measurements of all trainers on one architecture."""
+def compare(architecture, images, epochs, repeats, trainers):
+    """Interleaved measurements of trainers on one architecture."""
     X, X_test, _ = images
     found, failed, bare = {}, {}, []
     for seed in range(repeats):
-        for name, train in TRAINERS.items():
+        for name, train in trainers.items():
             if name in failed:
                 continue
             try:
@@ -312,12 +312,13 @@ def main():
     parser.add_argument("--rows", help="only architectures whose name contains this")
     parser.add_argument("--images", type=int, default=60_000, help="how many training images")
     parser.add_argument("--epochs", type=int, nargs=2, default=(1, 3), help="of the shorter and the longer fit")
+    parser.add_argument("--peers", nargs="*", default=[*TRAINERS][1:], choices=[*TRAINERS][1:], help="beside ours")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
-    images = load_images(args.images)
+    images, trainers = load_images(args.images), {name: TRAINERS[name] for name in ("skvae", *args.peers)}
     record = environment(args.threads, "pythae") | {"images": images[2], "n_images": len(images[0])}
     record |= {"repeats": args.repeats, "epochs": list(args.epochs), "rows": {}}
     head = (
@@ -329,7 +330,7 @@ def main():
         for work, architecture in ARCHITECTURES.items():
             if args.rows and args.rows not in work:
                 continue
-            record["rows"][work] = compare(architecture, images, args.epochs, args.repeats)
+            record["rows"][work] = compare(architecture, images, args.epochs, args.repeats, trainers)
             show(work, record["rows"][work])
             if args.output:  # after every row, so that nothing is lost with a run that is stopped
                 write_record(args.output, record)
