@@ -236,12 +236,15 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
 
     Examples
     --------
-    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.datasets import make_blobs
+    >>> from sklearn.metrics import v_measure_score
     >>> from skvae import VaDEClusterer
-    >>> X = load_digits().data / 16
-    >>> vade = VaDEClusterer(10, hidden_layer_sizes=(64,), pretrain_epochs=5, max_epochs=5, random_state=0).fit(X)
+    >>> X, y = make_blobs(300, 20, centers=4, random_state=0)
+    >>> vade = VaDEClusterer(4, latent_dim=3, hidden_layer_sizes=(32,), random_state=0).fit(X)
     >>> vade.predict_proba(X).shape, vade.cluster_centers_.shape
-    ((1797, 10), (10, 64))
+    ((300, 4), (4, 20))
+    >>> round(v_measure_score(y, vade.labels_), 2)
+    1.0
     """
 
     _size_parameter = "latent_dim"
