@@ -30,12 +30,14 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
     n_components : int, default=10
         Size of the embedding.
 
-    architecture : {"auto", "mlp", "conv"}, default="auto"
-        Multi-layer perceptrons or convolutions; "auto" is "conv" if there is an ``image_shape``.
+    architecture : {"auto", "mlp", "conv", "hybrid"}, default="auto"
+        Multi-layer perceptrons, convolutions, or convolutions in the encoder and perceptrons in the decoder, which take
+        less time. "auto" is "conv" if there is an ``image_shape``.
 
     hidden_layer_sizes : int, tuple of int or "auto", default="auto"
         Widths of the encoder's hidden layers; the decoder has them in reverse. With "conv" they come between the
-        convolutions and the codes. "auto" is (256, 128) for "mlp" and none for "conv".
+        convolutions and the codes. "auto" is (256, 128) for "mlp" and, in the decoder alone, for "hybrid"; none
+        for "conv".
 
     head_layer_sizes : int or tuple of int, default=()
         Widths of further layers, which the means and the log-scales of codes have each for themselves; the decoder
@@ -344,12 +346,14 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
     n_components : int, default=10
         Size of the embedding.
 
-    architecture : {"auto", "mlp", "conv"}, default="auto"
-        Multi-layer perceptrons or convolutions; "auto" is "conv" if there is an ``image_shape``.
+    architecture : {"auto", "mlp", "conv", "hybrid"}, default="auto"
+        Multi-layer perceptrons, convolutions, or convolutions in the encoder and perceptrons in the decoder, which take
+        less time. "auto" is "conv" if there is an ``image_shape``.
 
     hidden_layer_sizes : int, tuple of int or "auto", default="auto"
         Widths of the encoder's hidden layers; the decoder has them in reverse. With "conv" they come between the
-        convolutions and the codes. "auto" is (256, 128) for "mlp" and none for "conv".
+        convolutions and the codes. "auto" is (256, 128) for "mlp" and, in the decoder alone, for "hybrid"; none
+        for "conv".
 
     head_layer_sizes : int or tuple of int, default=()
         Widths of further layers between those and the codes, as `VAEEmbedder` has them.

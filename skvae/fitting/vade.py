@@ -10,7 +10,7 @@ from torch.nn.utils import skip_init
 from ..models import Mixture
 from .lloyd import distinct_rows
 
-POSTERIOR_SHARE = 0.1  # of a component's variance: that of posteriors when the mixture comes in
+POSTERIOR_SHARE = 0.1  # of the variance of codes: that of posteriors when the mixture comes in
 WINDOW = 100  # steps over which mixtures are compared
 LAST_SHARE = 0.25  # of the training, at the end, in which views matter less
 LAST_WEIGHT = 0.1  # how much less

@@ -903,7 +903,7 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # some callbacks of skorch leave files open
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_callbacks_with_state_can_be_cloned_and_searched(name, X, tmp_path, capsys):
     """State of a fit was left in the callback that was given, and broke clones."""
