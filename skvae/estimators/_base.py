@@ -182,12 +182,20 @@ class TorchEstimator(BaseEstimator):
     """What every estimator shares. Subclasses have ``device`` and ``random_state`` parameters."""
 
     _dtypes = FLOATS  # those of X that are not converted, which would be to the first
+    _allows_nan = False  # whether values of X may be missing
 
     def _validate(self, X, *, reset, min_samples=1):
         """Check X against scikit-learn's rules; return a 2-D array of one of the dtypes."""
         if not reset:
             check_is_fitted(self)
-        return validate_data(self, X, reset=reset, dtype=self._dtypes, ensure_min_samples=min_samples)
+        finite = "allow-nan" if self._allows_nan else True
+        settings = {"dtype": self._dtypes, "ensure_all_finite": finite, "ensure_min_samples": min_samples}
+        return validate_data(self, X, reset=reset, **settings)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self._allows_nan
+        return tags
 
     def _map(self, function, X, *, dtype, device, width, chunk_size=None):
         """Apply a tensor function to chunks of rows; return one array in the dtype of X.

@@ -12,6 +12,7 @@ from skorch import NeuralNet
 from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler
 from skorch.helper import predefined_split
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 
 from ..models.networks import set_generator
@@ -25,6 +26,7 @@ LR_SCHEDULES = {
     "linear": lambda share: 1 - 0.99 * share,
 }
 COMPILE_MODES = {mode: mode for mode in ("reduce-overhead", "max-autotune")}  # other than torch's default
+ROWS_FOR_BATCH_NORM = 10_000
 BLOCK = 64  # batches that go to the device at a time if the rows are too large for it
 
 
@@ -223,6 +225,8 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
         try:
             net.notify("on_train_begin", X=dataset, y=None)
             _run_epochs(net, dataset, plan.max_epochs, best)
+            if plan.view_of is not None:
+                see_rows(model, rows, noise_size, generator)
         except BaseException:
             with suppress(Exception):  # of a callback that did not even begin; the reason to stop is what matters
                 net.notify("on_train_end", X=dataset, y=None)
@@ -235,6 +239,38 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
     model.eval()
     check_result(model, standardized(model, rows[: plan.batch_size].to(device)), noise_size)
     return net
+
+
+def see_rows(model, rows, noise_size, generator, batch_size=1_024):
+    """Give batch normalisation the statistics of the rows themselves; in training it saw views of them.
+
+    Parameters
+    ----------
+    model : LatentModel
+        Changed in place.
+    rows : Tensor of shape (n, d)
+        As for `fit_module`.
+    noise_size : int
+        Size of a code.
+    generator : torch.Generator
+        Source of the codes, on the device.
+    batch_size : int, default=1_024
+        Rows that the networks see at once.
+    """
+    some = rows[:: math.ceil(len(rows) / ROWS_FOR_BATCH_NORM)]
+    parts = some.tensor_split(count_batches(len(some), batch_size))
+
+    def batches():
+        return (standardized(model, part.to(generator.device)) for part in parts)
+
+    def draw(u):
+        noise = torch.randn(len(u), noise_size, generator=generator, device=generator.device)
+        return model.prior.draw(model.posterior(u), noise)
+
+    model.eval()
+    # Neither looks at a row if its network has no batch normalisation.
+    update_bn((model.likelihood.inputs(u) for u in batches()), model.encoder)
+    update_bn((draw(u) for u in batches()), model.decoder)
 
 
 def remember(optimizer, state):

@@ -143,3 +143,18 @@ def test_model_is_left_in_evaluation_mode():
     model = make_model()
     train(model, torch.rand(20, 4))
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_batch_norm_knows_the_rows_after_training_with_views(shift):
+    """Running statistics of training are those of views, which later rows do not have."""
+    rows = torch.rand(3_000, 4, generator=torch.Generator().manual_seed(0))
+    model = make_model()
+    train(model, rows, max_epochs=1, view_of=lambda u, generator: u + shift)
+    layer, norm = model.encoder[0], next(m for m in model.encoder if isinstance(m, torch.nn.BatchNorm1d))
+    outputs = layer(rows)
+    torch.testing.assert_close(norm.running_mean, outputs.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm.running_var, outputs.var(0), rtol=1e-2, atol=1e-3)
+    norm = next(m for m in model.decoder if isinstance(m, torch.nn.BatchNorm1d))
+    codes = model.posterior(rows).mean
+    torch.testing.assert_close(norm.running_mean, model.decoder[0](codes).mean(0), rtol=0.2, atol=0.1)
