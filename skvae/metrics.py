@@ -1,11 +1,23 @@
-"""Scores of clusterings that scikit-learn does not have. Labels only score here; no model is chosen with them."""
+"""Scores of clusterings and embeddings that scikit-learn does not have. No model is chosen with labels here."""
+
+import math
+from numbers import Integral, Real
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils import check_array, check_consistent_length, check_scalar, column_or_1d
+from sklearn.utils.validation import _check_sample_weight
 
-__all__ = ["clustering_accuracy_score", "match_clusters", "matched_confusion_matrix"]
+__all__ = [
+    "active_units",
+    "clustering_accuracy_score",
+    "match_clusters",
+    "matched_confusion_matrix",
+    "reconstruction_error",
+    "structural_similarity_score",
+]
+FLOATS = (np.float64, np.float32)
 
 
 def _contingency(labels_true, labels_pred):
@@ -113,3 +125,178 @@ def matched_confusion_matrix(labels_true, labels_pred):
     others = np.setdiff1d(np.arange(len(clusters)), columns)
     order = np.concatenate([columns, others]).astype(int)
     return counts[:, order], clusters[order]
+
+
+def active_units(Z, *, threshold=0.01):
+    """Number of latent dimensions that are in use: those in which codes vary over the rows.
+
+    Parameters
+    ----------
+    Z : array-like of shape (n_samples, n_components)
+        Posterior means E[z | x] of the rows, which are ``transform(X)`` of a :class:`~skvae.VAEEmbedder`.
+    threshold : float, default=0.01
+        A dimension counts if the variance of its codes is larger, in squared units of the latent space.
+
+    Returns
+    -------
+    n_active : int
+        Between 0 and ``n_components``.
+
+    Raises
+    ------
+    ValueError
+        If Z is no finite table with two rows or more, or the threshold is negative.
+
+    References
+    ----------
+    Y. Burda, R. Grosse and R. Salakhutdinov, Importance Weighted Autoencoders, 2016 (section 5.2).
+
+    Examples
+    --------
+    >>> from skvae.metrics import active_units
+    >>> active_units([[-1.0, 0.00, 3.0], [1.0, 0.01, 3.0]])
+    1
+    """
+    Z = check_array(Z, dtype=FLOATS, ensure_min_samples=2, input_name="Z")
+    check_scalar(threshold, "threshold", Real, min_val=0)
+    return int((Z.var(axis=0, dtype=np.float64) > threshold).sum())
+
+
+def reconstruction_error(estimator, X, *, sample_weight=None):
+    """Mean squared error of the values of X after an embedder has encoded and decoded them.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted transformer with ``reconstruct`` or ``inverse_transform``: an embedder, a pipeline that ends in one, or
+        scikit-learn's ``PCA`` to compare with.
+    X : array-like of shape (n_samples, n_features)
+        Data. Missing values (NaN), if the estimator takes them, do not count.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Nonnegative weights of the rows.
+
+    Returns
+    -------
+    error : float
+        Mean over rows and features, in squared units of X; 0 is perfect.
+
+    Raises
+    ------
+    TypeError
+        If the estimator can not decode.
+    ValueError
+        If X is not what the estimator was fitted to, or no value counts.
+
+    See Also
+    --------
+    sklearn.metrics.mean_squared_error : The same for two arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvae import TorchPPCA
+    >>> from skvae.metrics import reconstruction_error
+    >>> X = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.5]])
+    >>> round(reconstruction_error(TorchPPCA(1).fit(X), X), 3)
+    0.004
+    """
+    if hasattr(estimator, "reconstruct"):
+        decoded = estimator.reconstruct(X)
+    elif hasattr(estimator, "inverse_transform"):
+        decoded = estimator.inverse_transform(estimator.transform(X))
+    else:
+        raise TypeError(
+            f"{type(estimator).__name__} has neither reconstruct nor inverse_transform; give an embedder that decodes."
+        )
+    X = check_array(X, dtype=FLOATS, ensure_all_finite="allow-nan", allow_nd=True).reshape(len(X), -1)
+    squares = (X - np.asarray(decoded, dtype=np.float64).reshape(X.shape)) ** 2
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    observed = ~np.isnan(X)
+    total = weight @ observed.sum(axis=1)
+    if not total > 0:
+        raise ValueError("Every value of X is missing or has a sample_weight of zero; at least one should count.")
+    return float(weight @ np.where(observed, squares, 0.0).sum(axis=1) / total)
+
+
+def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_size=7, sample_weight=None):
+    """Structural similarity of images and their reconstructions, mean over the images.
+
+    It compares means, variances and covariances of the pixels in windows, and agrees with the eye better than the mean
+    squared error does.
+
+    Parameters
+    ----------
+    X_true : array-like of shape (n_samples, n_features)
+        Images, each as a row; the shape (n_samples, *image_shape) is taken as well.
+    X_pred : array-like of the same shape
+        Their reconstructions.
+    image_shape : tuple of int, (height, width) or (channels, height, width)
+        Shape of an image. The similarities of channels are averaged.
+    data_range : float
+        Difference between the largest and the smallest value that a pixel can have, such as 1 or 255.
+    win_size : int, default=7
+        Odd side of the square windows, in pixels.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Nonnegative weights of the images.
+
+    Returns
+    -------
+    score : float
+        Between -1 and 1, where 1 is for equal images.
+
+    Raises
+    ------
+    ImportError
+        If scikit-image is not installed.
+    ValueError
+        If the shapes do not fit together, or a window does not fit into the images.
+
+    Notes
+    -----
+    This is scikit-image's ``structural_similarity`` with its settings: uniform windows and unbiased covariances.
+
+    References
+    ----------
+    Z. Wang, A. C. Bovik, H. R. Sheikh and E. P. Simoncelli, Image Quality Assessment: From Error Visibility to
+    Structural Similarity, 2004 (equation 13).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvae.metrics import structural_similarity_score
+    >>> X = np.random.default_rng(0).uniform(size=(3, 64))
+    >>> structural_similarity_score(X, X, image_shape=(8, 8), data_range=1)
+    1.0
+    >>> round(structural_similarity_score(X, X[::-1], image_shape=(8, 8), data_range=1), 2)
+    0.36
+    """
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError as error:
+        raise ImportError(
+            "structural_similarity_score needs scikit-image; install it with 'pip install skvae[images]'."
+        ) from error
+    X_true, X_pred = (_check_images(X, image_shape, name) for X, name in ((X_true, "X_true"), (X_pred, "X_pred")))
+    check_consistent_length(X_true, X_pred, sample_weight)
+    check_scalar(data_range, "data_range", Real, min_val=0, include_boundaries="neither")
+    check_scalar(win_size, "win_size", Integral, min_val=1)
+    if win_size % 2 == 0 or win_size > min(X_true.shape[2:]):
+        raise ValueError(
+            f"win_size={win_size} should be odd and at most the smaller side of the images, {min(X_true.shape[2:])}."
+        )
+    weight = _check_sample_weight(sample_weight, X_true, dtype=np.float64, ensure_non_negative=True)
+    settings = {"win_size": win_size, "data_range": data_range, "channel_axis": 0}
+    scores = [structural_similarity(*pair, **settings) for pair in zip(X_true, X_pred, strict=True)]
+    return float(np.average(scores, weights=weight))
+
+
+def _check_images(X, image_shape, name):
+    """Images (n, channels, height, width)."""
+    X = check_array(X, dtype=FLOATS, allow_nd=True, input_name=name)
+    shape = tuple(image_shape)
+    if len(shape) not in (2, 3) or X.shape[1:] not in ((math.prod(shape),), shape):
+        raise ValueError(
+            f"{name} has the shape {X.shape}, but image_shape={image_shape!r} was given; it should be (height, width) "
+            "or (channels, height, width) of its rows."
+        )
+    return X.reshape(len(X), *(1, *shape)[-3:])

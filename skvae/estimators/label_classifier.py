@@ -1,0 +1,357 @@
+"""Clusters named by a few labels."""
+
+import warnings
+from numbers import Integral
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import issparse
+from sklearn import get_config
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import accuracy_score
+from sklearn.utils import _safe_indexing, check_consistent_length, get_tags
+from sklearn.utils._param_validation import HasMethods, StrOptions
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted, has_fit_parameter
+
+from ._base import guarded, host_array
+from ._labels import labelled_rows, sorted_classes
+
+MAX_NAMED = 10  # clusters that a warning names
+
+
+def majority(counts):
+    """One for the most frequent class of each cluster, the first of those that are equally frequent."""
+    return np.eye(counts.shape[1])[counts.argmax(axis=1)]
+
+
+def proportional(counts):
+    """Frequencies of the classes in each cluster."""
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def hungarian(counts):
+    """One for the class that a cluster is matched to, one to one; clusters without a match go by their majority.
+
+    A cluster and a class without a common row are no match, although the best matching may have to pair them.
+    """
+    table = majority(counts)
+    clusters, classes = linear_sum_assignment(counts, maximize=True)
+    matched = counts[clusters, classes] > 0
+    table[clusters[matched]] = np.eye(counts.shape[1])[classes[matched]]
+    return table
+
+
+ASSIGNMENTS = {"majority": majority, "proportional": proportional, "hungarian": hungarian}
+
+
+class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+    """Classifier from clusters: they are found without labels, and a few labelled rows say what they mean.
+
+    `fit` clusters all rows and does not show their labels to the clusterer. The labelled rows then estimate
+    P(class | cluster), and ``predict_proba(x)`` is the sum over clusters of P(cluster | x) P(class | cluster).
+
+    Parameters
+    ----------
+    estimator : estimator
+        Clusterer or mixture with ``fit`` and ``predict``, or a pipeline that ends in one; it is cloned. If it has
+        ``predict_proba``, as mixtures do, P(cluster | x) is that, else one for the predicted cluster. What can not
+        assign new rows, such as :class:`sklearn.cluster.DBSCAN`, can not be used. A
+        :class:`sklearn.frozen.FrozenEstimator` around a fitted one is not fitted again.
+
+    assignment : {"majority", "proportional", "hungarian"}, default="majority"
+        How P(class | cluster) follows from the labelled rows of a cluster.
+
+        - "majority": one for their most frequent class; of equally frequent ones, the first in ``classes_``.
+        - "proportional": the frequencies of their classes.
+        - "hungarian": clusters and classes are matched one to one, so that as many labelled rows as possible agree.
+          Clusters that are left over, or would be paired with a class that none of their rows has, go by their
+          majority. With fewer clusters than classes, some classes are never predicted.
+
+    unlabelled : "auto", int, str or None, default="auto"
+        Value of y that marks rows without a label. NaN and None always do. "auto": -1 if the labels are integers,
+        unless -1 and 1 are the only ones, which then are two classes, as they usually are. None: no other value.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        The fitted clusterer.
+    classes_ : ndarray of shape (n_classes,)
+        Classes in sorted order.
+    class_prior_ : ndarray of shape (n_classes,)
+        Frequencies of the classes among all labelled rows.
+    counts_ : ndarray of shape (n_clusters, n_classes)
+        Labelled rows, or their weight, by cluster (the most probable one) and class.
+    table_ : ndarray of shape (n_clusters, n_classes)
+        P(class | cluster). Rows of clusters without a labelled row are ``class_prior_``.
+    cluster_labels_ : ndarray of shape (n_samples,)
+        Cluster of each training row, labelled or not.
+    n_features_in_ : int
+        Number of features, if the clusterer knows it.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X has names that are all strings.
+
+    See Also
+    --------
+    skvae.metrics.clustering_accuracy_score : Score of clusters that are matched to classes.
+    sklearn.semi_supervised.SelfTrainingClassifier : Labels that a classifier gives to rows which have none.
+
+    Notes
+    -----
+    Clusters are numbered from 0. Rows in no cluster (label -1), and new rows in a cluster that no training row is in,
+    get ``class_prior_``.
+
+    Labels are counted in the most probable cluster of their row. Weighting them by P(cluster | x) would blur
+    the table a second time, after the sum over clusters in ``predict_proba``.
+
+    References
+    ----------
+    O. Chapelle, B. Schölkopf and A. Zien (editors), Semi-Supervised Learning, 2006 (section 1.2.2, cluster-then-label).
+    H. W. Kuhn, The Hungarian method for the assignment problem, 1955.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvae import ClusterLabelClassifier, TorchGMM
+    >>> X = np.array([[0.0], [0.2], [0.4], [7.0], [7.3], [7.5]])
+    >>> y = np.array(["low", None, None, None, "high", None])
+    >>> classifier = ClusterLabelClassifier(TorchGMM(2, random_state=0)).fit(X, y)
+    >>> classifier.predict([[0.1], [7.1]]).tolist()
+    ['low', 'high']
+    >>> classifier.predict_proba([[7.1]]).round(3)
+    array([[1., 0.]])
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "estimator": [HasMethods(["fit", "predict"])],
+        "assignment": [StrOptions(set(ASSIGNMENTS))],
+        "unlabelled": [str, Integral, None],
+    }
+
+    def __init__(self, estimator, *, assignment="majority", unlabelled="auto"):
+        self.estimator = estimator
+        self.assignment = assignment
+        self.unlabelled = unlabelled
+
+    @_fit_context(prefer_skip_nested_validation=False)  # the parameters of the clusterer are the user's as well
+    @guarded
+    def fit(self, X, y, sample_weight=None, **fit_params):
+        """Find clusters in all rows, and learn their classes from the labelled ones.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data; whatever the clusterer takes.
+        y : array-like of shape (n_samples,)
+            Classes, numbers or strings; None, NaN and what ``unlabelled`` says for rows without.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the rows. They are given to the clusterer if it takes them, and count labels.
+        **fit_params : dict
+            Given to ``estimator.fit``, or routed if metadata routing is enabled.
+
+        Returns
+        -------
+        self : ClusterLabelClassifier
+            The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            If no row is labelled, no labelled row has a positive weight, or y is not one class for each row.
+        TypeError
+            If some classes are strings and some numbers.
+
+        Warns
+        -----
+        UserWarning
+            If clusters have no labelled row, or if the clusterer does not take the weights.
+        """
+        rows, labels, mark = labelled_rows(y, self.unlabelled)
+        check_consistent_length(X, y, sample_weight)
+        weight = np.ones(_num_samples(y))
+        if sample_weight is not None:
+            weight = sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        classes, codes = sorted_classes(labels)
+        if len(labels) and not weight[rows].any():
+            raise ValueError(
+                "Every labelled row has a sample_weight of zero; at least one row with a class should count."
+            )
+
+        # None is given as y because FrozenEstimator.fit insists on one.
+        estimator = clone(self.estimator).fit(X, None, **self._params_of_estimator(sample_weight, fit_params))
+        clusters, n_clusters = hard_clusters(estimator, X)
+
+        inside = clusters[rows] >= 0
+        shape = n_clusters, len(classes)
+        cells = np.ravel_multi_index((clusters[rows][inside], codes[inside]), shape)
+        counts = np.bincount(cells, weight[rows][inside], minlength=n_clusters * len(classes)).reshape(shape)
+        prior = np.bincount(codes, weight[rows], minlength=len(classes))
+
+        self.estimator_, self.classes_, self.cluster_labels_ = estimator, classes, clusters
+        self.counts_, self.class_prior_, self._mark = counts, prior / prior.sum(), mark
+        self._precision = precision(X)
+        known = counts.sum(axis=1) > 0
+        self.table_ = np.tile(self.class_prior_, (n_clusters, 1))
+        self.table_[known] = ASSIGNMENTS[self.assignment](counts[known])
+        warn_of_unknown(known)
+        return self
+
+    def predict(self, X):
+        """Most probable class of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+            Classes; an array also for a tensor if they are strings.
+        """
+        best = self.predict_proba(X).argmax(axis=1)
+        if isinstance(best, torch.Tensor) and self.classes_.dtype.kind in "biuf":
+            return torch.from_numpy(self.classes_).to(best.device)[best]
+        return self.classes_[host_array(best)]
+
+    def predict_proba(self, X):
+        """Probabilities of the classes for each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            Sum over clusters of P(cluster | x) P(class | cluster), in the order of ``classes_``. Rows sum to one.
+        """
+        check_is_fitted(self)
+        if hasattr(self.estimator_, "predict_proba"):
+            resp = self.estimator_.predict_proba(X)
+            if isinstance(resp, torch.Tensor):
+                return resp @ torch.from_numpy(self.table_).to(resp)
+            return resp @ self.table_.astype(resp.dtype, copy=False)
+        # scikit-learn's k-means can not predict rows of another precision than it was fitted to.
+        if self._precision is not None and (isinstance(X, np.ndarray) or issparse(X)) and X.dtype.kind in "fiub":
+            X = X.astype(self._precision, copy=False)
+        clusters, n_clusters = self.estimator_.predict(X), len(self.table_)
+        known = (clusters >= 0) & (clusters < n_clusters)
+        return np.vstack([self.table_, self.class_prior_])[np.where(known, clusters, n_clusters)]
+
+    def score(self, X, y, sample_weight=None):
+        """Share of the labelled rows whose class is predicted; rows without a label do not count.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+        y : array-like of shape (n_samples,)
+            Classes; unlabelled rows are marked as in `fit`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        score : float
+            Accuracy, between 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If no row is labelled.
+        """
+        check_is_fitted(self)
+        check_consistent_length(X, y, sample_weight)
+        rows, labels, _ = labelled_rows(host_array(y), self._mark)
+        if sample_weight is not None:
+            sample_weight = _safe_indexing(host_array(sample_weight), rows)
+        found = self.predict(X if len(rows) == _num_samples(y) else _safe_indexing(X, rows))
+        return accuracy_score(labels, host_array(found), sample_weight=sample_weight)
+
+    @property
+    def n_features_in_(self):
+        """Number of features."""
+        return self.estimator_.n_features_in_
+
+    @property
+    def feature_names_in_(self):
+        """Names of the features."""
+        return self.estimator_.feature_names_in_
+
+    def get_metadata_routing(self):
+        """Where metadata go that are given to this estimator.
+
+        Returns
+        -------
+        routing : MetadataRouter
+            ``fit`` uses what it requests, and gives the rest to the ``fit`` of the clusterer.
+        """
+        mapping = MethodMapping().add(caller="fit", callee="fit")
+        return MetadataRouter(owner=self).add_self_request(self).add(estimator=self.estimator, method_mapping=mapping)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags = get_tags(self.estimator).input_tags
+        return tags
+
+    def _params_of_estimator(self, sample_weight, fit_params):
+        """What the fit of the clusterer is given beside X."""
+        if get_config()["enable_metadata_routing"]:
+            return process_routing(self, "fit", sample_weight=sample_weight, **fit_params).estimator.fit
+        if sample_weight is None:
+            return fit_params
+        if has_fit_parameter(self.estimator, "sample_weight"):
+            return fit_params | {"sample_weight": sample_weight}
+        by_name = any(name.endswith("__sample_weight") for name in fit_params)
+        if not by_name and not isinstance(self.estimator, FrozenEstimator):
+            warnings.warn(
+                f"{type(self.estimator).__name__}.fit takes no sample_weight, so the weights count labels but do not "
+                "shape the clusters; for a step of a pipeline, give them by name as well (step__sample_weight=...).",
+                stacklevel=5,
+            )
+        return fit_params
+
+
+def hard_clusters(estimator, X):
+    """Cluster of each row, and the number of clusters.
+
+    Raises
+    ------
+    ValueError
+        If the estimator predicts no clusters.
+    """
+    if hasattr(estimator, "predict_proba"):
+        resp = estimator.predict_proba(X)
+        return resp.argmax(axis=1), resp.shape[1]
+    clusters = np.asarray(estimator.predict(X))
+    if clusters.ndim != 1 or clusters.dtype.kind not in "iu":
+        raise ValueError(
+            f"{type(estimator).__name__}.predict returned an array of shape {clusters.shape} and dtype "
+            f"{clusters.dtype}; ClusterLabelClassifier needs a clusterer, which returns a whole number for each row."
+        )
+    return clusters, max(int(clusters.max()) + 1, 0)
+
+
+def precision(X):
+    """Dtype in which scikit-learn's clusterers hold X; None for data frames, whose columns have their own."""
+    if hasattr(X, "dtypes"):
+        return None
+    return np.float32 if getattr(getattr(X, "dtype", None), "name", None) == "float32" else np.float64
+
+
+def warn_of_unknown(known):
+    """Warn of clusters without a labelled row."""
+    if known.all():
+        return
+    unknown = np.flatnonzero(~known).tolist()
+    names = ", ".join(map(str, unknown[:MAX_NAMED])) + (", ..." if len(unknown) > MAX_NAMED else "")
+    warnings.warn(
+        f"{len(unknown)} of {len(known)} clusters have no labelled row ({names}); rows there get the frequencies of "
+        "all labels.",
+        stacklevel=5,
+    )
