@@ -1,15 +1,26 @@
 """Deep embeddings and deep clustering with the manners of scikit-learn, on torch."""
 
-from .estimators import AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
-
-__version__ = "0.1.0.dev0"
+from ._version import __version__
+from .estimators import (
+    AutoencoderEmbedder,
+    ClusterLabelClassifier,
+    TorchGMM,
+    TorchMiniBatchKMeans,
+    TorchPPCA,
+    VaDEClusterer,
+    VAEEmbedder,
+)
+from .persistence import load, save
 
 __all__ = [
     "AutoencoderEmbedder",
+    "ClusterLabelClassifier",
     "TorchGMM",
     "TorchMiniBatchKMeans",
     "TorchPPCA",
     "VAEEmbedder",
     "VaDEClusterer",
     "__version__",
+    "load",
+    "save",
 ]

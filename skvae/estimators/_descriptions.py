@@ -1,0 +1,318 @@
+"""Modules as plain data, which is what pickles and files hold of them: names, numbers and arrays.
+
+A description is a dict: the ``kind`` of a module, a key of ``KINDS``; its ``settings``; its ``arrays``, by the names of
+its parameters and buffers; and its ``parts``, the descriptions of the modules in it. A class that is not in ``KINDS``
+has no description, so that nothing but modules of this package and of torch is ever built from one.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..fitting.vade import Affine, WithLogScales
+from ..models import (
+    ACTIVATIONS,
+    COVARIANCES,
+    LIKELIHOODS,
+    Flat,
+    GaussianMixturePrior,
+    LatentModel,
+    Observed,
+    StandardNormal,
+)
+from ..models.counts import Categorical
+from ..models.covariances import Mixture
+from ..models.likelihoods import FixedGaussian, Normal
+from ..models.networks import Dropout, Flatten, Heads, Unflatten
+
+FIELDS = ("kind", "settings", "arrays", "parts", "frozen", "channels_last", "training")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64)  # of parameters and buffers
+
+
+class Kind(NamedTuple):
+    """How modules of a class are taken apart and built again."""
+
+    cls: type
+    settings: Callable  # module -> dict of plain values
+    build: Callable  # (settings, parts, shapes of the arrays) -> module, called where tensors have no memory
+
+
+def layer(cls, *names):
+    """The kind of a layer that keeps the arguments of its constructor as attributes."""
+
+    def settings(module):
+        return {name: getattr(module, name) is not None if name == "bias" else getattr(module, name) for name in names}
+
+    def build(settings, parts, shapes):
+        check_names("settings", settings, names)
+        check_names("parts", parts, ())
+        return cls(**settings)
+
+    return Kind(cls, settings, build)
+
+
+def container(cls, build):
+    """The kind of a module that has parts alone, and is built from these."""
+
+    def build_from(settings, parts, shapes):
+        check_names("settings", settings, ())
+        return build(parts)
+
+    return Kind(cls, lambda module: {}, build_from)
+
+
+def assembly(cls, *names):
+    """The kind of a module that has parts of these names alone, which are the arguments of its constructor."""
+
+    def build(parts):
+        check_names("parts", parts, names)
+        return cls(**parts)
+
+    return container(cls, build)
+
+
+def likelihood(cls, *names):
+    """The kind of a likelihood, which takes a mean and a scale of each feature if it has arrays."""
+
+    def settings(module):
+        return {name: getattr(module, name) for name in names}
+
+    def build(settings, parts, shapes):
+        check_names("settings", settings, names)
+        if not shapes:
+            return cls(**settings)
+        (size,) = shapes["feature_mean" if issubclass(cls, Normal) else "log_mean"]
+        return cls(torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64), **settings)
+
+    return Kind(cls, settings, build)
+
+
+def build_categorical(settings, parts, shapes):
+    """A categorical likelihood, whose arrays are functions of its settings."""
+    check_names("settings", settings, ("n_categories",))
+    with torch.device("cpu"):
+        return Categorical(settings["n_categories"])
+
+
+def build_mixture_prior(settings, parts, shapes):
+    """A prior with as many mixtures, components and dimensions as its arrays have."""
+    check_names("settings", settings, ("covariance_type", "sampled"))
+    family, (n_mixtures, *shape) = COVARIANCES[settings["covariance_type"]], shapes["means"]
+    factor = torch.empty(family.compact_shape(*shape))
+    mixture = Mixture(torch.empty(shape[0]), torch.empty(shape), factor, factor)
+    return GaussianMixturePrior([mixture] * n_mixtures, family, settings["sampled"])
+
+
+def prior_settings(module):
+    """Settings of a mixture prior."""
+    names = [name for name, family in COVARIANCES.items() if family == module.family]
+    return {"covariance_type": names[0], "sampled": module.sampled}
+
+
+def build_affine(settings, parts, shapes):
+    """A fixed map of as many features as its arrays have."""
+    check_names("settings", settings, ())
+    return Affine(torch.empty(shapes["scale"]), torch.empty(shapes["offset"]))
+
+
+def build_with_log_scales(parts):
+    """An encoder with the layer that gives log-scales."""
+    check_names("parts", parts, ("encoder", "log_scale"))
+    module = WithLogScales(parts["encoder"], 1)
+    module.log_scale = parts["log_scale"]
+    return module
+
+
+def build_heads(parts):
+    """Networks side by side."""
+    check_names("parts", parts, ("heads",))
+    module = Heads([])
+    module.heads = parts["heads"]
+    return module
+
+
+def build_sequential(parts):
+    """Layers one after another, with their names."""
+    module = nn.Sequential()
+    for name, part in parts.items():
+        module.add_module(name, part)
+    return module
+
+
+CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
+BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+SETTINGS_OF_ACTIVATIONS = {
+    nn.ReLU: ("inplace",),
+    nn.ELU: ("alpha", "inplace"),
+    nn.GELU: ("approximate",),
+    nn.SiLU: ("inplace",),
+    nn.LeakyReLU: ("negative_slope", "inplace"),
+}
+LAYERS = [
+    layer(nn.Linear, "in_features", "out_features", "bias"),
+    layer(nn.Conv2d, *CONVOLUTION, "padding_mode"),
+    layer(nn.ConvTranspose2d, *CONVOLUTION, "output_padding"),
+    layer(nn.BatchNorm1d, *BATCH_NORM),
+    layer(nn.BatchNorm2d, *BATCH_NORM),
+    layer(nn.LayerNorm, "normalized_shape", "eps", "elementwise_affine", "bias"),
+    layer(nn.GroupNorm, "num_groups", "num_channels", "eps", "affine"),
+    layer(nn.Dropout, "p", "inplace"),
+    layer(nn.Flatten, "start_dim", "end_dim"),
+    layer(nn.Unflatten, "dim", "unflattened_size"),
+    layer(nn.Identity),
+    *(layer(cls, *SETTINGS_OF_ACTIVATIONS.get(cls, ())) for cls in ACTIVATIONS.values()),
+    container(nn.Sequential, build_sequential),
+    container(nn.ModuleList, lambda parts: nn.ModuleList(parts.values())),
+]
+OURS = [
+    layer(Dropout, "p"),
+    layer(Flatten),
+    layer(Unflatten, "shape"),
+    layer(Flat, "n_statistics"),
+    layer(StandardNormal),
+    container(Heads, build_heads),
+    assembly(Observed, "likelihood"),
+    container(WithLogScales, build_with_log_scales),
+    assembly(LatentModel, "encoder", "decoder", "likelihood", "prior"),
+    Kind(Affine, lambda module: {}, build_affine),
+    Kind(GaussianMixturePrior, prior_settings, build_mixture_prior),
+    Kind(Categorical, lambda module: {"n_categories": module.n_categories}, build_categorical),
+    *(
+        likelihood(cls, *(("noise_scale",) if cls is FixedGaussian else ()))
+        for cls in LIKELIHOODS.values()
+        if cls is not Categorical
+    ),
+]
+KINDS = {f"torch.{kind.cls.__name__}": kind for kind in LAYERS} | {kind.cls.__name__: kind for kind in OURS}
+NAMES = {kind.cls: name for name, kind in KINDS.items()}
+
+
+def foreign_part(module):
+    """What keeps a module from having a description, in words, or None.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    """
+    parts = list(module.named_modules(remove_duplicate=False))
+    for name, part in parts:
+        if type(part) not in NAMES:
+            return f"{name or 'the module'} is a {type(part).__module__}.{type(part).__qualname__}"
+        if any(hooks for attribute, hooks in vars(part).items() if attribute.endswith("_hooks")):
+            return f"{name or 'the module'} has hooks"
+    parameters = list(module.named_parameters(remove_duplicate=False))
+    for named in (parts, parameters):
+        if len({id(value) for _, value in named}) < len(named):
+            return "parts of it occur twice"
+    other = next((tensor.dtype for tensor in module.state_dict().values() if tensor.dtype not in DTYPES), None)
+    return None if other is None else f"it has values of the type {other}"
+
+
+def describe(module):
+    """The description of a module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Of which `foreign_part` says nothing.
+
+    Returns
+    -------
+    description : dict
+        Its arrays are on the CPU, and share memory with a module that is there.
+    """
+    kind, tensors = NAMES[type(module)], own_tensors(module)
+    last = [name for name, tensor in tensors.items() if is_channels_last(tensor)]
+    # In the order of memory, by which convolutions go.
+    ordered = {name: t.permute(0, 2, 3, 1) if name in last else t for name, t in tensors.items()}
+    return {
+        "kind": kind,
+        "settings": KINDS[kind].settings(module),
+        "arrays": {name: tensor.detach().cpu().numpy() for name, tensor in ordered.items()},
+        "parts": {name: describe(part) for name, part in module.named_children()},
+        "frozen": [name for name, p in module.named_parameters(recurse=False) if not p.requires_grad],
+        "channels_last": last,
+        "training": module.training,
+    }
+
+
+def rebuild(description):
+    """The module of a description, on the CPU, with memory of its own.
+
+    Raises
+    ------
+    ValueError
+        If it is no description, if a kind is unknown, or if settings, parts and arrays do not belong together.
+    """
+    if not isinstance(description, dict) or set(description) != set(FIELDS):
+        raise ValueError(f"The description of a module should have the fields {FIELDS}; save the estimator again.")
+    kind = KINDS.get(description["kind"]) if isinstance(description["kind"], str) else None
+    if kind is None or not all(isinstance(description[field], dict) for field in ("settings", "arrays", "parts")):
+        raise ValueError(f"Modules of the kind {description['kind']!r}, described so, are unknown; update skvae.")
+    parts = {name: rebuild(part) for name, part in description["parts"].items()}
+    last = description["channels_last"]
+    tensors = {name: to_parameter(array, name in last) for name, array in description["arrays"].items()}
+    try:
+        with torch.device("meta"):  # without memory and without draws; values come from the arrays
+            module = kind.build(description["settings"], parts, {name: t.shape for name, t in tensors.items()})
+        check_names("parts", dict(module.named_children()), parts)
+    except Exception as error:
+        raise ValueError(f"A {description['kind']} can not be built from its description: {error}") from error
+    fill(module, tensors, description["frozen"])
+    module.training = bool(description["training"])
+    return module
+
+
+def fill(module, tensors, frozen):
+    """Put tensors in the place of those of a module that have no memory.
+
+    Raises
+    ------
+    ValueError
+        If they have other names, shapes or kinds of numbers.
+    """
+    expected, name = own_tensors(module), type(module).__name__
+    check_names(f"arrays of {name}", tensors, expected)
+    for key, tensor in tensors.items():
+        there = expected[key]
+        if tensor.shape != there.shape or tensor.is_floating_point() != there.is_floating_point():
+            raise ValueError(
+                f"{key} of {name} should be of shape {tuple(there.shape)} and {there.dtype}, but the array is of shape "
+                f"{tuple(tensor.shape)} and {tensor.dtype}."
+            )
+        if there.device.type != "meta" and not torch.equal(there, tensor):
+            raise ValueError(f"{key} of {name} contradicts its settings.")
+        if isinstance(there, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=key not in frozen and there.requires_grad)
+        setattr(module, key, tensor)
+
+
+def own_tensors(module):
+    """Parameters and buffers of a module itself, by name."""
+    settings = {"recurse": False, "remove_duplicate": False}
+    return dict(module.named_parameters(**settings)) | dict(module.named_buffers(**settings))
+
+
+def to_parameter(array, channels_last):
+    """A copy of an array as a tensor, its axes in their usual order."""
+    tensor = torch.from_numpy(np.array(array, order="C"))
+    if tensor.dtype not in DTYPES or (channels_last and tensor.ndim != 4):
+        raise ValueError(f"An array of {tensor.dtype} with {tensor.ndim} axes is none of a network.")
+    return tensor.permute(0, 3, 1, 2) if channels_last else tensor
+
+
+def is_channels_last(tensor):
+    """Whether the channels of a pixel lie side by side in memory."""
+    if tensor.ndim != 4:
+        return False
+    like = torch.empty(tensor.shape, device="meta").to(memory_format=torch.channels_last)
+    return tensor.stride() == torch.empty_like(like, memory_format=torch.channels_last).stride()
+
+
+def check_names(what, found, expected):
+    """Raise if names are missing or unknown."""
+    if set(found) != set(expected):
+        raise ValueError(f"The {what} should be {sorted(expected)}, but are {sorted(found)}.")
