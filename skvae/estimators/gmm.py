@@ -14,9 +14,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..fitting.em import MixtureFit, fit_mixtures, start_mixture, step_mixture
+from ..fitting.missing import PatternRows, observed_e_step
 from ..fitting.rows import WhitenedRows, e_step
 from ..fitting.squarem import ACCELERATIONS
-from ..fitting.starts import STARTS
+from ..fitting.starts import STARTS, draw_starts
 from ..models.covariances import COVARIANCES, Mixture
 from ._base import (
     FLOATS,
@@ -30,10 +31,12 @@ from ._base import (
     counted_rows,
     fit_method,
     generator_from,
+    host_array,
     resolve_device,
     seed_from,
     to_tensor,
 )
+from ._missing import check_columns, filled_in, has_missing, impute_chunk, observed_means, rows_with_values
 from ._starts import (
     check_component_weights,
     check_init,
@@ -41,6 +44,8 @@ from ._starts import (
     given_responsibilities,
     responsibilities_of,
 )
+from ._streams import streamed
+from ._tables import Table
 
 
 class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, TorchEstimator):
@@ -49,6 +54,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     Parameters, attributes and results are those of :class:`sklearn.mixture.GaussianMixture`. The data are centred, the
     sums are kept in float64 whatever the dtype of the data, and rows are visited in chunks, so that nothing of size
     ``n_samples x n_components x n_features`` is ever held.
+
+    Values of X may be missing, as NaN: the likelihood is then that of the observed values, exactly.
 
     Parameters
     ----------
@@ -148,11 +155,28 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     sklearn.mixture.GaussianMixture : The same model in NumPy.
     VAEEmbedder : Codes on which a mixture finds clusters that it does not find in the data.
 
+    Notes
+    -----
+    Missing values (NaN) are taken to be missing at random: whether a value is missing may depend on the observed values
+    of its row, not on itself. EM then maximises the likelihood of the observed values, rows being grouped by what they
+    lack, and all methods use the marginal densities of what is observed. Starts are drawn among rows completed by their
+    expectation under a single Gaussian (one of the same kind: without correlations for "diag" and "spherical"), which
+    has seen ten steps of EM; a clusterer given as ``init_params`` sees these rows too. Rows without any value are left
+    out of a fit. A fit with missing values computes in float64 always.
+
+    Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
+    read a chunk at a time, and centred and whitened then: one pass over the rows for each iteration, shared by all
+    starts, in an amount of memory that does not depend on their number. The result is that of rows in memory, but for the start. This is looked for in
+    a random sample of 100,000 rows, or as many as need 64 MB, but at least 40 for each component; responsibilities of
+    all rows follow from it. A clusterer given as ``init_params`` is fitted to such a sample, and predicts the labels of
+    all rows. Values can not be missing in rows that are read so.
+
     References
     ----------
     C. M. Bishop, Pattern Recognition and Machine Learning, 2006, section 9.2 (equations 9.23 to 9.28).
     R. Varadhan and C. Roland, Simple and globally convergent methods for accelerating the convergence of any EM
     algorithm, 2008 (scheme S3).
+    Z. Ghahramani and M. I. Jordan, Supervised learning from incomplete data via an EM approach, 1994.
     O. Cappe and E. Moulines, On-line expectation-maximization algorithm for latent data models, 2009 (equation 14).
 
     Examples
@@ -168,6 +192,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     True
     """
 
+    _allows_nan = True
+    _streams_nan = False
     _parameter_constraints: ClassVar[dict] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(COVARIANCES))],
@@ -290,7 +316,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training data.
+            Training data; NaN is a missing value.
         y : array-like of shape (n_samples,), default=None
             Class labels to start from, -1 where unlabelled. Used only with ``init_params="labels"``.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -304,7 +330,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Raises
         ------
         ValueError
-            If X is not a finite numeric table with at least ``n_components`` rows, or a start does not fit to it.
+            If X is not a finite numeric table, but for NaN, with at least ``n_components`` rows, if a column has no
+            value, or if a start does not fit to X.
 
         Warns
         -----
@@ -331,7 +358,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            A batch.
+            A batch; NaN is a missing value.
         y : array-like of shape (n_samples,), default=None
             Class labels to start from, as in `fit`; used in the first batch only.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -346,8 +373,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Raises
         ------
         ValueError
-            If X is not a finite numeric table with the features of the earlier batches, or the first batch has fewer
-            than ``n_components`` rows.
+            If X is not a finite numeric table, but for NaN, with the features of the earlier batches, if it has no
+            value at all, or if the first batch has fewer than ``n_components`` rows or a column without a value.
         """
         first = not hasattr(self, "converged_")
         X = self._validate(X, reset=first, min_samples=2 if first else 1)
@@ -429,7 +456,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         return self.predict_proba(X)
 
     def score_samples(self, X):
-        """Log-likelihood of each row.
+        """Log-likelihood of each row; of its observed values, where others are missing.
 
         Parameters
         ----------
@@ -439,9 +466,43 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Returns
         -------
         log_likelihood : ndarray of shape (n_samples,)
-            In nats.
+            In nats; zero for a row without any value.
         """
         return self._e_step(X, lambda evidence, log_resp: evidence)
+
+    def impute(self, X):
+        """Replace missing values by their expectation given the observed values of their row.
+
+        It is the mean of the conditional means of the components, weighted by the responsibilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data, with NaN where values are missing.
+
+        Returns
+        -------
+        X_filled : ndarray of shape (n_samples, n_features)
+            The data without NaN. Observed values are as they were.
+
+        References
+        ----------
+        Z. Ghahramani and M. I. Jordan, Supervised learning from incomplete data via an EM approach, 1994, section 3.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skvae import TorchGMM
+        >>> gmm = TorchGMM.from_parameters([1.0], [[1.0, 2.0]], [[[1.0, 0.5], [0.5, 1.0]]])
+        >>> gmm.impute([[3.0, np.nan], [np.nan, np.nan]])
+        array([[3., 3.],
+               [1., 2.]])
+        """
+        X = self._validate(X, reset=False)
+        device, family = resolve_device(self.device, dtype=torch.float64), COVARIANCES[self.covariance_type]
+        mixture = self._mixture(torch.float64, device)
+        rows = {"dtype": compute_dtype(X.dtype, device), "device": device, "chunk_size": self.chunk_size}
+        return self._map(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
 
     def bic(self, X):
         """Bayesian information criterion on X; lower is better.
@@ -456,7 +517,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         bic : float
             ``-2 log-likelihood + n_parameters log(n_samples)``.
         """
-        log_likelihoods = self.score_samples(X)
+        log_likelihoods = host_array(self.score_samples(X))
         n_samples = len(log_likelihoods)
         return float(-2 * log_likelihoods.sum(dtype=np.float64) + self._n_parameters() * np.log(n_samples))
 
@@ -473,7 +534,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         aic : float
             ``-2 log-likelihood + 2 n_parameters``.
         """
-        return float(-2 * self.score_samples(X).sum(dtype=np.float64) + 2 * self._n_parameters())
+        return float(-2 * host_array(self.score_samples(X)).sum(dtype=np.float64) + 2 * self._n_parameters())
 
     def icl(self, X):
         """Integrated completed likelihood on X, as an information criterion; lower is better.
@@ -495,7 +556,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         C. Biernacki, G. Celeux and G. Govaert, Assessing a mixture model for clustering with the integrated completed
         likelihood, 2000.
         """
-        certainties = self._e_step(X, lambda evidence, log_resp: log_resp.amax(1))
+        certainties = host_array(self._e_step(X, lambda evidence, log_resp: log_resp.amax(1)))
         return self.bic(X) - 2 * float(certainties.sum(dtype=np.float64))
 
     def sample(self, n_samples=1, random_state=None):
@@ -530,18 +591,36 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         n_given = len(X)
         X, weight, counted = counted_rows(X, sample_weight)
         check_enough_rows(X, self.n_components)
-        given_start = None if warm else self._given_start(X, y, weight, counted, n_given)
         center = column_means(X, weight)
+        if np.isnan(center).any() and has_missing(X):
+            return self._begin_incomplete(X, y, weight, counted, n_given, warm)
+        given_start = None if warm else self._given_start(X, y, weight, counted, n_given)
         x, weight = self._centered(X, weight, center)
-
-        if warm:
-            starts = [lambda rows: self._current_mixture(rows.x.device, center)]
-        elif given_start is None:
-            starts = self._starts(x, weight, center)
-        else:
-            resp_of = responsibilities_of(given_start, x.dtype, x.device, self.n_components)
-            starts = [self._start(resp_of, center)]
+        starts = self._chosen_starts(x, weight, center, given_start, warm)
         return self._whitened(x, weight), starts, center
+
+    def _begin_incomplete(self, X, y, weight, counted, n_given, warm):
+        """As `_begin`, for rows that count, some with missing values."""
+        check_columns(self, X)
+        X, weight, counted = rows_with_values(X, weight, counted)
+        check_enough_rows(X, self.n_components)
+        center = observed_means(X, weight)
+        rows = self._incomplete(X, weight, center)
+        if warm:
+            return rows, self._chosen_starts(None, None, center, None, warm), center
+        filled = rows.filled()
+        whole = filled_in(X, filled.cpu().numpy() + center)
+        given_start = self._given_start(whole, y, weight, counted, n_given)
+        return rows, self._chosen_starts(filled, rows.weight, center, given_start, warm), center
+
+    def _chosen_starts(self, x, weight, center, given_start, warm):
+        """Functions from whitened rows to the mixtures to start from."""
+        if warm:
+            return [lambda rows: self._current_mixture(rows.x.device, center)]
+        if given_start is None:
+            return self._starts(x, weight, center)
+        resp_of = responsibilities_of(given_start, x.dtype, x.device, self.n_components)
+        return [self._start(resp_of, center)]
 
     def _resume(self, X, sample_weight):
         """As `_begin`, but with the centre and the coordinates of the mixture that there is."""
@@ -549,19 +628,34 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         device = resolve_device(self.device, dtype=torch.float64)
         center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
         mixture = self._current_mixture(device, center)
+        covariance = COVARIANCES[self.covariance_type].total(mixture)
+        if has_missing(X):
+            X, weight, _ = rows_with_values(X, weight)
+            return self._incomplete(X, weight, center, covariance), [lambda rows: mixture], center
         x, weight = self._centered(X, weight, center)
-        rows = self._whitened(x, weight, covariance=COVARIANCES[self.covariance_type].total(mixture))
+        rows = self._whitened(x, weight, covariance=covariance)
         return rows, [lambda rows: mixture], center
 
     def _centered(self, X, weight, center):
-        """Centred rows and their weights as tensors."""
+        """Centred rows and their weights as tensors, or rows that are read and centred when they are needed."""
         device = resolve_device(self.device, dtype=torch.float64)
-        x = centered(X, center, compute_dtype(X.dtype, device), device)
-        return x, None if weight is None else to_tensor(weight, x.dtype, device)
+        dtype = compute_dtype(X.dtype, device)
+        if isinstance(X, Table):
+            x = streamed(X, dtype, device, center=center, block_size=self.chunk_size)
+        else:
+            x = centered(X, center, dtype, device)
+        return x, None if weight is None else to_tensor(weight, dtype, device)
 
     def _whitened(self, x, weight, **coordinates):
         family = COVARIANCES[self.covariance_type]
         return WhitenedRows(x, family, self.reg_covar, weight, chunk_size=self.chunk_size, **coordinates)
+
+    def _incomplete(self, X, weight, center, covariance=None):
+        """Rows with missing values as tensors, about a centre."""
+        device = resolve_device(self.device, dtype=torch.float64)
+        x = centered(X, center, torch.float64, device)
+        weight = None if weight is None else to_tensor(weight, torch.float64, device)
+        return PatternRows(x, COVARIANCES[self.covariance_type], self.reg_covar, weight, covariance)
 
     def _given_start(self, X, y, weight, counted, n_given):
         """Labels or responsibilities of the rows that count, None where ``init_params`` is a method."""
@@ -575,8 +669,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         """One start, if all its parameters are given, or ``n_init`` drawn ones."""
         if all(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
             return [lambda rows: Mixture(*(part.to(rows.x.device) for part in self._given_parameters(center)))]
-        generator, draw = generator_from(self.random_state), STARTS[self.init_params]
-        drawn = (draw(x, self.n_components, generator, weight) for _ in range(self.n_init))
+        generator = generator_from(self.random_state)
+        drawn = draw_starts(self.init_params, self.n_init, x, self.n_components, generator, weight)
         return [self._start(resp_of, center) for resp_of in drawn]
 
     def _start(self, resp_of, center):
@@ -692,14 +786,14 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         device = resolve_device(self.device, dtype=torch.float64)
         dtype, family = compute_dtype(X.dtype, device), COVARIANCES[self.covariance_type]
         mixture = self._mixture(dtype, device)
-        return self._map(
-            lambda x: select(*e_step(x, mixture, family)),
-            X,
-            dtype=dtype,
-            device=device,
-            width=3 * (X.shape[1] + len(mixture.means)),
-            chunk_size=self.chunk_size,
-        )
+
+        def function(x):
+            if x.sum().isnan() and x.isnan().any():
+                return select(*observed_e_step(x.double(), self._mixture(torch.float64, device), family))
+            return select(*e_step(x, mixture, family))
+
+        width = 3 * (X.shape[1] + len(mixture.means))
+        return self._map(function, X, dtype=dtype, device=device, width=width, chunk_size=self.chunk_size)
 
     def _n_parameters(self):
         n_components, n_features = self.means_.shape

@@ -1,14 +1,18 @@
 """Probabilistic principal component analysis."""
 
-from numbers import Integral
+import warnings
+from numbers import Integral, Real
 from typing import ClassVar
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..fitting.ppca import axes_of_rows, axes_of_scatter, fit_ppca
+from ..fitting.missing import PatternRows, completed, observed_e_step
+from ..fitting.ppca import axes_of_rows, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
+from ..models.covariances import COVARIANCES
 from ..models.ppca import PPCA
 from ._base import (
     LatentMixin,
@@ -25,6 +29,7 @@ from ._base import (
     to_dtype,
     to_tensor,
 )
+from ._missing import check_columns, has_missing, impute_chunk, observed_means, rows_with_values
 
 
 class TorchPPCA(LatentMixin, TorchEstimator):
@@ -33,6 +38,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     The linear Gaussian latent variable model ``x = W z + mean + noise``: the one that a variational autoencoder with
     linear networks learns. Its covariance is formed in one pass over row chunks and summed in float64, so that the
     variances of float32 data are accurate.
+
+    Values of X may be missing, as NaN: EM then finds the maximum of the likelihood of the observed values.
 
     Parameters
     ----------
@@ -49,6 +56,12 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     random_state : int, RandomState instance or None, default=None
         Seeds `sample`; the fit is not random.
 
+    tol : float, default=1e-6
+        With missing values, EM stops when the mean log-likelihood of a row gains less than this, in nats.
+
+    max_iter : int, default=1000
+        With missing values, largest number of iterations of EM.
+
     Attributes
     ----------
     components_ : ndarray of shape (n_components_, n_features)
@@ -63,6 +76,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Means of the features.
     n_components_ : int
         Number of components.
+    n_iter_ : int
+        Number of iterations of EM; one without missing values.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -78,9 +93,19 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     With more features than rows, the noise variance is the mean over all other directions, also those in which the data
     do not vary. scikit-learn leaves these out or in, depending on its solver.
 
+    Missing values (NaN) are taken to be missing at random: whether a value is missing may depend on the observed values
+    of its row, not on itself. The M-step of EM is the closed form, with the expected moments of the rows. Variances
+    count the rows that have a value less one, as they do without missing values. A share of the variance, and None, are
+    decided by the maximum likelihood covariance, which needs more rows than features; Minka's choice supposes complete
+    rows. Rows without any value are left out of a fit. A fit with missing values computes in float64 always.
+
+    Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
+    read a chunk at a time; if there are fewer rows than features, a fit holds them. Values can not be missing in rows that are read so.
+
     References
     ----------
     M. E. Tipping and C. M. Bishop, Probabilistic Principal Component Analysis, 1999.
+    A. Ilin and T. Raiko, Practical approaches to principal component analysis in the presence of missing values, 2010.
     T. P. Minka, Automatic choice of dimensionality for PCA, 2000.
 
     Examples
@@ -95,6 +120,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     0.978
     """
 
+    _allows_nan = True
+    _streams_nan = False
     _parameter_constraints: ClassVar[dict] = {
         "n_components": [
             Interval(Integral, 1, None, closed="left"),
@@ -105,13 +132,19 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         "device": [str, torch.device],
         "chunk_size": [Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
+        "tol": [Interval(Real, 0.0, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(self, n_components=None, *, device="auto", chunk_size=None, random_state=None):
+    def __init__(
+        self, n_components=None, *, device="auto", chunk_size=None, random_state=None, tol=1e-6, max_iter=1000
+    ):
         self.n_components = n_components
         self.device = device
         self.chunk_size = chunk_size
         self.random_state = random_state
+        self.tol = tol
+        self.max_iter = max_iter
 
     @fit_method
     def fit(self, X, y=None, sample_weight=None):
@@ -120,7 +153,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training data.
+            Training data; NaN is a missing value.
         y : Ignored
             Present for API consistency.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -134,27 +167,32 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Raises
         ------
         ValueError
-            If X is not a finite numeric table of at least two rows, or has fewer rows or features than components.
+            If X is not a finite numeric table, but for NaN, of at least two rows, has fewer rows or features than
+            components, or a column without a value; or if missing values leave the number of components open.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If EM, with missing values, did not reach ``tol``.
         """
         X = self._validate(X, reset=True, min_samples=2)
         X, weight, _ = counted_rows(X, sample_weight)
+        mean = column_means(X, weight)
+        incomplete = np.isnan(mean).any() and has_missing(X)
+        if incomplete:
+            check_columns(self, X)
+            X, weight, _ = rows_with_values(X, weight)
+            mean = observed_means(X, weight)
         if isinstance(self.n_components, Integral) and self.n_components > min(X.shape):
             raise ValueError(
                 f"n_components={self.n_components} is larger than the smaller of n_samples={len(X)} and "
                 f"n_features={X.shape[1]}; decrease n_components."
             )
 
-        device = resolve_device(self.device, dtype=torch.float64)
-        dtype, mean = compute_dtype(X.dtype, device), column_means(X, weight)
-        n_samples = len(X) if weight is None else float(weight.sum())
-        if len(X) < X.shape[1]:  # the products of rows are fewer than those of features
-            root = 1.0 if weight is None else to_tensor(np.sqrt(weight), dtype, device)[:, None]
-            squares, axes = axes_of_rows(centered(X, mean, dtype, device) * root)
-        else:
-            squares, axes = axes_of_scatter(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
-        model, total_variance = fit_ppca(squares, axes, n_samples, self.n_components, dtype)
+        fit_rows = self._fit_incomplete if incomplete else self._fit_complete
+        model, total_variance, self.n_iter_ = fit_rows(X, weight, mean)
 
-        self.mean_ = to_dtype(mean, X.dtype)
+        self.mean_ = to_dtype(mean + model.mean.cpu().numpy(), X.dtype)
         self.components_ = to_dtype(model.axes.cpu().numpy(), X.dtype)
         self.explained_variance_ = to_dtype(model.variances.cpu().numpy(), X.dtype)
         self.explained_variance_ratio_ = to_dtype((model.variances / total_variance).cpu().numpy(), X.dtype)
@@ -162,10 +200,65 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         self.n_components_ = self._n_features_out = len(self.components_)
         return self
 
+    def _fit_complete(self, X, weight, mean):
+        """Model about the means of the features, total variance and number of iterations."""
+        device = resolve_device(self.device, dtype=torch.float64)
+        dtype = compute_dtype(X.dtype, device)
+        n_samples = len(X) if weight is None else float(weight.sum())
+        if len(X) < X.shape[1]:  # the products of rows are fewer than those of features
+            root = 1.0 if weight is None else to_tensor(np.sqrt(weight), dtype, device)[:, None]
+            squares, axes = axes_of_rows(centered(X, mean, dtype, device) * root)
+        else:
+            squares, axes = axes_of_scatter(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
+        model, total_variance = fit_ppca(squares, axes, n_samples, self.n_components, dtype)
+        return model, total_variance, 1
+
+    def _fit_incomplete(self, X, weight, mean):
+        """As `_fit_complete`, by EM."""
+        self._check_decidable(X)
+        device = resolve_device(self.device, dtype=torch.float64)
+        x = centered(X, mean, torch.float64, device)
+        weight = x.new_ones(len(x)) if weight is None else to_tensor(weight, torch.float64, device)
+        scale = _mean_scale(x, weight)
+        # The axes depend on the units of the features, so that only a common one may be changed.
+        unit = torch.eye(X.shape[1], dtype=torch.float64, device=device)[None]
+        rows = PatternRows(x / scale, COVARIANCES["full"], 0.0, weight, covariance=unit)
+
+        settings = {"dtype": compute_dtype(X.dtype, device), "tol": self.tol, "max_iter": self.max_iter}
+        n_components, n_iter, start = self.n_components, 0, None
+        if not isinstance(n_components, Integral):
+            n_components, full = choose_observed(rows, n_components, **settings)
+            n_iter, start = len(full.lower_bounds), full.model
+        fit = fit_ppca_observed(rows, n_components, start=start, **settings)
+        if not fit.converged:
+            warnings.warn(
+                f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the mean "
+                f"log-likelihood by tol={self.tol} or more. Increase max_iter or tol, or decrease n_components.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        found = fit.model
+        variances, noise_variance = found.variances * scale**2, found.noise_variance * scale**2
+        model = PPCA(found.mean * scale, found.axes, variances, noise_variance)
+        return model, fit.total_variance * scale**2, n_iter + len(fit.lower_bounds)
+
+    def _check_decidable(self, X):
+        """Raise if missing values leave the number of components open."""
+        if self.n_components == "mle":
+            raise ValueError(
+                "n_components='mle' supposes complete rows, but X has NaN; give a number, or a share of the variance."
+            )
+        if not isinstance(self.n_components, Integral) and len(X) <= X.shape[1]:
+            raise ValueError(
+                f"n_components={self.n_components} needs more rows than features where values are missing, but X has "
+                f"{len(X)} rows with a value and {X.shape[1]} features; give a number of components."
+            )
+
     def transform(self, X):
         """Embed rows: the mean of p(z | x).
 
-        It is the projection on the principal axes, scaled to about unit variance and shrunk by the noise.
+        It is the projection on the principal axes, scaled to about unit variance and shrunk by the noise. Where values
+        are missing it is the expectation given the others, zero for a row without any.
 
         Parameters
         ----------
@@ -177,10 +270,13 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Z : ndarray of shape (n_samples, n_components_)
             Codes.
         """
-        return self._map_model(PPCA.posterior_mean, self._validate(X, reset=False))
+        # The code is linear in the row, so that its mean is the code of the expected row.
+        return self._map_rows(
+            PPCA.posterior_mean, lambda x, model, *density: model.posterior_mean(completed(x, *density)), X
+        )
 
     def posterior_variance(self):
-        """Variances of p(z | x), which are the same for every row.
+        """Variances of p(z | x), which are the same for every row without missing values.
 
         Returns
         -------
@@ -206,7 +302,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return self._map_model(PPCA.decode, Z)
 
     def score_samples(self, X):
-        """Log-likelihood of each row.
+        """Log-likelihood of each row; of its observed values, where others are missing.
 
         Parameters
         ----------
@@ -216,9 +312,39 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Returns
         -------
         log_likelihood : ndarray of shape (n_samples,)
-            In nats.
+            In nats; zero for a row without any value.
         """
-        return self._map_model(PPCA.log_prob, self._validate(X, reset=False))
+        return self._map_rows(PPCA.log_prob, lambda x, model, *density: observed_e_step(x, *density)[0], X)
+
+    def impute(self, X):
+        """Replace missing values by their expectation given the observed values of their row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data, with NaN where values are missing.
+
+        Returns
+        -------
+        X_filled : ndarray of shape (n_samples, n_features)
+            The data without NaN. Observed values are as they were.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skvae import TorchPPCA
+        >>> X = np.array([[1.0, 2], [2, 4], [3, 6], [4, np.nan]])
+        >>> TorchPPCA(1).fit(X).impute(X).round(3)
+        array([[1., 2.],
+               [2., 4.],
+               [3., 6.],
+               [4., 8.]])
+        """
+        X = self._validate(X, reset=False)
+        device, family = resolve_device(self.device, dtype=torch.float64), COVARIANCES["full"]
+        mixture = self._model(torch.float64, device).as_mixture()
+        rows = {"dtype": compute_dtype(X.dtype, device), "device": device, "chunk_size": self.chunk_size}
+        return self._map(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the model.
@@ -247,9 +373,33 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return PPCA(*(torch.tensor(part, dtype=dtype, device=device) for part in parts))
 
     def _map_model(self, function, X):
-        """Apply a method of the model to chunks of rows."""
+        """Apply a method of the model to chunks of rows or codes."""
         device = resolve_device(self.device, dtype=torch.float64)
         dtype = compute_dtype(X.dtype, device)
         model, width = self._model(dtype, device), 3 * self.n_features_in_
         rows = {"dtype": dtype, "device": device, "width": width, "chunk_size": self.chunk_size}
         return self._map(lambda x: function(model, x), X, **rows)
+
+    def _map_rows(self, complete, incomplete, X):
+        """Apply a method of the model to chunks of complete rows, and a function to those with missing values.
+
+        The function gets rows, the model and its density (mixture and family) in float64.
+        """
+        density = []  # made when a chunk needs it, because it is a matrix where the model is a few axes
+
+        def function(model, x):
+            if not (x.sum().isnan() and x.isnan().any()):  # a sum is cheap
+                return complete(model, x)
+            if not density:
+                model = self._model(torch.float64, x.device)
+                density.extend([model, model.as_mixture(), COVARIANCES["full"]])
+            return incomplete(x.double(), *density)
+
+        return self._map_model(function, self._validate(X, reset=False))
+
+
+def _mean_scale(x, weight):
+    """Root of the weighted mean square of the values that are there, one if all are zero."""
+    largest = float(x.nan_to_num(nan=0.0).abs().max()) or 1.0  # the squares of the values may be out of range
+    squares = (weight @ (x / largest).square().nan_to_num(nan=0.0)).sum() / (weight @ (~x.isnan()).to(x)).sum()
+    return largest * float(squares.sqrt()) or 1.0

@@ -1,10 +1,20 @@
-"""Probabilistic principal component analysis in closed form, from one pass over row chunks."""
+"""Probabilistic principal component analysis: in closed form from one pass over row chunks, or by EM."""
 
 import math
+from typing import NamedTuple
 
 import torch
 
 from ..models.ppca import PPCA, evidence_of_dimension
+
+
+class ObservedFit(NamedTuple):
+    """What EM found from rows with missing values."""
+
+    model: PPCA
+    total_variance: torch.Tensor  # ()
+    lower_bounds: list  # mean log-likelihood of the observed values of a row before each M-step, in nats
+    converged: bool
 
 
 def axes_of_scatter(scatter):
@@ -96,3 +106,109 @@ def fit_ppca(squares, axes, n_samples, n_components, dtype):
     noise = torch.maximum(rest, floor) if q < n_features else rest
     model = PPCA(variances.new_zeros(n_features), axes[:q], torch.maximum(variances[:q], floor), noise)
     return model, variances.sum()
+
+
+def fit_ppca_observed(rows, n_components, dtype, *, tol, max_iter, start=None):
+    """Maximum likelihood PPCA from the observed values of rows.
+
+    EM with the missing values alone as what is not known: the M-step is the closed form (`fit_ppca`) with the expected
+    moments of the rows, so that one step solves a table without missing values. Of the codes nothing is estimated.
+
+    Parameters
+    ----------
+    rows : PatternRows
+        Of the full covariance type, in the units of the data but for a common factor.
+    n_components : int
+    dtype : torch.dtype
+        That of the data.
+    tol : float
+        EM stops when the mean log-likelihood of a row gains less, in nats.
+    max_iter : int
+    start : PPCA, optional
+        Independent values of unit variance if not given.
+
+    Returns
+    -------
+    fit : ObservedFit
+        Its variances count the rows less one, as `fit_ppca` does; the noise and the axes are those of the maximum.
+    """
+    n_features = rows.x.shape[1]
+    if start is None:
+        ones = rows.x.new_ones(n_features)
+        start = PPCA(0 * ones, ones[:1, None] * torch.eye(1, n_features).to(ones), ones[:1], ones[0])
+    model, steps, bounds, converged = start, _Steps(), [], False
+    for _ in range(max_iter):
+        moments, means, total = rows.expect([model.as_mixture()])[0]
+        bound = total / rows.total_weight + rows.log_scale
+        if steps.fallback is not None and bounds and not bound >= bounds[-1]:
+            model = steps.reject()
+            continue
+        weight, shift = float(moments.weight[0]), moments.first[0] / moments.weight[0]
+        spectrum, mean = axes_of_scatter(moments.second[0] - weight * shift.outer(shift)), means[0] + shift
+        bounds.append(bound)
+        if len(bounds) > 1 and steps.fallback is None and bound - bounds[-2] < tol:
+            converged = True
+            break
+        # All rows count while EM runs.
+        model = steps.propose(model, fit_ppca(*spectrum, weight + 1, n_components, dtype)[0]._replace(mean=mean))
+    final, total_variance = fit_ppca(*spectrum, weight, n_components, dtype)
+    return ObservedFit(final._replace(mean=mean), total_variance, bounds, converged)
+
+
+class _Steps:
+    """Squared extrapolation of EM steps (Varadhan and Roland 2008, scheme S3) on means and logarithms of covariances.
+
+    After two steps of EM a third is leapt to; if the likelihood is lower there, EM goes on from where it was.
+    """
+
+    def __init__(self):
+        self.path, self.fallback = [], None
+
+    def reject(self):
+        """Give up the leap: the model that EM had reached."""
+        model, self.fallback, self.path = self.fallback, None, []
+        return model
+
+    def propose(self, before, after):
+        """The model to go on from after a step of EM."""
+        self.fallback, self.path = None, [*(self.path or [before]), after]
+        if len(self.path) < 3:
+            return after
+        zero, one, two = (torch.cat([model.mean[None], _log_covariance(model)]) for model in self.path)
+        self.path, step, curve = [], one - zero, two - 2 * one + zero
+        scale = (step.norm() / curve.norm()).clamp(min=1.0)
+        if not torch.isfinite(scale):
+            return after
+        leap = zero + 2 * scale * step + scale**2 * curve
+        logs, vectors = torch.linalg.eigh(leap[1:])
+        variances, n_components = logs.exp().flip(0), len(after.variances)
+        if not (torch.isfinite(variances).all() and variances[-1] > 0):
+            return after
+        self.fallback, rest = after, variances[n_components:]
+        noise = rest.mean() if len(rest) else after.noise_variance
+        return PPCA(leap[0], vectors.flip(1).mT[:n_components], variances[:n_components], noise)
+
+
+def _log_covariance(model):
+    """Logarithm of the covariance of a model (d, d)."""
+    ratios = model.variances.log()
+    if len(model.axes) < model.axes.shape[1]:
+        noise = model.noise_variance.log()
+        return (model.axes.mT * (ratios - noise)) @ model.axes + noise * torch.eye(model.axes.shape[1]).to(noise)
+    return (model.axes.mT * ratios) @ model.axes
+
+
+def choose_observed(rows, n_components, dtype, *, tol, max_iter):
+    """As `choose_components`, from the maximum likelihood covariance of rows with missing values, and that fit.
+
+    Parameters
+    ----------
+    rows : PatternRows
+    n_components : float or None
+    dtype : torch.dtype
+    tol : float
+    max_iter : int
+    """
+    n_features = rows.x.shape[1]
+    full = fit_ppca_observed(rows, n_features, dtype, tol=tol, max_iter=max_iter)
+    return choose_components(n_components, full.model.variances, rows.total_weight, dtype), full

@@ -38,6 +38,17 @@ class Mixture(NamedTuple):
         return Mixture(*(part.to(*args, **kwargs) for part in self))
 
 
+class Conditional(NamedTuple):
+    """What the observed values of rows say about the missing ones, for each component.
+
+    Rows are in blocks (p, b, d): p patterns of missing values, each with b rows. Every pattern lacks m values.
+    """
+
+    log_prob: Tensor  # (k, p, b): of the observed values; zero where there are none
+    residual: Tensor  # (k, p, b, d): expected rows less the means
+    spread: Tensor  # covariances of the missing values (k or 1, p, m, m), or variances, zero if observed (k or 1, p, d)
+
+
 @dataclass(frozen=True)
 class Covariance:
     """A covariance type: a kernel (matrix or axis-aligned) and the axes over which it is pooled."""
@@ -109,6 +120,12 @@ class Covariance:
     def _n_free(self, n_components):
         return 1 if self.tied else n_components
 
+    def _observed_log_prob(self, log_det, squares, observed):
+        """Log-density of observed values, from that of their whitener (k, p) and squared lengths (k, p, b)."""
+        n_observed = observed.sum(-1)[:, None].to(squares)  # an integer times a number would be float32
+        log_prob = log_det[:, :, None] - 0.5 * (_finite(squares) + n_observed * LOG_2PI)
+        return torch.where(n_observed > 0, log_prob, 0.0)
+
     def _constants(self, mixture):
         """Log-density of each component at the origin, plus its log-weight (k,)."""
         squares = self._whitened(mixture.means, mixture.factor).square().sum(-1)
@@ -159,6 +176,74 @@ class MatrixCovariance(Covariance):
         for second in moments.second:
             second += second.triu(1).mT
         return moments
+
+    # Missing values.
+
+    def condition(self, x, observed, missing, means, factor):
+        """Marginal density of the observed values and moments of the missing ones given them.
+
+        With the factor F of a covariance, the expected missing residuals are the r_m that make the length of
+        ``F_o' r_o + F_m' r_m`` least. The square of that length is in the exponent of the marginal density, and the
+        inverse of ``F_m F_m'`` is the conditional covariance. Only matrices as large as what is missing are decomposed.
+
+        Parameters
+        ----------
+        x : Tensor of shape (p, b, d)
+            Blocks of b rows that lack the same values; any finite number stands for them.
+        observed : Tensor of shape (p, d), bool
+        missing : Tensor of shape (p, m)
+            Indices of the other features, in increasing order.
+        means : Tensor of shape (k, d)
+        factor : Tensor
+
+        Returns
+        -------
+        conditional : Conditional
+        """
+        residual = (x - means[:, None, None]) * observed[:, None]  # (k, p, b, d)
+        whitened = (residual.flatten(1, 2) @ factor).view_as(residual)
+        columns = factor[:, missing]  # F_m (k, p, m, d)
+        root = _gram_root(columns)
+        for _ in range(2):  # the second time takes back the rounding of the first
+            step = torch.cholesky_solve(columns @ whitened.mT, root)  # (k, p, m, b)
+            whitened = whitened - step.mT @ columns
+            residual.scatter_add_(3, missing[:, None].expand(*residual.shape[:3], -1), -step.mT)
+        log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
+        log_det = log_det - root.diagonal(dim1=2, dim2=3).abs().log().sum(2)
+        log_prob = self._observed_log_prob(log_det, whitened.square().sum(-1), observed)
+        return Conditional(log_prob, residual, torch.cholesky_inverse(root))
+
+    def accumulate_conditional(self, moments, found, missing, resp):
+        """Add expected moments of rows about the means to moments, in place, as `accumulate` does.
+
+        Parameters
+        ----------
+        moments : Moments
+        found : Conditional
+        missing : Tensor of shape (p, m)
+        resp : Tensor of shape (k, p, b)
+        """
+        n_features, pooled = found.residual.shape[-1], self.tied
+        residual = found.residual.flatten(1, 2)
+        weighted = residual * resp.flatten(1)[:, :, None]
+        moments.weight.add_(resp.sum((1, 2)))
+        moments.first.add_(weighted.sum(1))
+        one, two = (part.flatten(0, 1)[None] if pooled else part for part in (weighted, residual))
+        moments.second.add_((one.mT @ two).triu_())
+
+        share = resp.sum(2)[:, :, None, None]  # (k, p, 1, 1)
+        spread = ((share.sum(0, keepdim=True) if pooled else share) * found.spread).triu_()
+        places = missing[:, :, None] * n_features + missing[:, None, :]  # (p, m, m), in a matrix laid out in a line
+        places = places + n_features**2 * torch.arange(len(spread), device=places.device)[:, None, None, None]
+        moments.second.view(-1).index_add_(0, places.flatten(), spread.flatten())
+
+    def variances(self, covariances):
+        """Variances of the features (k or 1, d)."""
+        return covariances.diagonal(dim1=1, dim2=2)
+
+    def axis_whitener(self, variances):
+        """The whitener that brings features of these variances (d,) to unit variance and leaves their correlations."""
+        return _inverse_scales(variances).diag()
 
     def factor(self, covariances):
         """Precision Cholesky factor of each covariance, and whether each is positive definite."""
@@ -347,6 +432,55 @@ class AxisCovariance(Covariance):
         second = moments.second.sum(0, keepdim=True) if self.tied else moments.second
         return moments._replace(second=self._pool(second))
 
+    # Missing values.
+
+    def condition(self, x, observed, missing, means, factor):
+        """Marginal density of the observed values and moments of the missing ones, which are those without them.
+
+        Parameters
+        ----------
+        x : Tensor of shape (p, b, d)
+            Blocks of b rows that lack the same values; any finite number stands for them.
+        observed : Tensor of shape (p, d), bool
+        missing : Tensor of shape (p, m)
+            Indices of the other features.
+        means : Tensor of shape (k, d)
+        factor : Tensor
+
+        Returns
+        -------
+        conditional : Conditional
+        """
+        residual = (x - means[:, None, None]) * observed[:, None]  # (k, p, b, d)
+        squares = (residual * factor[:, None, None]).square_().sum(-1)
+        log_det = factor.log().expand(-1, x.shape[-1]) @ observed.mT.to(factor)
+        spread = (~observed) * self.covariances(factor)[:, None]
+        return Conditional(self._observed_log_prob(log_det, squares, observed), residual, spread)
+
+    def accumulate_conditional(self, moments, found, missing, resp):
+        """Add expected moments of rows about the means to moments, in place, as `accumulate` does.
+
+        Parameters
+        ----------
+        moments : Moments
+        found : Conditional
+        missing : Tensor of shape (p, m)
+        resp : Tensor of shape (k, p, b)
+        """
+        weighted = found.residual * resp[..., None]
+        moments.weight.add_(resp.sum((1, 2)))
+        moments.first.add_(weighted.sum((1, 2)))
+        moments.second.add_(weighted.mul_(found.residual).sum((1, 2)))
+        moments.second.add_((resp.sum(2)[:, :, None] * found.spread).sum(1))
+
+    def variances(self, covariances):
+        """Variances of the features, or their mean (k or 1, d or 1)."""
+        return covariances
+
+    def axis_whitener(self, variances):
+        """The whitener that brings features of these variances (d,) to unit variance, or unit mean variance."""
+        return _inverse_scales(self._pool(variances[None])[0])
+
     def factor(self, covariances):
         """One over the standard deviations, and whether each component's variances are positive."""
         return covariances.rsqrt(), (covariances > 0).all(-1)
@@ -499,6 +633,14 @@ def _bounded(squares):
     """`_finite`, with a gradient."""
     largest = torch.finfo(squares.dtype).max / 4
     return squares.nan_to_num(nan=largest, posinf=largest).clamp(max=largest)
+
+
+def _gram_root(rows):
+    """Lower triangles L (..., m, m) with ``L L' = rows rows'`` for rows (..., m, d) without linear dependences."""
+    root, info = torch.linalg.cholesky_ex(rows @ rows.mT)
+    if info.any():  # the products have lost what tells the rows apart
+        return torch.linalg.qr(rows.mT, mode="r").R.mT.contiguous()
+    return root
 
 
 def _rows_that_count(x, weight):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .covariances import LOG_2PI
+from .covariances import LOG_2PI, Mixture
 
 
 class PPCA(NamedTuple):
@@ -50,6 +50,22 @@ class PPCA(NamedTuple):
             squares = squares + (residual - along @ self.axes).square().sum(1) / self.noise_variance
             log_det = log_det + (n_features - n_components) * self.noise_variance.log()
         return -0.5 * (squares + log_det + n_features * LOG_2PI)
+
+    def as_mixture(self):
+        """The density of x as a mixture of one component with a full covariance.
+
+        Its factor is made from the axes, so that it keeps its digits where the noise is small.
+        """
+        n_components, n_features = self.axes.shape
+        basis = torch.linalg.qr(self.axes.mT, mode="complete").Q  # the axes, and what is orthogonal to them
+        noise = self.noise_variance.expand(n_features - n_components)
+        variances = torch.cat([self.variances, noise])
+        # Rows of noise first: a decomposition keeps the digits of small rows that come after large ones.
+        root = (basis * variances.rsqrt()).flip(0, 1)
+        lower = torch.linalg.qr(root.mT, mode="r").R.mT  # reversed in both axes, the triangle that is wanted
+        factor = (lower * lower.diagonal().sign()).flip(0, 1)
+        covariance = (basis * variances) @ basis.mT
+        return Mixture(self.mean.new_zeros(1), self.mean[None], covariance[None], factor[None])
 
     def sample(self, noise_z, noise_x):
         """Rows from standard normal noise (n, q) and (n, d)."""

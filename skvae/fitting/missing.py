@@ -1,0 +1,218 @@
+"""Rows with missing values as EM sees them: grouped by the pattern of what is missing.
+
+What is maximised is the likelihood of the observed values, which is right where values are missing at random: whether
+one is missing may depend on what is observed, but not on what it would have been. EM completes each row by its
+expectation, and the covariance of what it completed enters the sums (Ghahramani and Jordan 1994).
+"""
+
+import torch
+
+from ..models.covariances import LOG_2PI, Mixture
+from .em import m_step
+
+BLOCK_BYTES = 2**22  # what a block of patterns works on should stay in a cache
+MAX_ROWS = 1024  # of one pattern in a block
+WORD = 30  # features in one number of a pattern's code
+PILOT_STEPS = 10  # of EM, for the single Gaussian that completes rows before there is a mixture
+
+
+def pattern_codes(observed):
+    """A number for each row, equal for rows in which the same values are observed (n,).
+
+    Parameters
+    ----------
+    observed : Tensor of shape (n, d), bool
+    """
+    codes = torch.zeros(len(observed), dtype=torch.int64, device=observed.device)
+    for part in observed.split(WORD, 1):
+        bits = 2 ** torch.arange(part.shape[1], device=observed.device)
+        words, places = (part * bits).sum(1).unique(return_inverse=True)
+        codes = (codes * len(words) + places).unique(return_inverse=True)[1]
+    return codes
+
+
+class Patterns:
+    """Rows in blocks (p, b) of p patterns, each with b rows, that lack the same number of values.
+
+    Parameters
+    ----------
+    observed : Tensor of shape (n, d), bool
+    """
+
+    def __init__(self, observed):
+        self.observed, self.groups = observed, []
+        codes = pattern_codes(observed)
+        order, sizes = codes.argsort(stable=True), codes.bincount()
+        starts = sizes.cumsum(0) - sizes
+        n_missing = (~observed[order[starts]]).sum(1)
+        kinds, kind_of = torch.stack([n_missing, sizes], 1).unique(dim=0, return_inverse=True)
+        for kind, (m, size) in enumerate(kinds.tolist()):
+            places = starts[kind_of == kind][:, None] + torch.arange(size, device=order.device)
+            rows = order[places]  # (p, size)
+            missing = (~observed[rows[:, 0]]).nonzero()[:, 1].reshape(len(rows), m)
+            self.groups += [(part, missing) for part in rows.split(MAX_ROWS, 1)]
+
+    def blocks(self, n_components):
+        """Rows (p, b), what is observed of them (p, d) and the indices of what is not (p, m), a block at a time."""
+        n_features = self.observed.shape[1]
+        for rows, missing in self.groups:
+            width = n_components * n_features * (rows.shape[1] + missing.shape[1])
+            n_patterns = max(1, BLOCK_BYTES // (8 * width))
+            for some, lack in zip(rows.split(n_patterns), missing.split(n_patterns), strict=True):
+                yield some, self.observed[some[:, 0]], lack
+
+
+def posterior(found, mixture):
+    """Log-likelihood (p, b) and log-responsibilities (k, p, b) of rows.
+
+    Parameters
+    ----------
+    found : Conditional
+    mixture : Mixture
+    """
+    joint = mixture.log_weights[:, None, None] + found.log_prob
+    peak = joint.amax(0)
+    joint = joint - peak  # far from all components, the differences would be lost beside their size
+    norm = joint.logsumexp(0)
+    return peak + norm, joint - norm
+
+
+def _conditionals(x, patterns, mixture, family):
+    """Rows (p, b) of x, indices of their missing values (p, m) and their `Conditional`, a block at a time."""
+    for rows, observed, missing in patterns.blocks(len(mixture.means)):
+        yield rows, missing, family.condition(x[rows], observed, missing, mixture.means, mixture.factor)
+
+
+def _expected(found, mixture):
+    """Expected rows (p, b, d): the conditional means of the components, weighted by responsibilities."""
+    resp = posterior(found, mixture)[1].exp()
+    return (resp[..., None] * (found.residual + mixture.means[:, None, None])).sum(0)
+
+
+def _filled(x, patterns, mixture, family):
+    """Rows x with the expectation of what they lack; the values that are observed stay."""
+    result = torch.empty_like(x)
+    for rows, _, found in _conditionals(x, patterns, mixture, family):
+        result[rows] = _expected(found, mixture)
+    return torch.where(patterns.observed, x, result)
+
+
+def observed_e_step(x, mixture, family):
+    """Log-likelihood (n,) and log-responsibilities (n, k) of rows with missing values, NaN.
+
+    A row without any value has the log-likelihood zero and the weights of the components.
+    """
+    patterns, x = Patterns(~x.isnan()), x.nan_to_num(nan=0.0)
+    evidence, log_resp = x.new_empty(len(x)), x.new_empty(len(x), len(mixture.means))
+    for rows, _, found in _conditionals(x, patterns, mixture, family):
+        evidence[rows], part = posterior(found, mixture)
+        log_resp[rows] = part.permute(1, 2, 0)
+    return evidence, log_resp
+
+
+def completed(x, mixture, family):
+    """Rows with NaN replaced by its expectation given the observed values of its row (n, d)."""
+    return _filled(x.nan_to_num(nan=0.0), Patterns(~x.isnan()), mixture, family)
+
+
+class PatternRows:
+    """Rows with missing values, and the sums of EM over them: what `WhitenedRows` is for complete ones.
+
+    Each feature is brought to unit variance (all to unit mean variance where the covariances are pooled over them).
+    Everything is computed in float64.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+        Centred rows in float64, NaN where values are missing.
+    family : Covariance
+    reg_covar : float
+        Regularization of the covariances, in squared units of x.
+    weight : Tensor of shape (n,), optional
+        Weights of the rows; one each if not given.
+    covariance : Tensor, optional
+        The covariance whose variances are to be one, in the form of the family; that of the observed values if not
+        given.
+
+    Raises
+    ------
+    ValueError
+        If the squares of the values are out of the range of float64.
+    """
+
+    def __init__(self, x, family, reg_covar, weight=None, covariance=None):
+        self.family = family
+        self.weight = x.new_ones(len(x)) if weight is None else weight.to(x)
+        self.total_weight = float(self.weight.sum())
+        self.patterns = Patterns(~x.isnan())
+        counts = self.weight @ self.patterns.observed.to(x)
+        self.x = torch.where(self.patterns.observed, x, 0.0)
+        if covariance is None:
+            variances = self.weight @ self.x.square() / counts
+        else:
+            variances = family.variances(covariance)[0].expand(x.shape[1])
+        if not torch.isfinite(variances).all():
+            wrong = (~torch.isfinite(variances)).nonzero().flatten().tolist()
+            raise ValueError(f"The variances of features {wrong} are not finite; scale the input data.")
+        self.whitener = family.axis_whitener(variances + reg_covar)
+        self.scales = x.new_ones(1, x.shape[1])
+        family.whiten(self.scales.clone(), self.whitener, self.scales)
+        self.x *= self.scales
+        self.log_scale = float(counts @ self.scales[0].log()) / self.total_weight
+        self.regularization = family.regularization(reg_covar, self.whitener)
+        self._completed = None
+
+    def moments(self, resp_of, n_components):
+        """Moments for given responsibilities, and the reference that they are about.
+
+        Rows are completed by a single Gaussian (`filled`) and count as if they had been observed: a component that
+        starts from one row should not be the wider the less of that row is known.
+
+        Parameters
+        ----------
+        resp_of : callable, slice -> Tensor (b, k)
+            Responsibilities of the rows of a slice.
+        """
+        resp = resp_of(slice(0, len(self.x))).to(self.x) * self.weight[:, None]
+        means = self.x.new_zeros(n_components, self.x.shape[1])
+        return self.family.moments(self._whole(), resp, means), means
+
+    def expect(self, mixtures):
+        """E-step of several mixtures: for each, moments, the reference that they are about, and the log-likelihood."""
+        return [self._expect(mixture) for mixture in mixtures]
+
+    def n_together(self, n_components):
+        """How many mixtures it pays to give to `expect` at once."""
+        return 1
+
+    def least_likely(self, mixture, n_rows):
+        """The rows with the lowest density for the number of their observed values, completed (n_rows, d)."""
+        evidence, rows_of = self.x.new_empty(len(self.x)), torch.empty_like(self.x)
+        for rows, _, found in _conditionals(self.x, self.patterns, mixture, self.family):
+            evidence[rows], rows_of[rows] = posterior(found, mixture)[0], _expected(found, mixture)
+        # A value of unit variance has this expected log-density.
+        evidence = evidence + 0.5 * (LOG_2PI + 1) * self.patterns.observed.to(evidence).sum(1)
+        return rows_of[evidence.topk(n_rows, largest=False).indices]
+
+    def filled(self):
+        """Rows completed by a single Gaussian after a few steps of EM, in the coordinates of the data (n, d)."""
+        return self._whole() / self.scales
+
+    def _whole(self):
+        if self._completed is None:
+            one = self.family.identity(self.x, self.x.shape[1])[None]
+            mixture = Mixture(self.x.new_zeros(1), self.x.new_zeros(1, self.x.shape[1]), one, one)
+            for _ in range(PILOT_STEPS):
+                moments, means, _ = self._expect(mixture)
+                mixture = m_step(moments, means, self)[0]
+            self._completed = _filled(self.x, self.patterns, mixture, self.family)
+        return self._completed
+
+    def _expect(self, mixture):
+        moments, total = self.family.empty_moments(mixture.means), 0.0
+        for rows, missing, found in _conditionals(self.x, self.patterns, mixture, self.family):
+            evidence, log_resp = posterior(found, mixture)
+            weight = self.weight[rows]
+            total = total + (weight * evidence).sum()
+            self.family.accumulate_conditional(moments, found, missing, log_resp.exp_().mul_(weight))
+        return self.family.complete(moments), mixture.means, float(total)
