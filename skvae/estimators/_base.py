@@ -6,12 +6,16 @@ from numbers import Integral
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
+from sklearn import config_context, get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..fitting.lloyd import canonical_order
 from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
+from ._descriptions import describe, foreign_part, rebuild
+from ._tables import Table, TensorRows, fits_in_memory, is_lazy, result_dtype, select_rows
 
 FLOATS = (np.float64, np.float32)
 DEVICES = ("cuda", "mps", "cpu")
@@ -19,22 +23,55 @@ SHORT_SUM = 128  # rows whose products are summed in the dtype of the data
 
 
 def fit_method(method):
-    """Wrap a fitting method: check the parameters first, and undo everything if it does not finish.
+    """Wrap a fitting method: check the parameters first, and then as `guarded`."""
+    return _fit_context(prefer_skip_nested_validation=True)(guarded(method))
 
-    An exception or an interrupt leaves the estimator exactly as it was before the call.
+
+def guarded(method):
+    """Wrap a fitting method: tensors become arrays, and a fit that does not finish changes nothing.
+
+    An exception or an interrupt leaves the estimator exactly as it was before the call. With scikit-learn's
+    ``array_api_dispatch``, too, fitted attributes are arrays.
     """
 
     @functools.wraps(method)
     def wrapper(self, *args, **kwargs):
         before = dict(vars(self))
+        args, kwargs = map(host_array, args), {name: host_array(value) for name, value in kwargs.items()}
         try:
-            return method(self, *args, **kwargs)
+            with config_context(array_api_dispatch=False):
+                return method(self, *args, **kwargs)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
             raise
 
-    return _fit_context(prefer_skip_nested_validation=True)(wrapper)
+    return wrapper
+
+
+def host_array(value):
+    """A tensor as an array on the host, in float64 where NumPy has no such dtype; anything else as it is.
+
+    Raises
+    ------
+    TypeError
+        If the tensor is sparse.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value
+    check_dense(value)
+    if value.is_floating_point() and value.dtype not in (torch.float64, torch.float32, torch.float16):
+        value = value.detach().cpu().double()
+    return value.numpy(force=True)
+
+
+def check_dense(tensor):
+    """Raise if a tensor is sparse."""
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"Got a tensor of layout {tensor.layout}; give tensor.to_dense(), or a CSR matrix of scipy.sparse, whose "
+            "rows are made dense a chunk at a time."
+        )
 
 
 def resolve_device(device, *, dtype=torch.float32):
@@ -94,35 +131,53 @@ def counted_rows(X, sample_weight):
     """
     if sample_weight is None:
         return X, None, slice(None)
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    weight = check_weights(sample_weight, X)
     counted = weight > 0
-    if not counted.any():
+    return (X, weight, slice(None)) if counted.all() else (select_rows(X, counted), weight[counted], counted)
+
+
+def check_weights(sample_weight, X):
+    """Weights of rows in float64.
+
+    Raises
+    ------
+    ValueError
+        If they are not finite, negative, all zero, or not one for each row.
+    """
+    weight = _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+    if not weight.any():
         raise ValueError("Every sample_weight is zero; at least one row should count.")
-    return (X, weight, slice(None)) if counted.all() else (X[counted], weight[counted], counted)
+    return weight
 
 
 def repeated_rows(X, sample_weight, seed):
-    """Rows as often as their weights say, in an order that does not depend on where they stood.
+    """Rows as often as their weights say; those of an array in an order that does not depend on where they stood.
 
     Whole weights are numbers of rows. Others are rounded up or down at random, so that their sum is kept; if they are
     smaller than one on average, they are scaled to be one.
     """
     X, weight, _ = counted_rows(X, sample_weight)
-    order = canonical_order(torch.from_numpy(np.require(X, requirements=["C", "W"]))).numpy()
+    if isinstance(X, Table):
+        order = np.arange(len(X))
+    else:
+        x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
+        order = canonical_order(x if not x.is_floating_point() else x.nan_to_num(nan=0.0)).numpy()
     if weight is None:
-        return X[order]
+        return X if isinstance(X, Table) else X[order]
     ends = np.cumsum(weight[order] * max(1.0, len(weight) / weight.sum()))
     # The share of the last row that is cut off is no whole row: rounding of sums of whole numbers is none.
     counted = np.floor(ends + np.random.default_rng(seed).uniform(1e-9, 1)).astype(np.int64)
-    return X[np.repeat(order, np.diff(counted, prepend=0))]
+    return select_rows(X, np.repeat(order, np.diff(counted, prepend=0)))
 
 
 def column_means(X, weight=None):
     """Weighted means of the features (n_features,), summed in float64."""
-    if weight is None:
+    if weight is None and isinstance(X, np.ndarray):
         return X.mean(axis=0, dtype=np.float64)
-    total = sum(weight[rows] @ X[rows].astype(np.float64, copy=False) for rows in row_chunks(*X.shape))
-    return total / weight.sum()
+    chunks = row_chunks(*X.shape)
+    if weight is None:
+        return sum(X[rows].sum(axis=0, dtype=np.float64) for rows in chunks) / len(X)
+    return sum(weight[rows] @ X[rows].astype(np.float64, copy=False) for rows in chunks) / weight.sum()
 
 
 def centered(X, center, dtype, device):
@@ -142,11 +197,11 @@ def scatter_about(X, center, weight, dtype, device, chunk_size=None):
     reference = center.astype(kind)
     # Longer sums in float32 would lose digits; adding their float64 total costs little while it fits into a cache.
     n_rows = SHORT_SUM if n_features <= 256 else 4 * SHORT_SUM
-    chunks = row_chunks(len(X), n_features, chunk_size or min(n_rows, max(1, RESIDUAL_BYTES // (8 * n_features))))
-    buffer = np.empty((min(len(X), chunks[0].stop), n_features), kind)
+    n_rows = chunk_size or min(n_rows, max(1, RESIDUAL_BYTES // (8 * n_features)))
+    buffer = np.empty((min(len(X), n_rows), n_features), kind)
     total = torch.zeros(n_features, n_features, dtype=torch.float64, device=device)
-    for rows in chunks:
-        part = np.subtract(X[rows], reference, out=buffer[: len(X[rows])], casting="same_kind")
+    for rows, found in chunks_of(X, n_rows):
+        part = np.subtract(found, reference, out=buffer[: len(found)], casting="same_kind")
         if weight is not None:
             part *= np.sqrt(weight[rows, None]).astype(kind)
         if total.device.type == "cpu":
@@ -157,6 +212,23 @@ def scatter_about(X, center, weight, dtype, device, chunk_size=None):
     shift = torch.from_numpy(center - reference).to(total)
     n_samples = len(X) if weight is None else float(weight.sum())
     return total - n_samples * shift.outer(shift)
+
+
+def chunks_of(X, n_rows):
+    """Slices of so many rows, and these rows; a table is read in larger blocks, which its files may be made of."""
+    blocks = [slice(0, len(X))] if isinstance(X, np.ndarray) else row_chunks(*X.shape)
+    for block in blocks:
+        found = X[block]
+        for rows in row_chunks(len(found), X.shape[1], n_rows):
+            part = found[rows]
+            start = block.start + rows.start
+            yield slice(start, start + len(part)), part
+
+
+def check_row_count(n_rows, n_needed, name):
+    """Raise if a table has fewer rows than an estimator needs."""
+    if n_rows < n_needed:
+        raise ValueError(f"X has {n_rows} sample(s), but {name} needs at least {n_needed}; add rows.")
 
 
 def check_enough_rows(X, n_components, name="n_components"):
@@ -183,28 +255,85 @@ class TorchEstimator(BaseEstimator):
 
     _dtypes = FLOATS  # those of X that are not converted, which would be to the first
     _allows_nan = False  # whether values of X may be missing
+    _streams_nan = True  # whether they may be in rows that are read a chunk at a time, too
 
-    def _validate(self, X, *, reset, min_samples=1):
-        """Check X against scikit-learn's rules; return a 2-D array of one of the dtypes."""
+    def _validate(self, X, *, reset, min_samples=1, allows_nan=False):
+        """Check X against scikit-learn's rules; values may be missing in training, and where that was learned.
+
+        Returns
+        -------
+        X : ndarray of shape (n, d), Table or TensorRows
+            Of one of the dtypes. A table where rows should not be held as a whole: large ones that are sparse or on
+            disk. Rows of a tensor where scikit-learn's ``array_api_dispatch`` is on, but not in a fit.
+        """
         if not reset:
             check_is_fitted(self)
-        finite = "allow-nan" if self._allows_nan else True
-        settings = {"dtype": self._dtypes, "ensure_all_finite": finite, "ensure_min_samples": min_samples}
-        return validate_data(self, X, reset=reset, **settings)
+        allows_nan = self._allows_nan and (reset or allows_nan or self._knows_missing())
+        settings = {"dtype": self._dtypes, "ensure_all_finite": "allow-nan" if self._allows_nan else True}
+        if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+            X = self._validated_tensor(X, settings)
+        else:
+            with config_context(array_api_dispatch=False):
+                X = self._validated_array(host_array(X), allows_nan and self._streams_nan, reset, min_samples, settings)
+        if self._allows_nan and not allows_nan and not isinstance(X, Table) and has_nan(X):
+            raise ValueError(
+                f"X contains NaN, but {type(self).__name__} was fitted to rows without missing values; fit it to rows "
+                "that have some, or fill them in."
+            )
+        return X
+
+    def _validated_array(self, X, table_allows_nan, reset, min_samples, settings):
+        """X as an array or a table."""
+        if is_lazy(X, self._dtypes):
+            first = self._flat_images(np.asarray(X[0 : min(X.shape[0], 2)]))
+            validate_data(self, first, reset=reset, **settings)
+            check_row_count(X.shape[0], min_samples, type(self).__name__)
+            return Table(X, result_dtype(X.dtype, self._dtypes), allow_nan=table_allows_nan)
+        settings |= {"ensure_min_samples": min_samples, "accept_sparse": "csr", "accept_large_sparse": True}
+        X = validate_data(self, self._flat_images(X), reset=reset, **settings)
+        if not issparse(X):
+            return X
+        return X.toarray() if fits_in_memory(X.shape, X.dtype) else Table(X, X.dtype, allow_nan=table_allows_nan)
+
+    def _validated_tensor(self, X, settings):
+        """X as rows of a tensor on its device."""
+        check_dense(X)
+        if X.is_complex():
+            raise ValueError(f"X has dtype {X.dtype}, but only real numbers can be used; give X.real, or other features.")
+        settings |= {"dtype": tensor_dtypes(self._dtypes, X.device)}
+        return TensorRows(validate_data(self, self._flat_images(X.detach()), reset=False, **settings))
+
+    def _knows_missing(self):
+        """Whether rows with missing values mean something to what was fitted."""
+        return True
+
+    def _flat_images(self, X):
+        """Images (n, h, w) or (n, c, h, w) as rows, where the estimator knows their shape."""
+        shape = getattr(self, "image_shape", None)
+        if shape is None or np.ndim(X) < 3:
+            return X
+        X, shape = X if isinstance(X, torch.Tensor) else np.asarray(X), tuple(shape)
+        if X.shape[1:] in (shape, (1, *shape)) or (1, *X.shape[1:]) == shape:
+            return X.reshape(len(X), -1)
+        raise ValueError(
+            f"X has images of shape {X.shape[1:]}, but image_shape={shape}; give rows, or images of this shape with "
+            "channels first."
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self._allows_nan
+        tags.input_tags.sparse = True
         return tags
 
     def _map(self, function, X, *, dtype, device, width, chunk_size=None):
-        """Apply a tensor function to chunks of rows; return one array in the dtype of X.
+        """Apply a tensor function to chunks of rows; return one array in the dtype of X, a tensor where X is one.
 
         Parameters
         ----------
         function : callable, Tensor (b, d) -> Tensor (b, ...)
             It returns new memory, because that of the rows is used again.
-        X : ndarray of shape (n, d)
+        X : ndarray, Table or TensorRows of shape (n, d)
         dtype : torch.dtype
         device : torch.device
         width : int
@@ -212,25 +341,33 @@ class TorchEstimator(BaseEstimator):
         chunk_size : int, optional
             Rows in a chunk.
         """
-        chunks, result = row_chunks(len(X), width, chunk_size), None
+        n_rows, result = min(len(X), row_chunks(len(X), width, chunk_size)[0].stop), None
         # Fresh memory for each chunk would cost as much as simple functions do.
-        buffer = torch.empty((min(len(X), chunks[0].stop), X.shape[1]), dtype=dtype)
+        buffer = torch.empty((0 if isinstance(X, TensorRows) else n_rows, X.shape[1]), dtype=dtype)
         with torch.inference_mode():
-            for rows in chunks:
-                x = buffer[: len(X[rows])]
-                np.copyto(x.numpy(), X[rows], casting="same_kind")
-                part = to_dtype(function(x.to(device)).cpu().numpy(), X.dtype)
-                # In one piece from the start: small results between chunks would keep their memory from being freed.
-                result = np.empty((len(X), *part.shape[1:]), part.dtype) if result is None else result
-                result[rows] = part
+            for rows, found in chunks_of(X, n_rows):
+                if isinstance(found, torch.Tensor):
+                    x = found.to(device, dtype, copy=True)
+                else:
+                    x = buffer[: len(found)]
+                    np.copyto(x.numpy(), found, casting="same_kind")
+                    x = x.to(device)
+                result = put_rows(result, rows, function(x), X)
         return result
 
     def __getstate__(self):
         state = dict(super().__getstate__())
         state.pop("net_", None)  # holds the optimizer, and only training needs it
         if "module_" in state:
-            state["module_"] = copy.deepcopy(state["module_"]).cpu()
+            module = state["module_"]
+            # Modules of the user's have no description, and go into pickles as they are.
+            state["module_"] = copy.deepcopy(module).cpu() if foreign_part(module) else describe(module)
         return state
+
+    def __setstate__(self, state):
+        if isinstance(state.get("module_"), dict):
+            state = {**state, "module_": rebuild(state["module_"])}
+        super().__setstate__(state)
 
 
 class ScoreMixin:
@@ -251,16 +388,21 @@ class ScoreMixin:
         score : float
             In nats per row.
         """
-        return float(self.score_samples(X).mean(dtype=np.float64))
+        return float(host_array(self.score_samples(X)).mean(dtype=np.float64))
 
 
 class LatentMixin(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     """What transformers into a latent space share; they set ``_n_features_out`` when fitted."""
 
     def _validate_codes(self, Z):
-        """Check codes Z; return a 2-D float array."""
+        """Check codes Z; return a 2-D float array, or rows of a tensor, as `_validate` does."""
         check_is_fitted(self)
-        Z = check_array(Z, dtype=FLOATS, input_name="Z")
+        if isinstance(Z, torch.Tensor) and get_config()["array_api_dispatch"]:
+            check_dense(Z)
+            Z = TensorRows(check_array(Z.detach(), dtype=tensor_dtypes(FLOATS, Z.device), input_name="Z"))
+        else:
+            with config_context(array_api_dispatch=False):
+                Z = check_array(host_array(Z), dtype=FLOATS, input_name="Z")
         if Z.shape[1] != self._n_features_out:
             raise ValueError(
                 f"Z has {Z.shape[1]} features, but {type(self).__name__} is expecting {self._n_features_out} latent "
@@ -272,6 +414,46 @@ class LatentMixin(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin)
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def put_rows(result, rows, part, X):
+    """Write what a function gives for some rows of X into the array of all results; return this.
+
+    Parameters
+    ----------
+    result : ndarray, Tensor or None
+        None for the first rows, when it is made: a tensor on the device of X where X has one.
+    rows : slice
+    part : Tensor of shape (b, ...)
+    X : ndarray, Table or TensorRows of shape (n, d)
+    """
+    # In one piece from the start: small results between chunks would keep their memory from being freed.
+    if isinstance(X, TensorRows):
+        if result is None:
+            dtype = tensor_dtype(float_dtype(X.dtype)) if part.is_floating_point() else part.dtype
+            with torch.inference_mode(False):  # the user may want to differentiate what is computed from it
+                result = torch.empty((len(X), *part.shape[1:]), dtype=dtype, device=X.device)
+    else:
+        part = to_dtype(part.cpu().numpy(), X.dtype)
+        result = np.empty((len(X), *part.shape[1:]), part.dtype) if result is None else result
+    result[rows] = part
+    return result
+
+
+def has_nan(X):
+    """Whether a value of an array, or of rows of a tensor, is NaN."""
+    return bool(X.x.isnan().any()) if isinstance(X, TensorRows) else bool(np.isnan(X.min()))
+
+
+def tensor_dtypes(dtypes, device):
+    """NumPy's dtypes as those of tensors, without what a device does not have."""
+    found = [tensor_dtype(dtype) for dtype in dtypes]
+    return [dtype for dtype in found if device.type != "mps" or dtype != torch.float64]
+
+
+def tensor_dtype(dtype):
+    """The dtype of tensors that is this one of NumPy."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 def to_dtype(array, dtype):

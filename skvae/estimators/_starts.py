@@ -6,8 +6,11 @@ from sklearn.base import clone
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.validation import has_fit_parameter
 
+from ..fitting.rows import row_chunks
 from ..fitting.starts import from_labels
+from ..fitting.streams import sample_indices
 from ._base import to_tensor
+from ._tables import Table
 
 
 def check_init(name, value, shape):
@@ -47,8 +50,8 @@ def given_responsibilities(init_params, X, y, n_components, *, weight, counted, 
     Parameters
     ----------
     init_params : "labels", array-like of shape (n_given, n_components), or clusterer
-    X : ndarray of shape (n, n_features)
-        Rows that count.
+    X : ndarray or Table of shape (n, n_features)
+        Rows that count. A clusterer is fitted to a sample of a table, and predicts the labels of its rows.
     y : array-like of shape (n_given,) or None
         Class labels for "labels"; -1 is unlabelled.
     weight : ndarray of shape (n,) or None
@@ -103,9 +106,26 @@ def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
     clusterer = clone(clusterer)
     if clusterer.get_params().get("random_state", 0) is None:
         clusterer.set_params(random_state=draw_seed())
-    weighted = weight is not None and has_fit_parameter(clusterer, "sample_weight")
-    labels = np.asarray(clusterer.fit_predict(X, **({"sample_weight": weight} if weighted else {})))
+    weighted = has_fit_parameter(clusterer, "sample_weight")
+    if isinstance(X, Table):
+        generator = torch.Generator().manual_seed(draw_seed())
+        labels = _labels_from_sample(clusterer, X, n_components, weight, weighted, generator)
+    else:
+        labels = clusterer.fit_predict(X, **({"sample_weight": weight} if weighted and weight is not None else {}))
+    labels = np.asarray(labels)
     return _places(labels, labels >= 0, n_components, f"init_params={clusterer!r} found {{}} clusters")
+
+
+def _labels_from_sample(clusterer, X, n_components, weight, weighted, generator):
+    """Labels of the rows of a table, by a clusterer that is fitted to a sample of them."""
+    if not hasattr(clusterer, "predict"):
+        raise ValueError(
+            f"X is read a chunk at a time, but init_params={clusterer!r} has no predict and labels only rows that it "
+            "is fitted to; give a clusterer with predict, or the labels as y with init_params='labels'."
+        )
+    indices, held = sample_indices(X, n_components, generator, None if weight is None else torch.from_numpy(weight))
+    clusterer.fit(X[indices.numpy()], **({"sample_weight": held.numpy()} if weighted and held is not None else {}))
+    return np.concatenate([clusterer.predict(X[rows]) for rows in row_chunks(*X.shape)])
 
 
 def _places(labels, counted, n_components, found):

@@ -11,7 +11,6 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, Transfor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight
 
 from ..fitting.minibatch import (
     SEEDINGS,
@@ -24,11 +23,28 @@ from ..fitting.minibatch import (
     reassign,
     start_centers,
 )
-from ..fitting.nearest import NearestCenters, distances, squared_residuals
+from ..fitting.nearest import NearestCenters, distances, squared_residuals, wide_dtype
+from ..fitting.pool import PooledRows
 from ..fitting.rows import row_chunks
-from ._base import TorchEstimator, compute_dtype, fit_method, generator_from, resolve_device, to_dtype, to_tensor
+from ._base import (
+    TorchEstimator,
+    check_weights,
+    chunks_of,
+    compute_dtype,
+    fit_method,
+    generator_from,
+    put_rows,
+    resolve_device,
+    to_dtype,
+    to_tensor,
+)
+from ._streams import streamed
+from ._tables import Table
 
 MAP_BYTES = 2**22  # what a chunk of rows works on stays in a cache
+POOL_BYTES = 2**26  # rows that batches are drawn from, when not all are held
+POOL_BATCHES = 8  # but no fewer rows than so many batches have
+POOL_RUNS = 256  # from so many places at least: from fewer, batches would differ from one another
 LARGEST = {torch.float32: 1e16, torch.float64: 1e150}  # sums of squares of larger numbers can overflow
 
 
@@ -121,6 +137,13 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     Draws depend neither on the order of the rows nor on whether equal rows are repeated or have a weight: an integer
     weight is the same as that many equal rows, and passes are counted in distinct rows.
+
+    Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
+    read a chunk at a time. Batches are drawn from a pool of rows that is held: as many as need 64 MB, but at least
+    eight batches.
+    The pool begins as a random sample of all rows, in which the start is looked for (a callable as ``init`` gets it as
+    X), and is renewed by every batch with runs of neighbouring rows from random places, single rows of sparse matrices.
+    Draws then depend on the order of the rows, and passes are counted in rows. `partial_fit` holds its batch.
 
     References
     ----------
@@ -219,8 +242,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             If clusters are left without rows, as they are with fewer distinct rows than clusters.
         """
         X = self._validate(X, reset=True)
-        rows = self._rows(X, sample_weight)
         generator = generator_from(self.random_state)
+        rows = self._rows(X, sample_weight, generator)
         centers = self._start(X, rows, generator, self._init_rows())
 
         fit = fit_mini_batches(
@@ -267,7 +290,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             As for `fit`; later batches may have fewer rows than there are clusters.
         """
         first = not hasattr(self, "cluster_centers_")
-        X = self._validate(X, reset=first)
+        X = self._validate(X, reset=first)[:]  # a batch is held, also where tables are not
         rows = self._rows(X, sample_weight, n_needed=self.n_clusters if first else 1)
         if first:
             generator = generator_from(self.random_state)
@@ -276,10 +299,10 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         else:
             step, counts = self.n_steps_, self._counts
             generator = torch.Generator().manual_seed(self._partial_seed + step)
-            centers = rows.centered(to_tensor(self.cluster_centers_, rows.weight.dtype, rows.x.device))
+            centers = rows.centered(to_tensor(self.cluster_centers_, wide_dtype(rows.x), rows.x.device))
 
         x, weight = rows.draw(len(rows), generator)
-        counts = to_tensor(counts, rows.weight.dtype, x.device)
+        counts = to_tensor(counts, wide_dtype(x), x.device)
         centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates())
         if needs_look(step, counts):
             centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator)
@@ -306,7 +329,9 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             ``fit(X).predict(X)``.
         """
         self.fit(X, sample_weight=sample_weight)
-        return self.labels_ if self.compute_labels else self.predict(X)
+        if not self.compute_labels or isinstance(X, torch.Tensor):
+            return self.predict(X)
+        return self.labels_
 
     def predict(self, X):
         """Nearest centre of each row.
@@ -363,8 +388,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _rows(self, X, sample_weight, n_needed=None):
-        """Weighted rows on the device."""
+    def _rows(self, X, sample_weight, generator=None, n_needed=None):
+        """Weighted rows on the device, to draw batches from: by way of a pool, if there are more than it holds."""
         n_needed = self.n_clusters if n_needed is None else n_needed
         if len(X) < n_needed:
             raise ValueError(
@@ -372,16 +397,21 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 "add rows."
             )
         device = self._device(X.dtype)
-        x, weight = _as_tensor(X, compute_dtype(X.dtype, device), device), _weights(sample_weight, X)
-        largest = max(map(abs, map(float, torch.aminmax(x))))
-        if largest > LARGEST[x.dtype]:
-            raise ValueError(
-                f"X has values up to {largest:.3g}, and squared distances between such numbers overflow in {x.dtype}; "
-                "divide X by a constant."
-            )
+        dtype, weight = compute_dtype(X.dtype, device), _weights(sample_weight, X)
         if weight is not None:
             weight = torch.tensor(weight, dtype=compute_dtype(np.float64, device), device=device)
+        if isinstance(X, Table) and len(X) > (size := self._pool_size(X)):
+            run_length = min(X.run_length, max(1, size // POOL_RUNS))
+            rows = PooledRows(streamed(X, dtype, device), weight, size, run_length, generator)
+            _check_range(rows.largest, dtype)
+            return rows
+        x = _as_tensor(X[:], dtype, device)
+        _check_range(max(map(abs, map(float, torch.aminmax(x)))), dtype)
         return WeightedRows(x, weight)
+
+    def _pool_size(self, X):
+        """Rows that are held of a table: many batches, and the sample in which a start is looked for."""
+        return max(POOL_BYTES // (X.dtype.itemsize * X.shape[1]), POOL_BATCHES * self.batch_size, self._n_init_rows())
 
     def _device(self, dtype):
         return resolve_device(self.device, dtype=compute_dtype(dtype, "cpu"))
@@ -398,9 +428,12 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 RuntimeWarning,
                 stacklevel=5,
             )
-            return 3 * self.n_clusters
-        three = 3 * (self.batch_size if 3 * self.batch_size >= self.n_clusters else self.n_clusters)
-        return three if self.init_size is None else self.init_size
+        return self._n_init_rows()
+
+    def _n_init_rows(self):
+        if self.init_size is None:
+            return 3 * (self.batch_size if 3 * self.batch_size >= self.n_clusters else self.n_clusters)
+        return self.init_size if self.init_size >= self.n_clusters else 3 * self.n_clusters
 
     def _start(self, X, rows, generator, init_size):
         """Centres to start from, less the offset of the rows."""
@@ -421,7 +454,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             if given:
                 return rows.centered(self._checked_centers(self.init, X, rows))
             state = np.random.RandomState(int(torch.randint(2**31, (), generator=generator)))
-            return rows.centered(self._checked_centers(self.init(X, self.n_clusters, random_state=state), X, rows))
+            held = rows.x.cpu().numpy() if isinstance(X, Table) else X
+            return rows.centered(self._checked_centers(self.init(held, self.n_clusters, random_state=state), X, rows))
 
         return start_centers(rows, [start] * n_init, init_size, generator)
 
@@ -433,24 +467,24 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 f"init has centres of shape {centers.shape}, but (n_clusters, n_features) = "
                 f"{(self.n_clusters, X.shape[1])} was expected."
             )
-        return to_tensor(centers, rows.weight.dtype, rows.x.device)
+        return to_tensor(centers, wide_dtype(rows.x), rows.x.device)
 
     def _publish(self, centers, counts, rows, X):
         """Set the fitted attributes."""
-        published = (centers.to(rows.weight) + rows.offset).cpu().numpy()
+        published = (centers.to(wide_dtype(rows.x)) + rows.offset).cpu().numpy()
         self.cluster_centers_ = to_dtype(published, X.dtype)
         self._counts, self._n_features_out = counts.cpu().numpy(), self.n_clusters
         vars(self).pop("labels_", None)
         if not self.compute_labels:
             return
         self.labels_ = self._labels(X)
-        self.inertia_ = self._inertia(X, self.labels_, rows.weight.cpu().numpy())
+        self.inertia_ = self._inertia(X, self.labels_, None if rows.weight is None else rows.weight.cpu().numpy())
 
     def _warn_of_empty_clusters(self, X):
-        n_found = len(np.unique(self.labels_)) if self.compute_labels else self.n_clusters
+        n_found = np.count_nonzero(np.bincount(self.labels_)) if self.compute_labels else self.n_clusters
         if n_found == self.n_clusters:
             return
-        n_distinct = len(np.unique(X, axis=0))
+        n_distinct = _count_distinct(X, self.n_clusters)
         if n_distinct < self.n_clusters:
             advice = f"X has only {n_distinct} distinct rows; decrease n_clusters"
         else:
@@ -470,11 +504,11 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         return self._map_centered(X, NearestCenters)
 
     def _map_centered(self, X, function_for):
-        """Apply a function to chunks of validated rows less the mean of the centres; return one array.
+        """Apply a function to chunks of validated rows less the mean of the centres; return one array or tensor.
 
         Parameters
         ----------
-        X : ndarray of shape (n, d)
+        X : ndarray, Table or TensorRows of shape (n, d)
         function_for : callable, Tensor (k, d) -> (Tensor (b, d) -> Tensor (b, ...))
             Gives the function for the centres less their mean.
         """
@@ -482,34 +516,59 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         dtype, middle = compute_dtype(X.dtype, device), self.cluster_centers_.mean(axis=0, dtype=np.float64)
         middle = middle.astype(X.dtype)  # the very number that is taken from the rows
         function = function_for(to_tensor(self.cluster_centers_ - middle, dtype, device))
-        offset, parts = to_tensor(middle, dtype, device), []
-        chunks = row_chunks(len(X), X.shape[1] + len(self.cluster_centers_), n_bytes=MAP_BYTES)
-        buffer = offset.new_empty(X[chunks[0]].shape)  # fresh memory for each chunk would cost more than the work
+        offset, result = to_tensor(middle, dtype, device), None
+        n_rows = row_chunks(len(X), X.shape[1] + len(self.cluster_centers_), n_bytes=MAP_BYTES)[0].stop
+        # Fresh memory for each chunk would cost more than the work.
+        buffer = offset.new_empty(min(len(X), n_rows), X.shape[1])
         with torch.inference_mode():
-            for rows in chunks:
-                x = _as_tensor(X[rows], dtype, device)
-                parts.append(function(torch.sub(x, offset, out=buffer[: len(x)])).cpu().numpy())
-        return to_dtype(np.concatenate(parts), X.dtype)
+            for rows, found in chunks_of(X, n_rows):
+                x = _as_tensor(found, dtype, device)
+                result = put_rows(result, rows, function(torch.sub(x, offset, out=buffer[: len(x)])), X)
+        return result
 
     def _inertia(self, X, labels, weight):
         """Weighted sum of the squared distances of rows to their centres."""
         device = self._device(X.dtype)
         dtype = compute_dtype(X.dtype, device)
         centers = to_tensor(self.cluster_centers_, dtype, device)
-        x, labels = _as_tensor(X, dtype, device), torch.from_numpy(labels).to(device)
-        squares = squared_residuals(x, centers, labels).cpu().double()
-        return float(squares.sum() if weight is None else squares @ torch.from_numpy(weight).double())
+        total = 0.0
+        for rows in [slice(None)] if isinstance(X, np.ndarray) else row_chunks(*X.shape):
+            x, own = _as_tensor(X[rows], dtype, device), torch.as_tensor(labels[rows]).to(device)
+            squares = squared_residuals(x, centers, own).cpu().double()
+            total += float(squares.sum() if weight is None else squares @ torch.from_numpy(weight[rows]).double())
+        return total
 
 
 def _as_tensor(X, dtype, device):
-    """The array as a tensor, shared where that is possible."""
+    """The array, or tensor, as a tensor of a dtype on a device, shared where that is possible."""
+    if isinstance(X, torch.Tensor):
+        return X.to(device, dtype)
     if X.flags.writeable and X.flags.c_contiguous:
         return torch.from_numpy(X).to(device, dtype)
     return to_tensor(X, dtype, device)
+
+
+def _check_range(largest, dtype):
+    """Raise if squared distances between values of this size can overflow."""
+    if largest > LARGEST[dtype]:
+        raise ValueError(
+            f"X has values up to {largest:.3g}, and squared distances between such numbers overflow in {dtype}; divide "
+            "X by a constant."
+        )
+
+
+def _count_distinct(X, n_enough):
+    """Number of distinct rows, or at least ``n_enough`` if there are that many."""
+    found = np.empty((0, X.shape[1]), X.dtype)
+    for rows in row_chunks(*X.shape):
+        found = np.unique(np.concatenate([found, X[rows]]), axis=0)
+        if len(found) >= n_enough:
+            break
+    return len(found)
 
 
 def _weights(sample_weight, X):
     """Checked weights, None if there are none."""
     if sample_weight is None:
         return None
-    return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    return check_weights(sample_weight, X)

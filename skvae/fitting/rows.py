@@ -1,5 +1,7 @@
 """Rows of data as EM sees them: in whitened coordinates, a chunk at a time."""
 
+from functools import partial
+
 import torch
 
 LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
@@ -8,6 +10,7 @@ MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still 
 CACHE_BYTES = 2**24  # features of all rows are kept if they need no more than this, or if they are but the rows
 MAX_SPREAD = {torch.float32: 1e3, torch.float64: 1e5}  # beyond it the linear form loses too many digits
 MIN_LOG_RESP = {torch.float32: -80.0, torch.float64: -700.0}  # exp of less is denormal: nothing, and 30 times slower
+TOGETHER_BYTES = 2**25  # moments of the starts that share their passes over streamed rows
 MAX_RATIO = 30.0  # of scales: beyond it the scatter of whitened rows is summed again, not transformed
 
 
@@ -15,6 +18,17 @@ def row_chunks(n_rows, n_columns, chunk_size=None, n_bytes=RESIDUAL_BYTES):
     """Slices that cover the rows; without a chunk size, as many rows as fit into a cache."""
     chunk_size = chunk_size or max(MIN_CHUNK, n_bytes // (8 * n_columns))
     return [slice(start, start + chunk_size) for start in range(0, n_rows, chunk_size)]
+
+
+def blocks_of(x):
+    """Slices of the rows that are at hand at once: all of a tensor, or what streamed rows read at a time."""
+    return [slice(0, len(x))] if isinstance(x, torch.Tensor) else x.blocks
+
+
+def chunks_within(block, *sizes, **settings):
+    """`row_chunks` of the rows of a slice."""
+    for rows in row_chunks(block.stop - block.start, *sizes, **settings):
+        yield slice(block.start + rows.start, min(block.start + rows.stop, block.stop))
 
 
 def e_step(x, mixture, family):
@@ -30,9 +44,17 @@ def scatter_of(x, family, weight=None, chunk_size=None):
     """Weighted sum of products of rows with themselves, in the form of one component and float64."""
     parts = (
         family.scatter(x[rows], None if weight is None else weight[rows])
-        for rows in row_chunks(len(x), x.shape[1], chunk_size)
+        for block in blocks_of(x)
+        for rows in chunks_within(block, x.shape[1], chunk_size)
     )
     return sum(part.to(torch.float64) for part in parts)
+
+
+def _whitened(family, whitener, x):
+    """A whitened copy of rows."""
+    out = torch.empty_like(x)
+    family.whiten(x, whitener, out)
+    return out
 
 
 def _product(natural, parts):
@@ -59,8 +81,8 @@ class WhitenedRows:
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
-        Centred rows. They may be overwritten.
+    x : Tensor or StreamedRows of shape (n, d)
+        Centred rows. A tensor may be overwritten; streamed rows are read again in every pass.
     family : Covariance
     reg_covar : float
         Regularization of the covariances, in squared units of x.
@@ -96,97 +118,119 @@ class WhitenedRows:
         resp_of : callable, slice -> Tensor (b, k)
             Responsibilities of the rows of a slice.
         """
-        means = self.x.new_zeros(n_components, self.x.shape[1])
-        if not self._is_linear():
-            return self._residual_moments(resp_of, means)
-        sums, scatter = self._sums(n_components), 0.0
-        for rows, parts in self._features(n_components, self.x.dtype):
-            resp = self._weighted(resp_of(rows), rows)
-            sums += _sums_of(resp.mT, parts)
-            if self.family.tied:  # responsibilities may sum to less than one: a start may use some rows only
-                scatter = scatter + self.family.scatter(self.x[rows], resp.sum(1)).to(sums)
+        means = torch.zeros(n_components, self.x.shape[1], dtype=self.x.dtype, device=self.x.device)
+        if not self.is_linear():
+            moments = self.family.empty_moments(means)
+            for block in blocks_of(self.x):
+                self.accumulate(moments, resp_of, means, block)
+            return self.family.complete(moments), means.to(torch.float64)
+        sums, scatter = self.empty_sums(n_components), 0.0
+        for block in blocks_of(self.x):
+            for rows, parts in self.features_of(block, n_components, self.x.dtype):
+                resp = self.weighted(resp_of(rows), rows)
+                sums += _sums_of(resp.mT, parts)
+                if self.family.tied:  # responsibilities may sum to less than one: a start may use some rows only
+                    scatter = scatter + self.family.scatter(self.x[rows], resp.sum(1)).to(sums)
         return self.family.moments_of(sums, self.x.shape[1], scatter), means.to(sums)
 
     def expect(self, mixtures):
         """E-step of several mixtures: for each, moments, the reference that they are about, and the log-likelihood.
 
-        Mixtures in the linear form share their passes over the rows.
+        Mixtures in the linear form share their products. Streamed rows are read once for all mixtures.
         """
-        found, dtypes = [None] * len(mixtures), [self._linear_dtype(mixture) for mixture in mixtures]
-        for dtype in {*dtypes} - {None}:
-            together = [index for index in range(len(mixtures)) if dtypes[index] == dtype]
-            sums = self._expect_linear([mixtures[index] for index in together], dtype)
-            for index, part in zip(together, sums, strict=True):
+        dtypes = [self._linear_dtype(mixture) for mixture in mixtures]
+        groups = [[i for i, own in enumerate(dtypes) if own == dtype] for dtype in {*dtypes} - {None}]
+        passes = [(group, _LinearPass(self, [mixtures[i] for i in group], dtypes[group[0]])) for group in groups]
+        passes += [([i], _ResidualPass(self, mixtures[i])) for i, dtype in enumerate(dtypes) if dtype is None]
+        for block in blocks_of(self.x):
+            for _, one in passes:
+                one.add(block)
+        found = [None] * len(mixtures)
+        for group, one in passes:
+            for index, part in zip(group, one.results(), strict=True):
                 found[index] = part
-        for index, dtype in enumerate(dtypes):
-            if dtype is None:
-                found[index] = self._expect_residual(mixtures[index])
         return found
 
     def n_together(self, n_components):
         """How many mixtures it pays to give to `expect` at once."""
-        if not self._is_linear():
+        n_features = self.x.shape[1]
+        if not isinstance(self.x, torch.Tensor):  # to read them costs more than larger products
+            shape = self.family.empty_moments(torch.zeros(n_components, n_features, device="meta")).second
+            return max(1, TOGETHER_BYTES // (8 * shape.numel()))
+        if not self.is_linear():
             return 1
-        n_linear = self.family.n_linear_features(self.x.shape[1])
+        n_linear = self.family.n_linear_features(n_features)
         return max(1, (LINEAR_BYTES // (8 * MIN_CHUNK) - n_linear) // n_components)
 
     def least_likely(self, mixture, n_rows):
         """The rows with the lowest density (n_rows, d)."""
-        current = mixture.to(self.x)
-        evidence = [e_step(self.x[rows], current, self.family)[0] for rows in self._chunks(len(mixture.means))]
-        return self.x[torch.cat(evidence).topk(n_rows, largest=False).indices].to(mixture.means)
+        current, lowest, found = mixture.to(self.x.device, self.x.dtype), None, None
+        for block in blocks_of(self.x):
+            evidence = [
+                e_step(self.x[rows], current, self.family)[0] for rows in self._chunks(block, len(mixture.means))
+            ]
+            evidence = torch.cat(evidence)
+            values, indices = evidence.topk(min(n_rows, len(evidence)), largest=False)
+            rows = self.x[block][indices]
+            if found is not None:
+                values, rows = torch.cat([lowest, values]), torch.cat([found, rows])
+                values, indices = values.topk(min(n_rows, len(values)), largest=False)
+                rows = rows[indices]
+            lowest, found = values, rows
+        return found.to(mixture.means)
+
+    def is_linear(self):
+        """Whether the linear form is the faster one."""
+        return self.family.prefers_linear(self.x.shape[1])
+
+    def accumulate(self, moments, resp_of, means, block):
+        """Add the rows of a slice to moments about the means, in the residual form."""
+        for rows in self._chunks(block, len(means)):
+            self.family.accumulate(moments, self.x[rows], self.weighted(resp_of(rows), rows), means)
+
+    def features_of(self, block, n_components, dtype):
+        """Slices, and the features of their rows in parts (p_i, b), in memory that may be used again for the next."""
+        n_features = self.x.shape[1]
+        n_linear = self.family.n_linear_features(n_features)
+        chunks = list(chunks_within(block, n_linear + n_components, self.chunk_size, n_bytes=LINEAR_BYTES))
+        if self.features is not None and dtype == self.x.dtype:
+            yield from ((rows, [self.features[:, rows]]) for rows in chunks)
+            return
+        if self.family.split_features(self.x[slice(block.start, block.start + 1)]) is not None:
+            yield from ((rows, self.family.split_features(self.x[rows].to(dtype))) for rows in chunks)
+            return
+        size = n_linear, chunks[0].stop - chunks[0].start
+        buffer = torch.empty(size, dtype=dtype, device=self.x.device)
+        for rows in chunks:
+            x = self.x[rows]
+            features = buffer[:, : len(x)]
+            features[1 : n_features + 1].copy_(x.mT)
+            self.family.write_features(features, n_features)
+            yield rows, [features]
+
+    def empty_sums(self, n_components):
+        """Sums of the features of no rows (k, p), in float64."""
+        n_linear = self.family.n_linear_features(self.x.shape[1])
+        return torch.zeros(n_components, n_linear, dtype=torch.float64, device=self.x.device)
+
+    def weighted(self, resp, rows):
+        """Responsibilities times the weights of their rows."""
+        return resp if self.weight is None else resp * self.weight[rows, None]
 
     def _linear_dtype(self, mixture):
         """The dtype in which the linear form is accurate enough, or None."""
-        if not self._is_linear():
+        if not self.is_linear():
             return None
         spread = self.family.spread(mixture)
         return next((dtype for dtype in (self.x.dtype, torch.float64) if spread <= MAX_SPREAD[dtype]), None)
 
-    def _expect_linear(self, mixtures, dtype):
-        """E-steps with one product for all components of all mixtures, and one for their sums."""
-        k, n_features = mixtures[0].means.shape
-        shape, floor = (len(mixtures), k, -1), MIN_LOG_RESP[dtype]
-        natural = torch.cat([self.family.natural(mixture) for mixture in mixtures]).to(dtype)
-        sums, totals = self._sums(len(natural)), natural.new_zeros(len(mixtures), dtype=torch.float64)
-        for rows, parts in self._features(len(natural), dtype):
-            resp = _product(natural, parts).view(shape)  # (m, k, b), so that sums over components run along memory
-            peak = resp.amax(1, keepdim=True)
-            norm = resp.sub_(peak).clamp_(min=floor).exp_().sum(1, keepdim=True)
-            evidence, scale = peak.add_(norm.log()), norm.reciprocal_()
-            if self.weight is not None:
-                evidence, scale = evidence * self.weight[rows], scale * self.weight[rows]
-            totals += evidence.sum((1, 2), dtype=torch.float64)
-            sums += _sums_of(resp.mul_(scale).flatten(0, 1), parts)
-        for mixture, part, total in zip(mixtures, sums.split(k), totals, strict=True):
-            shared = self.scatter if self.family.tied else None
-            total = total + self.family.common(mixture, shared)
-            yield self.family.moments_of(part, n_features, shared), torch.zeros_like(mixture.means), float(total)
-
-    def _expect_residual(self, mixture):
-        current, total = mixture.to(self.x), 0.0
-
-        def resp_of(rows):
-            nonlocal total
-            evidence, log_resp = e_step(self.x[rows], current, self.family)
-            total = total + self._weighted(evidence[:, None], rows).sum(dtype=torch.float64)
-            return log_resp.exp()
-
-        return *self._residual_moments(resp_of, current.means), float(total)
-
-    def _residual_moments(self, resp_of, means):
-        moments = self.family.empty_moments(means)
-        for rows in self._chunks(len(means)):
-            self.family.accumulate(moments, self.x[rows], self._weighted(resp_of(rows), rows), means)
-        return self.family.complete(moments), means.to(torch.float64)
-
-    def _is_linear(self):
-        return self.family.prefers_linear(self.x.shape[1])
-
     def _whiten(self, x):
         """Set x, in whitened coordinates, and the features of all rows if they are small enough to be kept."""
         n_samples, n_features = x.shape
-        n_linear, whitener = self.family.n_linear_features(n_features), self.whitener.to(x)
+        n_linear, whitener = self.family.n_linear_features(n_features), self.whitener.to(x.device, x.dtype)
+        if not isinstance(x, torch.Tensor):
+            self.x, self.features = x.then(partial(_whitened, self.family, whitener)), None
+            return
         keep = self.family.tied or n_samples * n_linear * x.element_size() <= CACHE_BYTES
         self.x, self.features = x, None
         if keep and self.family.prefers_linear(n_features):
@@ -197,28 +241,6 @@ class WhitenedRows:
             if self.features is not None:
                 self.family.write_features(self.features[:, rows], n_features)
 
-    def _features(self, n_components, dtype):
-        """Slices, and the features of their rows in parts (p_i, b), in memory that may be used again for the next."""
-        n_linear = self.family.n_linear_features(self.x.shape[1])
-        chunks = row_chunks(len(self.x), n_linear + n_components, self.chunk_size, LINEAR_BYTES)
-        if self.features is not None and dtype == self.x.dtype:
-            yield from ((rows, [self.features[:, rows]]) for rows in chunks)
-            return
-        if self.family.split_features(self.x[:1]) is not None:
-            yield from ((rows, self.family.split_features(self.x[rows].to(dtype))) for rows in chunks)
-            return
-        buffer = self.x.new_empty(n_linear, min(len(self.x), chunks[0].stop), dtype=dtype)
-        for rows in chunks:
-            x = self.x[rows]
-            features = buffer[:, : len(x)]
-            features[1 : x.shape[1] + 1].copy_(x.mT)
-            self.family.write_features(features, x.shape[1])
-            yield rows, [features]
-
-    def _sums(self, n_components):
-        n_linear = self.family.n_linear_features(self.x.shape[1])
-        return self.x.new_zeros(n_components, n_linear, dtype=torch.float64)
-
     def _whitened_scatter(self, scatter):
         """Scatter of the whitened rows: from that of the rows where this loses nothing, else summed again."""
         scales = self.whitener.diagonal() if self.whitener.ndim == 2 else self.whitener
@@ -226,9 +248,63 @@ class WhitenedRows:
             return scatter_of(self.x, self.family, self.weight, self.chunk_size)
         return self.family.whiten_covariances(scatter, self.whitener)
 
-    def _weighted(self, resp, rows):
-        return resp if self.weight is None else resp * self.weight[rows, None]
+    def _chunks(self, block, n_components):
+        n_columns = self.x.shape[1] + n_components
+        n_rows = max(MIN_RESIDUAL_CHUNK, RESIDUAL_BYTES // (16 * n_columns))
+        return chunks_within(block, n_columns, self.chunk_size or n_rows)
 
-    def _chunks(self, n_components):
-        n_rows = max(MIN_RESIDUAL_CHUNK, RESIDUAL_BYTES // (16 * (self.x.shape[1] + n_components)))
-        return row_chunks(len(self.x), self.x.shape[1] + n_components, self.chunk_size or n_rows)
+
+class _LinearPass:
+    """E-steps of several mixtures with one product for all their components, and one for the sums."""
+
+    def __init__(self, rows, mixtures, dtype):
+        self.rows, self.mixtures, self.dtype = rows, mixtures, dtype
+        self.natural = torch.cat([rows.family.natural(mixture) for mixture in mixtures]).to(dtype)
+        self.sums = rows.empty_sums(len(self.natural))
+        self.totals = self.natural.new_zeros(len(mixtures), dtype=torch.float64)
+
+    def add(self, block):
+        """Add the rows of a slice."""
+        weight, floor = self.rows.weight, MIN_LOG_RESP[self.dtype]
+        shape = len(self.mixtures), len(self.natural) // len(self.mixtures), -1
+        for rows, parts in self.rows.features_of(block, len(self.natural), self.dtype):
+            resp = _product(self.natural, parts).view(shape)  # (m, k, b), so that sums over components run along memory
+            peak = resp.amax(1, keepdim=True)
+            norm = resp.sub_(peak).clamp_(min=floor).exp_().sum(1, keepdim=True)
+            evidence, scale = peak.add_(norm.log()), norm.reciprocal_()
+            if weight is not None:
+                evidence, scale = evidence * weight[rows], scale * weight[rows]
+            self.totals += evidence.sum((1, 2), dtype=torch.float64)
+            self.sums += _sums_of(resp.mul_(scale).flatten(0, 1), parts)
+
+    def results(self):
+        """What `WhitenedRows.expect` gives, for each mixture."""
+        family, n_features = self.rows.family, self.rows.x.shape[1]
+        sums = self.sums.split(len(self.sums) // len(self.mixtures))
+        for mixture, part, total in zip(self.mixtures, sums, self.totals, strict=True):
+            shared = self.rows.scatter if family.tied else None
+            total = total + family.common(mixture, shared)
+            yield family.moments_of(part, n_features, shared), torch.zeros_like(mixture.means), float(total)
+
+
+class _ResidualPass:
+    """E-step of one mixture with residuals from its means."""
+
+    def __init__(self, rows, mixture):
+        self.rows, self.total = rows, 0.0
+        self.mixture = mixture.to(rows.x.device, rows.x.dtype)
+        self.moments = rows.family.empty_moments(self.mixture.means)
+
+    def add(self, block):
+        """Add the rows of a slice."""
+        self.rows.accumulate(self.moments, self._resp_of, self.mixture.means, block)
+
+    def _resp_of(self, rows):
+        evidence, log_resp = e_step(self.rows.x[rows], self.mixture, self.rows.family)
+        self.total = self.total + self.rows.weighted(evidence[:, None], rows).sum(dtype=torch.float64)
+        return log_resp.exp()
+
+    def results(self):
+        """What `WhitenedRows.expect` gives, in a list of one."""
+        moments = self.rows.family.complete(self.moments)
+        return [(moments, self.mixture.means.to(torch.float64), float(self.total))]

@@ -1,54 +1,119 @@
 """Ways to start EM: responsibilities of the rows before there is a mixture."""
 
+from typing import NamedTuple
+
 import torch
 
 from .lloyd import distinct_rows, kmeans, seed_centers
+from .nearest import NearestCenters
+from .streams import sample_indices
 
 FREQUENCY = 1e3  # of random responsibilities: rows this share of a standard deviation apart have nothing in common
 
 
-def _kmeans_labels(x, n_components, generator, weight):
-    return from_labels(kmeans(x, n_components, generator, weight)[1], n_components, x.dtype)
-
-
 def from_labels(labels, n_components, dtype):
     """Responsibilities of rows with one component each (-1: none)."""
-    components = torch.arange(n_components, device=labels.device)
-    return lambda rows: (labels[rows, None] == components).to(dtype)
+    return lambda rows: _members(labels[rows], n_components, dtype)
+
+
+def _members(labels, n_components, dtype):
+    return (labels[:, None] == torch.arange(n_components, device=labels.device)).to(dtype)
+
+
+class Sample(NamedTuple):
+    """The rows in which a start is looked for."""
+
+    x: torch.Tensor  # (m, d)
+    weight: torch.Tensor | None  # (m,), one each if None
+    indices: torch.Tensor | None  # (m,) places among all rows; None: these are all
+
+
+def _sample(x, n_components, generator, weight):
+    """All rows of a tensor, or some of streamed ones."""
+    if isinstance(x, torch.Tensor):
+        return Sample(x, weight, None)
+    indices, weight = sample_indices(x, n_components, generator, weight)
+    return Sample(x.take(indices), weight, indices)
+
+
+def draw_starts(name, n_starts, x, n_components, generator, weight=None):
+    """Responsibilities to start from, drawn a number of times.
+
+    Parameters
+    ----------
+    name : str
+        One of `STARTS`.
+    n_starts : int
+    x : Tensor or StreamedRows of shape (n, d)
+        Centred rows. A start is looked for in all rows of a tensor, and in a random sample of streamed ones.
+    n_components : int
+    generator : torch.Generator
+    weight : Tensor of shape (n,), optional
+        Weights of the rows.
+
+    Yields
+    ------
+    resp_of : callable, slice -> Tensor (b, k)
+        Responsibilities of the rows of a slice. A tensor of rows is not needed for them, and may be overwritten.
+    """
+    sample = _sample(x, n_components, generator, weight)
+    for _ in range(n_starts):
+        yield STARTS[name](x, sample, n_components, generator, weight)
+
+
+def _kmeans_labels(x, sample, n_components, generator, weight):
+    centers, labels = kmeans(sample.x, n_components, generator, sample.weight)
+    if sample.indices is None:
+        return from_labels(labels, n_components, x.dtype)
+    nearest = NearestCenters(centers)
+    return lambda rows: _members(nearest(x[rows]), n_components, x.dtype)
 
 
 def _from_seeds(choose):
     """Responsibilities that give each component the one row chosen for it, whatever the weight of that row."""
 
-    def start(x, n_components, generator, weight):
-        seeds = choose(x, n_components, generator, weight)
-        labels = torch.full((len(x),), -1, device=x.device)
-        labels[seeds] = torch.arange(n_components, device=x.device)
-        resp_of = from_labels(labels, n_components, x.dtype)
-        return resp_of if weight is None else lambda rows: resp_of(rows) / weight[rows, None]
+    def start(x, sample, n_components, generator, weight):
+        seeds = choose(sample.x, n_components, generator, sample.weight)
+        seeds = seeds if sample.indices is None else sample.indices.to(seeds.device)[seeds]
+        # One row starts one component: equal components would stay equal for ever.
+        seeds = seeds.where(~(seeds[:, None] == seeds).triu(1).any(1), -1)
+        size, kind = len(x), {"dtype": x.dtype, "device": x.device}  # the rows themselves are not kept
+
+        def resp_of(rows):
+            first, stop, _ = rows.indices(size)
+            inside = ((seeds >= first) & (seeds < stop)).nonzero().flatten()
+            resp = torch.zeros(stop - first, n_components, **kind)
+            resp[seeds[inside] - first, inside] = 1
+            return resp if weight is None else resp / weight[rows, None]
+
+        return resp_of
 
     return start
 
 
-def _random_responsibilities(x, n_components, generator, weight):
+def _random_responsibilities(x, sample, n_components, generator, weight):
     """Random responsibilities, uniform before they are normalized.
 
     They are a function of the row, of a very high frequency: equal rows have equal ones, in any order and any chunks.
     """
     draws = {"dtype": torch.float64, "generator": generator}
-    scale = x.square().mean(0).sqrt() if weight is None else (weight @ x.square() / weight.sum()).sqrt()
-    direction = torch.randn(x.shape[1], **draws).to(x) / torch.where(scale > 0, scale, 1.0)
-    places = x @ direction  # the rows themselves will be overwritten
-    frequencies, phases = FREQUENCY * torch.randn(n_components, **draws).to(x), torch.rand(n_components, **draws).to(x)
+    squares, theirs = sample.x.square(), sample.weight
+    scale = squares.mean(0).sqrt() if theirs is None else (theirs @ squares / theirs.sum()).sqrt()
+    direction = torch.randn(x.shape[1], **draws).to(sample.x) / torch.where(scale > 0, scale, 1.0)
+    frequencies, phases = (draw(n_components, **draws).to(sample.x) for draw in (torch.randn, torch.rand))
+    epsilon = torch.finfo(x.dtype).eps
 
-    def resp_of(rows):
-        resp = (places[rows, None] * frequencies + phases).remainder(1.0) + torch.finfo(x.dtype).eps
+    def responsibilities(places):
+        resp = (places[:, None] * (FREQUENCY * frequencies) + phases).remainder(1.0) + epsilon
         return resp / resp.sum(1, keepdim=True)
 
-    return resp_of
+    if sample.indices is None:
+        places = x @ direction  # the rows themselves will be overwritten
+        return lambda rows: responsibilities(places[rows])
+    return lambda rows: responsibilities(x[rows] @ direction)
 
 
-# Each gives, for rows x and their weights (or None), a function from a slice to the responsibilities of its rows.
+# Each gives, for rows x, a sample of them, and weights (or None), a function from a slice to responsibilities.
 STARTS = {
     "kmeans": _kmeans_labels,
     "k-means++": _from_seeds(seed_centers),

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import make_blobs
@@ -215,11 +214,6 @@ def test_wrong_learning_rates(rate, blobs):
 def test_numbers_whose_squares_overflow(blobs):
     with pytest.raises(ValueError, match=r"X has values up to 1.18e\+21.*overflow in torch.float32; divide X"):
         TorchMiniBatchKMeans(3).fit((blobs[0] * 1e20).astype(np.float32))
-
-
-def test_sparse_data_are_refused(blobs):
-    with pytest.raises(TypeError, match=r"[Ss]parse data was passed"):
-        TorchMiniBatchKMeans(3).fit(csr_matrix(blobs[0]))
 
 
 def test_parameters_without_effect_are_told(blobs):

@@ -1,0 +1,107 @@
+"""Batches of streamed rows, by way of a pool in memory."""
+
+import torch
+
+from .nearest import wide_dtype
+from .streams import draw_indices
+
+
+class PooledRows:
+    """Streamed rows less their mean, from which batches are drawn by way of a pool that is held in memory.
+
+    The pool begins as a random sample of all rows. Batches are drawn from it, with replacement. After each, as many
+    rows as it had, those that have been in the pool for longest, give way to runs of neighbouring rows from random
+    places. So a disk is read in runs, and a batch has rows from many of them. Rows come into the pool with probability
+    proportional to their weights, and count one each in it.
+
+    Parameters
+    ----------
+    x : StreamedRows of shape (n, d)
+    weight : Tensor of shape (n,) or None
+        Nonnegative weights, not all zero; one each if None.
+    size : int
+        Rows in the pool, at most n.
+    run_length : int
+        Rows in a run.
+    generator : torch.Generator
+
+    Attributes
+    ----------
+    offset : Tensor of shape (d,)
+        Mean of the rows.
+    total_weight : float
+    largest : float
+        Largest absolute value of any row.
+    x : Tensor of shape (size, d)
+        The pool, whose rows are not centred.
+    """
+
+    def __init__(self, x, weight, size, run_length, generator):
+        self.stream, self.weight, self.run_length, self.largest = x, weight, run_length, 0.0
+        self.cumulative = None if weight is None else weight.cpu().double().cumsum(0)
+        self.n_counted = len(x) if weight is None else int((weight > 0).sum())
+        self.total_weight = float(len(x) if weight is None else self.cumulative[-1])
+        self._sums = torch.zeros(x.shape[1], dtype=wide_dtype(x), device=x.device)
+        self._reference = x[slice(0, 1)][0].clone()
+        self.x = x.take(draw_indices(x, size, generator, weight), self._visit)
+        self.offset = (self._reference.to(self._sums) + self._sums / self.total_weight).to(self.x)
+        self._order, self._next = torch.randperm(size, generator=generator), 0
+
+    def __len__(self):
+        return self.n_counted
+
+    def _visit(self, rows, x):
+        self.largest = max(self.largest, *map(abs, map(float, torch.aminmax(x))))
+        x = x.to(self._sums.dtype) - self._reference
+        self._sums += x.sum(0) if self.weight is None else self.weight[rows].to(x) @ x
+
+    def centered(self, x):
+        """Any rows less the offset, in the dtype of these."""
+        return (x - self.offset.to(x)).to(self.x.dtype)
+
+    def draw(self, n_rows, generator, out=None):
+        """Rows of the pool, and their weights (None: one each). The pool is renewed by as many.
+
+        Drawn rows are written to the buffer ``out`` (n_rows, d), if it is given.
+        """
+        places = torch.randint(len(self.x), (n_rows,), generator=generator).to(self.x.device)
+        drawn = torch.index_select(self.x, 0, places, out=out).sub_(self.offset)
+        self._renew(n_rows, generator)
+        return drawn, None
+
+    def _renew(self, n_rows, generator):
+        """Replace the oldest rows of the pool by runs from random places."""
+        n_runs = -(-min(n_rows, len(self.x)) // self.run_length)
+        indices = self._runs(n_runs, generator).flatten()[: len(self.x)]
+        places = self._order[(self._next + torch.arange(len(indices))) % len(self._order)]
+        self._next = (self._next + len(indices)) % len(self._order)
+        self.x[places.to(self.x.device)] = self.stream.read(indices)
+
+    def _runs(self, n_runs, generator):
+        """Indices of the rows of runs (n_runs, run_length): as they stand or, if they have weights, drawn by these."""
+        draws = torch.rand(n_runs, dtype=torch.float64, generator=generator)
+        steps = torch.arange(self.run_length) + torch.rand(n_runs, 1, dtype=torch.float64, generator=generator)
+        total = torch.tensor(self.total_weight, dtype=torch.float64)
+        first = self._row_at(draws * total, total) // self.run_length * self.run_length
+        last = (first + self.run_length).clamp_(max=len(self.stream))
+        low, high = self._weight_before(first), self._weight_before(last)
+        return self._row_at(low[:, None] + (high - low)[:, None] * steps / self.run_length, high[:, None])
+
+    def _weight_before(self, rows):
+        """Weight of all rows before the given ones."""
+        if self.cumulative is None:
+            return rows.double()
+        return torch.where(rows > 0, self.cumulative[rows - 1], 0.0)
+
+    def _row_at(self, weights, limit):
+        """The row at which the sum of weights passes a number, which rounding must not have carried to its limit."""
+        weights = torch.minimum(weights, torch.nextafter(limit, torch.zeros_like(limit)))
+        return weights.long() if self.cumulative is None else torch.searchsorted(self.cumulative, weights, right=True)
+
+    def variance(self):
+        """Mean over the features of the variance of the rows, found in a pass."""
+        total = 0.0
+        for rows in self.stream.blocks:
+            squares = (self.stream[rows] - self.offset).to(self._sums).square().sum(1)
+            total += float(squares.sum() if self.weight is None else self.weight[rows].to(squares) @ squares)
+        return total / self.total_weight / self.x.shape[1]
