@@ -4,14 +4,14 @@
 
 Every row fits the clusterer to training images without labels, once for each seed; labels only score the test images.
 Accuracy is that of the best match of clusters and classes. "bound" is the evidence lower bound of 2,000 test images in
-nats, "weight" the weight of the agreement of views that was used (with "auto", the bound of held-out training rows
-chooses), "min" the minutes of a fit. A second table has the V-measures and the held-out bounds of both weights that
-"auto" tried. Each run is kept as a JSON record of its own, so that runs can be added later, and
-the table is made from all records that there are.
+nats, "weight" the weight of the agreement of views that was used (with "auto", held-out training rows choose), "min"
+the minutes of a fit. A second table has the V-measures and the held-out scores of both weights that "auto" tried. Each
+run is kept as a JSON record of its own, so that runs can be added later, and the table is made from all records that
+there are.
 
 MNIST is read from the folder that the environment variable SKVAE_DATA_HOME names, Fashion-MNIST from
-``fashion_mnist.npz`` in the same folder, with arrays of the same names. Digits are those of scikit-learn, a quarter of
-them for the test.
+``fashion_mnist.npz`` in the same folder, with arrays of the same names, and the letters A to J from ``letters.npz``,
+which `letters.py` makes of the fonts of a machine. Digits are those of scikit-learn, a quarter of them for the test.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from skvae.metrics import clustering_accuracy_score
 IMAGES, DIGITS = {"image_shape": (28, 28)}, {"image_shape": (8, 8), "augment": None}
 STUDY = {"max_epochs": 25, "augment": None}
 PARTS = ("X_train", "X_test")
+FILES = {"mnist": "mnist.npz", "fashion": "fashion_mnist.npz", "letters": "letters.npz"}
 # Data, training images (None: all) and settings.
 ROWS = {
     "mnist, defaults": ("mnist", None, IMAGES),
@@ -55,6 +56,7 @@ ROWS = {
     "fashion, defaults": ("fashion", None, IMAGES),
     "fashion, plain": ("fashion", None, IMAGES | {"consistency": 0.0}),
     "fashion, views": ("fashion", None, IMAGES | {"consistency": 313.6}),
+    "letters, defaults": ("letters", None, IMAGES),
     "digits, no views": ("digits", None, DIGITS),
     "digits, views, defaults": ("digits", None, {"image_shape": (8, 8)}),
     "digits, mlp": ("digits", None, {}),
@@ -71,7 +73,7 @@ def load(name, n_images):
         X, y = load_digits(return_X_y=True)
         X_train, X_test, _, y_test = train_test_split(X / 16, y, random_state=0, stratify=y)
         return X_train, X_test, y_test
-    path = Path(os.environ["SKVAE_DATA_HOME"]) / {"mnist": "mnist.npz", "fashion": "fashion_mnist.npz"}[name]
+    path = Path(os.environ["SKVAE_DATA_HOME"]) / FILES[name]
     with np.load(path) as file:
         X_train, X_test = ((file[part].reshape(len(file[part]), -1) / 255).astype(np.float32) for part in PARTS)
         y_test = file["y_test"].astype(int)

@@ -160,8 +160,7 @@ def repeated_rows(X, sample_weight, seed):
     if isinstance(X, Table):
         order = np.arange(len(X))
     else:
-        x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
-        order = canonical_order(x if not x.is_floating_point() else x.nan_to_num(nan=0.0)).numpy()
+        order = order_of(X)
     if weight is None:
         return X if isinstance(X, Table) else X[order]
     ends = np.cumsum(weight[order] * max(1.0, len(weight) / weight.sum()))
@@ -170,14 +169,26 @@ def repeated_rows(X, sample_weight, seed):
     return select_rows(X, np.repeat(order, np.diff(counted, prepend=0)))
 
 
+def order_of(X):
+    """Indices of the rows of an array, in an order that depends neither on where they stand nor on linear units."""
+    x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
+    if x.is_floating_point() and np.isnan(X.min()):
+        x = x.nan_to_num(nan=float(np.nanmax(X)))
+    low, high = x.amin(0).double(), x.amax(0).double()
+    span = high - low
+    in_units = bool((low >= 0).all() and (high <= 1).all())  # already, as pixels and probabilities are
+    return canonical_order(x, unit=1.0 if in_units else torch.where(span > 0, span, 1.0)).numpy()
+
+
 def column_means(X, weight=None):
-    """Weighted means of the features (n_features,), summed in float64."""
-    if weight is None and isinstance(X, np.ndarray):
-        return X.mean(axis=0, dtype=np.float64)
+    """Weighted means of the features (n_features,), summed in float64; not finite if the sums overflow."""
     chunks = row_chunks(*X.shape)
-    if weight is None:
-        return sum(X[rows].sum(axis=0, dtype=np.float64) for rows in chunks) / len(X)
-    return sum(weight[rows] @ X[rows].astype(np.float64, copy=False) for rows in chunks) / weight.sum()
+    with np.errstate(over="ignore", invalid="ignore"):
+        if weight is None and isinstance(X, np.ndarray):
+            return X.mean(axis=0, dtype=np.float64)
+        if weight is None:
+            return sum(X[rows].sum(axis=0, dtype=np.float64) for rows in chunks) / len(X)
+        return sum(weight[rows] @ X[rows].astype(np.float64, copy=False) for rows in chunks) / weight.sum()
 
 
 def centered(X, center, dtype, device):
@@ -191,7 +202,8 @@ def centered(X, center, dtype, device):
 def scatter_about(X, center, weight, dtype, device, chunk_size=None):
     """Weighted sum of outer products of rows about a centre (d, d), float64, in one pass with a copy of a chunk alone.
 
-    The products of a chunk are made in the dtype; on a CPU by NumPy, which knows that they are symmetric.
+    The products of a chunk are made in the dtype; on a CPU by NumPy, which knows that they are symmetric. They are not
+    finite if they overflow.
     """
     kind, n_features = np.float32 if dtype == torch.float32 else np.float64, X.shape[1]
     reference = center.astype(kind)
@@ -200,15 +212,16 @@ def scatter_about(X, center, weight, dtype, device, chunk_size=None):
     n_rows = chunk_size or min(n_rows, max(1, RESIDUAL_BYTES // (8 * n_features)))
     buffer = np.empty((min(len(X), n_rows), n_features), kind)
     total = torch.zeros(n_features, n_features, dtype=torch.float64, device=device)
-    for rows, found in chunks_of(X, n_rows):
-        part = np.subtract(found, reference, out=buffer[: len(found)], casting="same_kind")
-        if weight is not None:
-            part *= np.sqrt(weight[rows, None]).astype(kind)
-        if total.device.type == "cpu":
-            total += torch.from_numpy(part.T @ part)
-        else:
-            part = torch.from_numpy(part).to(device)
-            total += part.mT @ part
+    with np.errstate(over="ignore", invalid="ignore"):
+        for rows, found in chunks_of(X, n_rows):
+            part = np.subtract(found, reference, out=buffer[: len(found)], casting="same_kind")
+            if weight is not None:
+                part *= np.sqrt(weight[rows, None]).astype(kind)
+            if total.device.type == "cpu":
+                total += torch.from_numpy(part.T @ part)
+            else:
+                part = torch.from_numpy(part).to(device)
+                total += part.mT @ part
     shift = torch.from_numpy(center - reference).to(total)
     n_samples = len(X) if weight is None else float(weight.sum())
     return total - n_samples * shift.outer(shift)
@@ -273,7 +286,8 @@ class TorchEstimator(BaseEstimator):
         if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
             X = self._validated_tensor(X, settings)
         else:
-            with config_context(array_api_dispatch=False):
+            # The sums of large finite values may overflow in scikit-learn's search for values that are not finite.
+            with config_context(array_api_dispatch=False), np.errstate(over="ignore", invalid="ignore"):
                 X = self._validated_array(host_array(X), allows_nan and self._streams_nan, reset, min_samples, settings)
         if self._allows_nan and not allows_nan and not isinstance(X, Table) and has_nan(X):
             raise ValueError(

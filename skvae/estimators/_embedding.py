@@ -1,11 +1,15 @@
 """What autoencoders share as estimators: building, training, codes and their inverse."""
 
 import copy
+import functools
+import hashlib
 import math
+import os
 from abc import abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +21,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
+from ..fitting.snapshots import Checkpoint, read_checkpoint
 from ..fitting.training import (
     COMPILE_MODES,
     OPTIMIZERS,
@@ -24,9 +29,10 @@ from ..fitting.training import (
     fit_module,
     normal_points,
     own_randomness,
+    some_rows,
     standardized,
 )
-from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Support
+from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
 from ..models.networks import NETWORKS, check_image_shape, row_width
 from ._base import (
     FLOATS,
@@ -36,10 +42,12 @@ from ._base import (
     compute_dtype,
     fit_method,
     generator_from,
+    repeated_rows,
     resolve_device,
     seed_from,
     to_dtype,
 )
+from ._columns import Columns
 from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, stored_rows
 
 N_SCORE_DRAWS = 16
@@ -56,6 +64,7 @@ class Embedder(LatentMixin, TorchEstimator):
     """
 
     _dtypes = (*FLOATS, np.uint8)
+    _allows_nan = True
     _size_parameter = "n_components"
     _image_architecture = "conv"  # of "auto", if there is an image_shape
     _auto_sizes: ClassVar[dict] = {"mlp": (256, 128), "conv": (), "hybrid": (256, 128)}  # of hidden layers
@@ -81,6 +90,7 @@ class Embedder(LatentMixin, TorchEstimator):
         "callbacks": [list, tuple, None],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "warm_start": ["boolean"],
+        "checkpoint": [str, os.PathLike, None],
         "precision": [StrOptions({"float32", "bf16"})],
         "compile": ["boolean", StrOptions(set(COMPILE_MODES))],
         "device": [str, torch.device],
@@ -89,7 +99,7 @@ class Embedder(LatentMixin, TorchEstimator):
     }
 
     @fit_method
-    def partial_fit(self, X, y=None):
+    def partial_fit(self, X, y=None, sample_weight=None):
         """Train for one pass over the rows of X, from where the networks are.
 
         The first call fixes the likelihood and the units of the features, so its rows should be typical.
@@ -100,6 +110,8 @@ class Embedder(LatentMixin, TorchEstimator):
             Rows.
         y : Ignored
             Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As for `fit`.
 
         Returns
         -------
@@ -113,11 +125,12 @@ class Embedder(LatentMixin, TorchEstimator):
         """
         first = not hasattr(self, "module_")
         X = self._validate(X, reset=first, min_samples=2)
-        if first:
-            self._check_enough_rows(X)
-            self._first_seed = seed_from(self.random_state)
+        self._first_seed = seed_from(self.random_state) if first else self._first_seed
         seed = self._first_seed + (0 if first else self.n_iter_)
-        self._train(X, None, seed, max_epochs=1, going_on=not first)
+        rows = repeated_rows(X, sample_weight, seed)
+        if first:
+            self._check_enough_rows(rows)
+        self._train(rows, None, seed, max_epochs=1, going_on=not first, checkpointed=False)
         self._describe(X)
         return self
 
@@ -202,6 +215,9 @@ class Embedder(LatentMixin, TorchEstimator):
         decoded = self._map_array(lambda model, z: model.decode(z.to(model.dtype)), mixed.reshape(-1, mixed.shape[2]))
         return decoded.reshape(len(ends[0]), n_steps, -1)
 
+    def _knows_missing(self):
+        return not hasattr(self, "module_") or isinstance(self.module_.likelihood, Observed)
+
     def _draws(self, n_samples, random_state):
         """The generator of a draw of so many rows, if it can be made."""
         check_is_fitted(self)
@@ -252,22 +268,24 @@ class Embedder(LatentMixin, TorchEstimator):
             "progress": type(self).__name__ if self.verbose else None,
         }
 
-    def _train(self, X, X_val, seed, *, max_epochs, going_on):
+    def _train(self, X, X_val, seed, *, max_epochs, going_on, checkpointed=True):
         """Build the model, or take the one that there is, train it and publish the result."""
         device = resolve_device(self.device)
         check_precision(self.precision, device)
         seeds = torch.Generator().manual_seed(seed)
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+        columns = Columns(X)
         if going_on:
             self._check_same_sizes(X)
+            self._check_same_mask(columns)
             model, history = copy.deepcopy(self.module_), self.history_
             likelihood, name = model.likelihood, self.likelihood_
-            X = check_support(likelihood, X)
+            X = check_support(likelihood, X, columns)
             optimizer_state = copy.deepcopy(self.net_.optimizer_.state_dict()) if hasattr(self, "net_") else None
         else:
-            kind = self._choose_likelihood(X)
-            X, name = check_support(kind, X), likelihood_name(kind)
-            likelihood, history, optimizer_state = build_likelihood(kind, X), [], None
+            kind = self._choose_likelihood(columns)
+            X, name = check_support(kind, X, columns), likelihood_name(kind)
+            likelihood, history, optimizer_state = build_likelihood(kind, X, columns), [], None
             model = self._build(likelihood, X.shape[1], seeds)
         whole = Support(*likelihood.support).integers
         if whole and isinstance(self.augment, str) and self.augment != "auto":
@@ -276,10 +294,13 @@ class Embedder(LatentMixin, TorchEstimator):
                 "use a callable that keeps them, or another likelihood."
             )
         rows = stored_rows(likelihood, X, device)
-        held_out = None if X_val is None else stored_rows(likelihood, check_support(likelihood, X_val), device)
+        held_out = None if X_val is None else self._validation_rows(likelihood, X_val, device)
         model = to_device(model, device)
-        task = Task(rows, held_out, generator, device, seed, max_epochs, going_on, optimizer_state, whole)
+        checkpoint = self._checkpoint_of(rows, held_out, seed, len(history)) if checkpointed else None
+        task = Task(rows, held_out, generator, device, seed, max_epochs, going_on, optimizer_state, checkpoint, whole)
         net = self._fit_networks(model, task)
+        if checkpoint is not None:
+            checkpoint.remove()
         widths = row_width(model.encoder, likelihood.n_inputs(X.shape[1])), row_width(model.decoder, self._latent_size)
 
         self.net_, self.module_, self.likelihood_ = net, model, name
@@ -290,12 +311,29 @@ class Embedder(LatentMixin, TorchEstimator):
         self.loss_curve_ = [float(row["train_loss"]) for row in self.history_]
         self.n_iter_ = len(self.history_)
         with torch.inference_mode():
-            some = rows[:: math.ceil(len(rows) / ROWS_FOR_DIAGNOSTICS)].to(device)
+            some = some_rows(rows, ROWS_FOR_DIAGNOSTICS).to(device)
             self._diagnose(model.posterior(standardized(model, some)))
 
-    def _choose_likelihood(self, X):
-        """The likelihood, or the name of one, for X."""
-        return choose_likelihood(self.likelihood, X)
+    def _draw_seed(self):
+        """The seed of a fit: that of an interrupted one if it goes on."""
+        seed = seed_from(self.random_state)
+        if self.checkpoint is None or self.random_state is not None:
+            return seed
+        found = read_checkpoint(self.checkpoint)
+        return seed if found is None else found["seed"]
+
+    def _checkpoint_of(self, rows, held_out, seed, n_epochs_before):
+        """The file that the training is written to, None if there is none."""
+        if self.checkpoint is None:
+            return None
+        folder = Path(self.checkpoint).resolve().parent
+        if not folder.is_dir():
+            raise ValueError(f"checkpoint={str(self.checkpoint)!r} is in a folder that does not exist; make it first.")
+        return Checkpoint(self.checkpoint, fingerprint(self, seed, n_epochs_before, rows, held_out), seed)
+
+    def _choose_likelihood(self, columns):
+        """The likelihood, or the name of one, for a table with these columns."""
+        return choose_likelihood(self.likelihood, columns)
 
     def _check_same_sizes(self, X):
         """Raise if the networks to go on with do not belong to these rows or parameters."""
@@ -306,6 +344,23 @@ class Embedder(LatentMixin, TorchEstimator):
                 f"{self._latent_size}; fit a clone."
             )
 
+    def _validation_rows(self, likelihood, X_val, device):
+        """Rows whose loss is recorded, in the form in which rows are stored."""
+        columns = Columns(X_val)
+        if columns.n_missing and not isinstance(likelihood, Observed):
+            raise ValueError(
+                "X_val has missing values, but X has none, so that no mask of them is learned; fill them in."
+            )
+        return stored_rows(likelihood, check_support(likelihood, X_val, columns), device)
+
+    def _check_same_mask(self, columns):
+        """Raise if values are missing, but the networks to go on with have no mask for them."""
+        if columns.n_missing and not self._knows_missing():
+            raise ValueError(
+                "X has missing values, but the networks to go on with were trained on rows without any, and have no "
+                "mask of them; fit a clone."
+            )
+
     def _build(self, likelihood, n_features, generator):
         """A new model with starting values from the generator."""
         prior = self._make_prior()
@@ -314,7 +369,7 @@ class Embedder(LatentMixin, TorchEstimator):
             encoder = make_network("encoder", self.encoder, likelihood.n_inputs(n_features), n_encoded)
             decoder = make_network("decoder", self.decoder, self._latent_size, n_outputs)
         if encoder is None or decoder is None:
-            built = self._built_in(likelihood.n_inputs(n_features), n_outputs, prior.n_statistics, generator)
+            built = self._built_in(likelihood, n_features, prior.n_statistics, generator)
             pairs = zip((encoder, decoder), built, strict=True)
             encoder, decoder = (theirs if mine is None else mine for mine, theirs in pairs)
         return LatentModel(encoder, decoder, likelihood, prior)
@@ -323,8 +378,9 @@ class Embedder(LatentMixin, TorchEstimator):
         """Whether parts of the model are the user's."""
         return any(not isinstance(part, str | None) for part in (self.encoder, self.decoder, self.likelihood))
 
-    def _built_in(self, n_inputs, n_outputs, n_statistics, generator):
+    def _built_in(self, likelihood, n_features, n_statistics, generator):
         """The encoder and decoder that the parameters describe."""
+        n_inputs, n_outputs = likelihood.n_inputs(n_features), likelihood.n_outputs(n_features)
         auto = self._image_architecture if self.image_shape is not None else "mlp"
         architecture = auto if self.architecture == "auto" else self.architecture
         batch_norm = architecture != "mlp" if isinstance(self.batch_norm, str) else self.batch_norm
@@ -340,7 +396,14 @@ class Embedder(LatentMixin, TorchEstimator):
         sizes = default if isinstance(self.hidden_layer_sizes, str) else self.hidden_layer_sizes
         settings["hidden_layer_sizes"] = check_sizes("hidden_layer_sizes", sizes)
         settings["head_layer_sizes"] = check_sizes("head_layer_sizes", self.head_layer_sizes)
-        return NETWORKS[architecture](n_inputs, self._latent_size, n_outputs, **settings)
+        build = functools.partial(NETWORKS[architecture], n_components=self._latent_size)
+        if architecture == "mlp" or not isinstance(likelihood, Observed):
+            return build(n_inputs, n_outputs=n_outputs, **settings)
+        # The encoder sees the mask of missing values as further channels.
+        channels, *size = check_image_shape(settings.pop("image_shape"), n_features)
+        encoder, _ = build(n_inputs, n_outputs=n_inputs, image_shape=(2 * channels, *size), **settings)
+        _, decoder = build(n_features, n_outputs=n_outputs, image_shape=(channels, *size), **settings)
+        return encoder, decoder
 
     def _view_of(self, task, **limits):
         """What the encoder sees of rows in training, if not the rows; limits of named views may be given."""
@@ -374,6 +437,7 @@ class Task:
     max_epochs: int
     going_on: bool  # with networks, and perhaps the state of their optimizer, that were trained before
     optimizer_state: dict | None
+    checkpoint: Checkpoint | None
     whole_numbers: bool  # whether rows are, so that nothing can lie between them
 
     def train(self, model, plan, noise_size, **changes):
@@ -388,7 +452,26 @@ class Task:
             device=task.device,
             validation_rows=task.held_out,
             optimizer_state=task.optimizer_state,
+            checkpoint=task.checkpoint,
         )
+
+
+def fingerprint(estimator, *facts):
+    """A text that tells fits apart: a hash of the estimator's parameters and of facts, numbers or rows."""
+    found = hashlib.blake2b(digest_size=16)
+    passive = {"checkpoint", "device", "verbose"}
+    params = {name: value for name, value in estimator.get_params(deep=False).items() if name not in passive}
+    for name, value in [("class", type(estimator).__name__), *sorted(params.items())]:
+        plain = isinstance(value, str | Real | tuple | None)
+        found.update(f"{name}={value if plain else type(value).__name__};".encode())
+    for fact in facts:
+        if fact is None or isinstance(fact, Real):
+            found.update(f"{fact};".encode())
+            continue
+        found.update(f"{len(fact)};".encode())
+        part = fact if isinstance(fact, torch.Tensor) else some_rows(fact, ROWS_FOR_DIAGNOSTICS)
+        found.update(part.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def history_of(net, n_before):
@@ -483,6 +566,27 @@ def elbo_at_points(points):
     return elbo
 
 
+def fill_missing(model, x, points=None):
+    """Rows with conditional means in the place of missing values; the codes are those at fixed points (m, k).
+
+    Without points, and where values have no mean, the code is the mean of the posterior.
+    """
+    u = model.standardize(x)
+    q = model.posterior(u)
+    if points is None or not getattr(model.likelihood, "has_mean", True):
+        return torch.where(x.isnan(), model.decode(q.mean).to(x.dtype), x)
+    total = mean = None
+    for noise in points.to(u):
+        noise = noise.expand_as(q.mean)
+        weight, decoded = model.log_weights(u, q, noise), model.decode(model.prior.draw(q, noise))
+        if total is None:
+            total, mean = weight, decoded
+            continue
+        total = torch.logaddexp(total, weight)
+        mean = mean + (weight - total).exp()[:, None] * (decoded - mean)
+    return torch.where(x.isnan(), mean.to(x.dtype), x)
+
+
 def fixed_points(n_components):
     """The points at which scores are taken."""
     return normal_points(N_SCORE_DRAWS, n_components)
@@ -503,7 +607,40 @@ def draw_rows(estimator, codes_of, n_samples, generator):
 
 
 class BoundMixin:
-    """What embedders with a prior share: variances of codes, and bounds on the log-likelihood."""
+    """What embedders with a prior share: variances of codes, bounds on the log-likelihood, and conditional means."""
+
+    def impute(self, X, n_importance_samples=100):
+        """Fill in missing values (NaN) by their conditional means.
+
+        The mean of p(x | z) is averaged over codes of a row, each weighted by how well it explains what is there
+        (Mattei and Frellsen 2019, equation 13). The codes lie at quasi-random points, so the result is not random.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data, like that of training in what is missing.
+        n_importance_samples : int, default=100
+            Codes for each row.
+
+        Returns
+        -------
+        X_filled : ndarray of shape (n_samples, n_features)
+            The rows; values that were there are unchanged.
+
+        Raises
+        ------
+        ValueError
+            If values are missing, but none were in the training data.
+
+        References
+        ----------
+        P.-A. Mattei and J. Frellsen, MIWAE: deep generative modelling and imputation of incomplete data sets, 2019.
+        """
+        X = self._validate(X, reset=False)
+        X = check_support(self.module_.likelihood, X)
+        check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
+        points = normal_points(2 * math.ceil(n_importance_samples / 2), self._n_features_out)
+        return self._map_array(functools.partial(fill_missing, points=points), X)
 
     def posterior_variance(self, X):
         """Variances of q(z | x).

@@ -5,26 +5,28 @@ A likelihood is chosen by its name, or is an object of the user's with the same 
 """
 
 import copy
-import functools
+import warnings
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..fitting.rows import row_chunks
-from ..models import LIKELIHOODS, Support
+from ..fitting.sources import RowSource
+from ..models import LIKELIHOODS, Observed, Support
 from ._base import float_dtype, to_tensor
+from ._columns import Columns
+from ._tables import Table
 
 VERBS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
 
 
-def choose_likelihood(likelihood, X):
+def choose_likelihood(likelihood, columns):
     """Resolve "auto" by looking at the data; other names and objects are what they are.
 
     Parameters
     ----------
     likelihood : str, torch.nn.Module or class with ``from_data``
-    X : ndarray of shape (n, d)
+    columns : Columns
 
     Raises
     ------
@@ -37,7 +39,7 @@ def choose_likelihood(likelihood, X):
         if likelihood not in {"auto", *LIKELIHOODS}:
             raise ValueError(f"likelihood={likelihood!r} is unknown; use 'auto' or one of {sorted(LIKELIHOODS)}.")
         if likelihood == "auto":
-            return "bernoulli" if all_within(LIKELIHOODS["bernoulli"].support, X) else "gaussian"
+            return "bernoulli" if all_within(LIKELIHOODS["bernoulli"].support, columns) else "gaussian"
     elif isinstance(likelihood, type):
         check_verbs(likelihood, ["from_data"])
     elif isinstance(likelihood, nn.Module):
@@ -54,70 +56,80 @@ def likelihood_name(likelihood):
     """What a likelihood is called: its key, if it has one, or its class."""
     if isinstance(likelihood, str):
         return likelihood
+    if isinstance(likelihood, Observed):
+        return likelihood_name(likelihood.likelihood)
     kind = likelihood if isinstance(likelihood, type) else type(likelihood)
     return {known: name for name, known in LIKELIHOODS.items()}.get(kind, kind.__name__)
 
 
-def check_support(likelihood, X):
+def check_support(likelihood, X, columns=None):
     """X, with rounding beyond the support of a likelihood clipped.
 
     Parameters
     ----------
     likelihood : str, torch.nn.Module or class
         A fitted module knows which codes of categories the training data had.
-    X : ndarray of shape (n, d)
+    X : ndarray, Table or TensorRows of shape (n, d)
+    columns : Columns, optional
+        What is known of the columns of X.
 
     Raises
     ------
     ValueError
         If there are values outside the support.
     """
-    name = likelihood_name(likelihood)
+    columns, name = Columns(X) if columns is None else columns, likelihood_name(likelihood)
     # A class of the user's may give its support to its instances only, which are checked when they are built.
     support = Support(*getattr(LIKELIHOODS[name] if isinstance(likelihood, str) else likelihood, "support", ()))
     low, high = np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
     if support.integers:
-        check_integers(name, low, high, X)
+        check_integers(name, low, high, columns)
         return X
-    if not all_within(support, X):
+    if not np.isfinite(low).any() and not np.isfinite(high).any():
+        return X
+    smallest, largest = columns.ranges.low, columns.ranges.high
+    if not all_within(support, columns):
         raise ValueError(
-            f"likelihood={name!r} needs values in {interval(low, high)}, but X has values from {X.min():.6g} to "
-            f"{X.max():.6g}; scale X (MinMaxScaler(clip=True) keeps new rows inside), or use likelihood='gaussian'."
+            f"likelihood={name!r} needs values in {interval(low, high)}, but X has values from "
+            f"{np.nanmin(smallest):.6g} to {np.nanmax(largest):.6g}; scale X (MinMaxScaler(clip=True) keeps new rows "
+            "inside), or use likelihood='gaussian'."
         )
-    if (low <= X.min(axis=0)).all() and (X.max(axis=0) <= high).all():
+    if not (smallest < low).any() and not (largest > high).any():
         return X
-    return X.clip(low, high).astype(X.dtype, copy=False)
+    return X.clip(low, high).astype(X.dtype, copy=False) if isinstance(X, np.ndarray) else X.clip(low, high)
 
 
-def check_integers(name, low, high, X):
-    """Raise if X has values that are not whole numbers from low to high."""
-    broken = np.rint(X) != X if X.dtype.kind == "f" else np.zeros(1, bool)
-    if broken.any():
+def check_integers(name, low, high, columns):
+    """Raise if a table has values that are not whole numbers from low to high."""
+    smallest, largest, fraction, _ = columns.ranges
+    if fraction is not None:
         raise ValueError(
-            f"likelihood={name!r} needs whole numbers, but X has {X[broken][0]:.6g}; use likelihood='gaussian' for "
+            f"likelihood={name!r} needs whole numbers, but X has {fraction:.6g}; use likelihood='gaussian' for "
             "measurements, or round X if it should be counts."
         )
-    if (X.min(axis=0) < low).any():
+    if (smallest < low).any():
         raise ValueError(
-            f"likelihood={name!r} needs whole numbers from {low.max():g}, but X has {X.min():.6g}; use "
+            f"likelihood={name!r} needs whole numbers from {low.max():g}, but X has {np.nanmin(smallest):.6g}; use "
             "likelihood='gaussian' for data with negative values, or OrdinalEncoder for codes of categories."
         )
-    beyond = X.max(axis=0) > high
+    beyond = largest > high
     if beyond.any():
         feature = int(beyond.argmax())
         raise ValueError(
             f"likelihood={name!r} knows the codes of the training data alone, up to "
-            f"{np.broadcast_to(high, X.shape[1])[feature]:g} in feature {feature}, but X has "
-            f"{X[:, feature].max():.6g} there; fit with rows that have this category, or leave such rows out."
+            f"{np.broadcast_to(high, len(largest))[feature]:g} in feature {feature}, but X has "
+            f"{largest[feature]:.6g} there; fit with rows that have this category, or leave such rows out."
         )
 
 
-def all_within(support, X):
+def all_within(support, columns):
     """Whether all values are within bounds, up to the rounding of a scaler."""
-    slack = 8 * np.finfo(float_dtype(X.dtype)).eps * min(1.0, max(-float(X.min()), float(X.max())))
-    return bool((X.min(axis=0) >= np.subtract(support.low, slack)).all()) and bool(
-        (X.max(axis=0) <= np.add(support.high, slack)).all()
-    )
+    low, high = columns.ranges.low, columns.ranges.high
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # rows to predict may have no value in any feature
+        widest = max(-float(np.nanmin(low)), float(np.nanmax(high)))
+    slack = 8 * np.finfo(float_dtype(columns.dtype)).eps * min(1.0, widest)
+    return not (low < np.subtract(support.low, slack)).any() and not (high > np.add(support.high, slack)).any()
 
 
 def interval(low, high):
@@ -125,14 +137,16 @@ def interval(low, high):
     return f"[{low:g}, {high:g}]" if low.ndim == high.ndim == 0 else "the support of each feature"
 
 
-def build_likelihood(likelihood, X):
+def build_likelihood(likelihood, X, columns=None):
     """The likelihood for the columns of X; a module of the user's is copied.
 
     Parameters
     ----------
     likelihood : str, torch.nn.Module or class with ``from_data``
         From `choose_likelihood`.
-    X : ndarray of shape (n, d)
+    X : ndarray of shape (n, d), or Table
+    columns : Columns, optional
+        What is known of the columns of X.
 
     Raises
     ------
@@ -141,15 +155,34 @@ def build_likelihood(likelihood, X):
     ValueError
         If what a class makes can not produce X.
     """
+    columns = Columns(X) if columns is None else columns
     if isinstance(likelihood, nn.Module):
-        return copy.deepcopy(likelihood)
+        return for_missing(copy.deepcopy(likelihood), columns)
     kind = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
-    built = kind.from_data(ArraySummary(X))
+    built = kind.from_data(columns)
     if not isinstance(built, nn.Module):
         raise TypeError(f"{kind.__name__}.from_data should make a torch.nn.Module, but made {built!r}.")
     check_verbs(built, VERBS)
-    check_support(built, X)
-    return built
+    check_support(built, X, columns)
+    return for_missing(built, columns)
+
+
+def for_missing(likelihood, columns):
+    """The likelihood, or if values are missing, one that leaves them out.
+
+    Raises
+    ------
+    TypeError
+        If it can not.
+    """
+    if isinstance(likelihood, Observed) or not columns.n_missing:
+        return likelihood
+    if not hasattr(likelihood, "feature_log_prob"):
+        raise TypeError(
+            f"X has missing values, but likelihood={likelihood_name(likelihood)} has no feature_log_prob, which tells "
+            "how likely each value is; add it, or fill in the missing values."
+        )
+    return Observed(likelihood)
 
 
 def check_verbs(likelihood, verbs):
@@ -159,41 +192,23 @@ def check_verbs(likelihood, verbs):
         raise TypeError(f"likelihood={likelihood_name(likelihood)} lacks {', '.join(missing)}; add what is missing.")
 
 
-class ArraySummary:
-    """A `FeatureSummary` of an array, of which only that is computed which is asked for."""
-
-    def __init__(self, X):
-        self._X = X
-
-    @functools.cached_property
-    def mean(self):
-        """Means of the features."""
-        return torch.tensor(self._X.mean(axis=0, dtype=np.float64))
-
-    @functools.cached_property
-    def scale(self):
-        """Standard deviations; constant features keep their unit."""
-        mean = self.mean.numpy()
-        chunks = row_chunks(*self._X.shape)
-        scale = np.sqrt(sum(np.square(self._X[rows] - mean).sum(axis=0) for rows in chunks) / len(self._X))
-        scale[scale <= 10 * np.finfo(float_dtype(self._X.dtype)).eps * np.abs(mean)] = 1.0
-        return torch.tensor(scale)
-
-    @functools.cached_property
-    def maximum(self):
-        """Largest values."""
-        return torch.tensor(self._X.max(axis=0).astype(np.float64))
-
-
 def stored_rows(likelihood, X, device):
     """What is kept of X for training: standardised float32 rows, or whole numbers of one byte as they are.
 
-    They are on the device if they take at most half of its free memory, else on the CPU.
+    They are on the device if they take at most half of its free memory, else on the CPU. Rows of a table are read
+    when they are needed.
     """
-    rows = to_tensor(X, None, "cpu")
-    if rows.is_floating_point():
-        with torch.no_grad():
-            rows = likelihood.standardize(rows).to(torch.float32)
+    if isinstance(X, Table):
+        likelihood = copy.deepcopy(likelihood).cpu()
+        return RowSource(len(X), lambda rows: _stored(likelihood, torch.from_numpy(X[rows])), X.run_length)
+    rows = _stored(likelihood, to_tensor(X, None, "cpu"))
     if device.type == "cuda" and rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return rows.pin_memory()
     return rows.to(device)
+
+
+def _stored(likelihood, rows):
+    if not rows.is_floating_point():
+        return rows
+    with torch.no_grad():
+        return likelihood.standardize(rows).to(torch.float32)

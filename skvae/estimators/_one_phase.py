@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import validate_data
 
 from ..fitting.training import LR_SCHEDULES
-from ._base import check_enough_rows, fit_method, seed_from
+from ._base import check_enough_rows, fit_method, repeated_rows
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder, choose_epochs
+from ._tables import select_rows
 
 
 class OnePhaseEmbedder(Embedder):
@@ -27,7 +27,7 @@ class OnePhaseEmbedder(Embedder):
     }
 
     @fit_method
-    def fit(self, X, y=None, *, X_val=None):
+    def fit(self, X, y=None, sample_weight=None, *, X_val=None):
         """Train the networks on X.
 
         Parameters
@@ -36,6 +36,9 @@ class OnePhaseEmbedder(Embedder):
             Training data.
         y : Ignored
             Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each row is seen in an epoch: whole numbers are repeated rows, others are rounded at random to
+            whole numbers that have the same sum. Smaller weights than one on average are scaled up first.
         X_val : array-like of shape (n_validation_samples, n_features), default=None
             Rows whose loss is recorded for each epoch, and decides with ``early_stopping=True``. Without them, early
             stopping holds out ``validation_fraction`` of X.
@@ -52,10 +55,11 @@ class OnePhaseEmbedder(Embedder):
             likelihood or the image shape, or if the training diverges.
         """
         X = self._validate(X, reset=True, min_samples=2)
-        self._check_enough_rows(X)
         if X_val is not None:
-            X_val = validate_data(self, X_val, reset=False, dtype=self._dtypes)
-        seed = self._first_seed = seed_from(self.random_state)
+            X_val = self._validate(X_val, reset=False, allows_nan=True)
+        seed = self._first_seed = self._draw_seed()
+        X = repeated_rows(X, sample_weight, seed)
+        self._check_enough_rows(X)
         going_on = self.warm_start and hasattr(self, "module_")
         if X_val is None and self.early_stopping:
             X, X_val = self._hold_out(X, seed)
@@ -92,4 +96,4 @@ class OnePhaseEmbedder(Embedder):
                 "decrease it, or give more rows."
             )
         order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed)).numpy()
-        return X[order[n_held_out:]], X[order[:n_held_out]]
+        return select_rows(X, order[n_held_out:]), select_rows(X, order[:n_held_out])

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval
 
 from ..fitting.training import Plan
 from ..models import Flat, StandardNormal
-from ._embedding import NOT_NEGATIVE, POSITIVE_INT, BoundMixin, draw_rows, elbo_at_points
+from ._embedding import NOT_NEGATIVE, POSITIVE_INT, BoundMixin, draw_rows, elbo_at_points, fill_missing
 from ._likelihoods import check_support
 from ._one_phase import OnePhaseEmbedder
 
@@ -135,6 +135,10 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
     warm_start : bool, default=False
         Whether `fit` goes on with the networks, and the state of the optimizer, of the last fit.
 
+    checkpoint : str or path-like, default=None
+        File to which the training is written after every epoch. If a fit was interrupted, the same fit goes on from the
+        file, to the same result; the file is removed at the end.
+
     precision : {"float32", "bf16"}, default="float32"
         In which the networks compute while training; "bf16" is refused where the device has no instructions for it.
 
@@ -246,6 +250,7 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         callbacks=None,
         augment=None,
         warm_start=False,
+        checkpoint=None,
         precision="float32",
         compile=False,
         device="auto",
@@ -283,6 +288,7 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         self.callbacks = callbacks
         self.augment = augment
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.precision = precision
         self.compile = compile
         self.device = device
@@ -441,6 +447,10 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
     warm_start : bool, default=False
         Whether `fit` goes on with the networks, and the state of the optimizer, of the last fit.
 
+    checkpoint : str or path-like, default=None
+        File to which the training is written after every epoch. If a fit was interrupted, the same fit goes on from the
+        file, to the same result; the file is removed at the end.
+
     precision : {"float32", "bf16"}, default="float32"
         In which the networks compute while training; "bf16" is refused where the device has no instructions for it.
 
@@ -537,6 +547,7 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         augment=None,
         corruption=None,
         warm_start=False,
+        checkpoint=None,
         precision="float32",
         compile=False,
         device="auto",
@@ -571,11 +582,32 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         self.augment = augment
         self.corruption = corruption
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.precision = precision
         self.compile = compile
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+
+    def impute(self, X):
+        """Fill in missing values (NaN) by reconstructions.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data, like that of training in what is missing.
+
+        Returns
+        -------
+        X_filled : ndarray of shape (n_samples, n_features)
+            The rows; values that were there are unchanged.
+
+        Raises
+        ------
+        ValueError
+            If values are missing, but none were in the training data.
+        """
+        return self._map_array(fill_missing, self._validate(X, reset=False))
 
     def score_samples(self, X):
         """Log-likelihood of each row at its own code: how well it is reconstructed.

@@ -23,12 +23,14 @@ from ._base import (
     compute_dtype,
     counted_rows,
     fit_method,
+    float_dtype,
     generator_from,
     resolve_device,
     scatter_about,
     to_dtype,
     to_tensor,
 )
+from ._columns import Columns
 from ._missing import check_columns, has_missing, impute_chunk, observed_means, rows_with_values
 
 
@@ -191,11 +193,13 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
         fit_rows = self._fit_incomplete if incomplete else self._fit_complete
         model, total_variance, self.n_iter_ = fit_rows(X, weight, mean)
+        check_variance(float(total_variance), X)
 
         self.mean_ = to_dtype(mean + model.mean.cpu().numpy(), X.dtype)
         self.components_ = to_dtype(model.axes.cpu().numpy(), X.dtype)
         self.explained_variance_ = to_dtype(model.variances.cpu().numpy(), X.dtype)
-        self.explained_variance_ratio_ = to_dtype((model.variances / total_variance).cpu().numpy(), X.dtype)
+        ratio = model.variances / torch.maximum(total_variance, model.variances.sum())  # of equal rows, too
+        self.explained_variance_ratio_ = to_dtype(ratio.cpu().numpy(), X.dtype)
         self.noise_variance_ = float(model.noise_variance)
         self.n_components_ = self._n_features_out = len(self.components_)
         return self
@@ -396,6 +400,21 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             return incomplete(x.double(), *density)
 
         return self._map_model(function, self._validate(X, reset=False))
+
+
+def check_variance(total_variance, X):
+    """Raise if the variances of rows are beyond what the dtype of X holds.
+
+    Raises
+    ------
+    ValueError
+        If they are too large, or if they are too small and not zero, as those of equal rows are.
+    """
+    limits = np.finfo(float_dtype(X.dtype))
+    too_small = total_variance < limits.tiny and np.not_equal(*Columns(X).ranges[:2]).any()
+    if too_small or total_variance > limits.max:
+        advice = "multiply" if too_small else "divide"
+        raise ValueError(f"The variances of X are beyond the range of {limits.dtype}; {advice} X by a constant.")
 
 
 def _mean_scale(x, weight):

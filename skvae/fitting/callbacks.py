@@ -2,10 +2,23 @@
 
 import copy
 import math
+from abc import abstractmethod
 
 import torch
 from skorch.callbacks import Callback
 from tqdm import tqdm
+
+
+class Resumable(Callback):
+    """A callback with a state, which is part of that of a training."""
+
+    @abstractmethod
+    def state(self, net):
+        """What `resume` needs: numbers and tensors."""
+
+    @abstractmethod
+    def resume(self, net, state):
+        """Go on from a state."""
 
 
 class ELBOTerms(Callback):
@@ -37,19 +50,6 @@ class ELBOTerms(Callback):
             net.history.record("train_agreement", torch.stack(self.agreements_).mean().item())
 
 
-class FiniteLoss(Callback):
-    """Stop with an error as soon as an epoch's loss is not finite."""
-
-    def on_epoch_end(self, net, **kwargs):
-        """Look at the loss of the epoch."""
-        last = net.history[-1]
-        if not math.isfinite(last["train_loss"]):
-            raise ValueError(
-                f"The training loss became {last['train_loss']} in epoch {last['epoch']} (log-likelihood "
-                f"{last['train_log_likelihood']}, KL {last['train_kl']}). Decrease lr, or scale the input data."
-            )
-
-
 class KLWarmUp(Callback):
     """Let the weight of the KL grow linearly over the first epochs (Bowman et al. 2016)."""
 
@@ -61,7 +61,7 @@ class KLWarmUp(Callback):
         net.criterion_.warmth = min(1.0, len(net.history) / (self.n_epochs + 1))
 
 
-class BestWeights(Callback):
+class BestWeights(Resumable):
     """Keep the weights with the lowest validation loss, and say when it has not fallen for long.
 
     Parameters
@@ -96,13 +96,22 @@ class BestWeights(Callback):
         if self.state_ is not None:
             net.module_.load_state_dict(self.state_)
 
+    def state(self, net):
+        """What `resume` needs."""
+        numbers = {"lowest_": float(self.lowest_), "reference_": float(self.reference_)}
+        return numbers | {"n_without_": self.n_without_, "state_": copy.deepcopy(self.state_)}
+
+    def resume(self, net, state):
+        """Go on from a state."""
+        vars(self).update(copy.deepcopy(state))
+
     @property
     def exhausted(self):
         """Whether to stop."""
         return self.n_without_ >= self.patience
 
 
-class EpochProgress(Callback):
+class EpochProgress(Resumable):
     """One progress bar over the epochs, with the loss beside it."""
 
     def __init__(self, description):
@@ -111,6 +120,16 @@ class EpochProgress(Callback):
     def on_train_begin(self, net, **kwargs):
         """Open the bar."""
         self.bar_ = tqdm(total=net.max_epochs, desc=self.description, unit="epoch")
+
+    def state(self, net):
+        """What `resume` needs: nothing that is not in the history."""
+        return {}
+
+    def resume(self, net, state):
+        """Show the epochs that were done."""
+        if hasattr(self, "bar_"):  # not where nothing is left to do
+            self.bar_.n = len(net.history)
+            self.bar_.refresh()
 
     def on_epoch_end(self, net, **kwargs):
         """Advance the bar."""

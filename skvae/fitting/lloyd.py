@@ -22,21 +22,23 @@ def projection(x):
     return torch.randn(x.shape[1], dtype=torch.float64, generator=generator).to(x.device, wide_dtype(x))
 
 
-def project(x):
-    """Projections of the rows on the fixed direction, (n,)."""
-    direction = projection(x)
+def project(x, unit=1.0):
+    """Projections of the rows, in units of each feature, on the fixed direction, (n,)."""
+    direction = projection(x) / unit
     chunks = row_chunks(len(x), x.shape[1], n_bytes=PROJECT_BYTES)
     return torch.cat([x[rows].to(direction) @ direction for rows in chunks])
 
 
-def canonical_order(x, weight=None):
+def canonical_order(x, weight=None, unit=1.0):
     """Indices of the rows that count, in an order that depends on the rows and not on where they stand.
+
+    With units of the features, (d,), it does not depend on how they are scaled either.
 
     Rows are sorted by their projection on a fixed direction, so that equal rows are neighbours. Rows of zero weight are
     left out. What is drawn along this order with probability proportional to the weights is the same for a row of
     weight two and for a row that is there twice.
     """
-    return _order(project(x), weight)
+    return _order(project(x, unit), weight)
 
 
 def _order(projections, weight):

@@ -24,7 +24,14 @@ def axes_of_scatter(scatter):
     ----------
     scatter : Tensor of shape (d, d)
         Weighted sum of outer products of centred rows, float64.
+
+    Raises
+    ------
+    ValueError
+        If it is not finite.
     """
+    if not scatter.isfinite().all():
+        raise ValueError("The squares of the values of X overflow in its dtype; divide X by a constant, or give float64.")
     squares, vectors = torch.linalg.eigh(scatter)
     return squares.flip(0).clamp(min=0), _with_signs(vectors.flip(1).mT)
 
@@ -101,7 +108,7 @@ def fit_ppca(squares, axes, n_samples, n_components, dtype):
     variances = squares / max(n_samples - 1, 1)
     q = choose_components(n_components, variances, n_samples, dtype)
     # Never zero: a flat direction has the width of rounding.
-    floor = torch.finfo(dtype).eps * variances[0] + torch.finfo(torch.float64).tiny
+    floor = torch.finfo(dtype).eps * variances[0] + torch.finfo(dtype).tiny
     rest = variances[q:].sum() / (n_features - q) if q < n_features else variances.new_zeros(())
     noise = torch.maximum(rest, floor) if q < n_features else rest
     model = PPCA(variances.new_zeros(n_features), axes[:q], torch.maximum(variances[:q], floor), noise)

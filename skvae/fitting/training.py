@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler
 from skorch.helper import predefined_split
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 
 from ..models.networks import set_generator
-from .callbacks import BestWeights, ELBOTerms, EpochProgress, FiniteLoss, KLWarmUp
+from .callbacks import BestWeights, ELBOTerms, EpochProgress, KLWarmUp
+from .snapshots import put_back, recorded, schedules, take_snapshot
+from .sources import shuffled
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 # Factors of the learning rate, by the share of the training that is done.
@@ -37,6 +40,7 @@ class Plan:
     max_epochs: int
     batch_size: int = 128
     lr: float = 1e-3
+    lr_name: str = "lr"  # of the parameter
     beta: float = 1.0
     kl_warmup_epochs: int = 0
     free_bits: float = 0.0
@@ -49,6 +53,7 @@ class Plan:
     patience: int | None = None  # epochs without improvement before stopping, if there are validation rows
     tol: float = 1e-4
     view_of: Callable | None = None  # (u, generator) -> what the encoder sees instead
+    see_rows: bool = True  # whether batch normalisation gets the statistics of rows, and not of views, at the end
     bf16: bool = False
     compile: bool | str = False
     own_modules: bool = False  # whether parts of the model are the user's, which may draw random numbers
@@ -79,6 +84,19 @@ class NegativeELBO(nn.Module):
         return loss if elbo.agreement is None else loss - self.consistency * elbo.agreement.mean()
 
 
+class Rows(Dataset):
+    """Rows, a tensor or a source, in the form in which skorch passes data on."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
 class RowBatches:
     """Shuffled batches of rows and the noise for their codes, sliced from one tensor.
 
@@ -88,18 +106,20 @@ class RowBatches:
     """
 
     def __init__(self, dataset, batch_size, noise_shape, generator, standardize, view_of=None, n_block=None):
-        (self.rows,) = dataset.tensors
+        self.rows = dataset.rows
         self.n_batches = count_batches(len(self.rows), batch_size)
         self.noise_shape, self.generator = noise_shape, generator
         self.standardize, self.view_of = standardize, view_of
-        self.n_block = n_block or (1 if self.rows.device.type == generator.device.type else BLOCK)
+        held = isinstance(self.rows, torch.Tensor) and self.rows.device.type == generator.device.type
+        self.n_block = n_block or (1 if held else BLOCK)
 
     def __len__(self):
         return self.n_batches
 
     def __iter__(self):
         source = {"generator": self.generator, "device": self.generator.device}
-        batches = torch.randperm(len(self.rows), **source).tensor_split(self.n_batches)
+        n_together = self.n_block * math.ceil(len(self.rows) / self.n_batches)
+        batches = shuffled(self.rows, self.generator, n_together).tensor_split(self.n_batches)
         for first in range(0, self.n_batches, self.n_block):
             indices = batches[first : first + self.n_block]
             block = self.rows[torch.cat(indices).to(self.rows.device)].to(self.generator.device, non_blocking=True)
@@ -115,7 +135,7 @@ class FixedBatches:
     """Batches of validation rows in order, each with the same noise, so that epochs can be compared."""
 
     def __init__(self, dataset, batch_size, points, standardize):
-        (self.rows,) = dataset.tensors
+        self.rows = dataset.rows
         self.batch_size, self.points, self.standardize = batch_size, points, standardize
 
     def __len__(self):
@@ -188,7 +208,18 @@ def normal_points(n_points, n_components):
     return torch.cat([half, -half])
 
 
-def fit_module(model, rows, plan, *, noise_size, generator, device, validation_rows=None, optimizer_state=None):
+def fit_module(
+    model,
+    rows,
+    plan,
+    *,
+    noise_size,
+    generator,
+    device,
+    validation_rows=None,
+    optimizer_state=None,
+    checkpoint=None,
+):
     """Train a latent model in place.
 
     Parameters
@@ -206,6 +237,8 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
         Rows of the same kind. Their loss is recorded, and decides when to stop if the plan has a patience.
     optimizer_state : dict, optional
         State of the optimizer of an earlier training that goes on here.
+    checkpoint : Checkpoint, optional
+        Where the state is written after each epoch, and where the training goes on if it was interrupted.
 
     Returns
     -------
@@ -218,15 +251,23 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
     net = _make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best)
     if optimizer_state is not None:
         remember(net.optimizer_, optimizer_state)
-    dataset = TensorDataset(rows)
+    snapshot, finished = (None, False) if checkpoint is None else checkpoint.begin()
+    if finished:
+        put_back(net, model, generator, snapshot)
+        model.eval()
+        return net
+    dataset = Rows(rows)
     model.autocast = torch.bfloat16 if plan.bf16 else None
     set_generator(model, generator)
     with own_randomness(generator) if plan.own_modules else nullcontext():
         try:
             net.notify("on_train_begin", X=dataset, y=None)
-            _run_epochs(net, dataset, plan.max_epochs, best)
-            if plan.view_of is not None:
-                see_rows(model, rows, noise_size, generator)
+            run = _Run(net, model, dataset, generator, plan, best, checkpoint)
+            if snapshot is not None:
+                run.go_back(snapshot)
+            run.epochs()
+            if plan.view_of is not None and plan.see_rows:
+                see_rows(model, rows, noise_size, generator, net.batch_size)
         except BaseException:
             with suppress(Exception):  # of a callback that did not even begin; the reason to stop is what matters
                 net.notify("on_train_end", X=dataset, y=None)
@@ -237,11 +278,13 @@ def fit_module(model, rows, plan, *, noise_size, generator, device, validation_r
             set_generator(model, None)
             model.autocast = None
     model.eval()
-    check_result(model, standardized(model, rows[: plan.batch_size].to(device)), noise_size)
+    check_result(model, standardized(model, rows[: net.batch_size].to(device)), noise_size)
+    if checkpoint is not None:
+        checkpoint.keep({**take_snapshot(net, model, generator), "history": recorded(net)}, finished=True)
     return net
 
 
-def see_rows(model, rows, noise_size, generator, batch_size=1_024):
+def see_rows(model, rows, noise_size, generator, batch_size):
     """Give batch normalisation the statistics of the rows themselves; in training it saw views of them.
 
     Parameters
@@ -254,10 +297,10 @@ def see_rows(model, rows, noise_size, generator, batch_size=1_024):
         Size of a code.
     generator : torch.Generator
         Source of the codes, on the device.
-    batch_size : int, default=1_024
+    batch_size : int
         Rows that the networks see at once.
     """
-    some = rows[:: math.ceil(len(rows) / ROWS_FOR_BATCH_NORM)]
+    some = some_rows(rows, ROWS_FOR_BATCH_NORM)
     parts = some.tensor_split(count_batches(len(some), batch_size))
 
     def batches():
@@ -271,6 +314,11 @@ def see_rows(model, rows, noise_size, generator, batch_size=1_024):
     # Neither looks at a row if its network has no batch normalisation.
     update_bn((model.likelihood.inputs(u) for u in batches()), model.encoder)
     update_bn((draw(u) for u in batches()), model.decoder)
+
+
+def some_rows(rows, n_rows):
+    """Every so many-th row, at most ``n_rows``, as a tensor."""
+    return rows[:: math.ceil(len(rows) / n_rows)]
 
 
 def remember(optimizer, state):
@@ -310,7 +358,7 @@ def _make_net(model, plan, n_steps, noise_size, generator, device, validation_ro
         iterator_train__view_of=plan.view_of,
         **validation,
         # Without this skorch would hold out a fifth of the rows.
-        train_split=None if validation_rows is None else predefined_split(TensorDataset(validation_rows)),
+        train_split=None if validation_rows is None else predefined_split(Rows(validation_rows)),
         callbacks=_callbacks(plan, n_steps, best),
         device=device,
         verbose=0,
@@ -320,7 +368,7 @@ def _make_net(model, plan, n_steps, noise_size, generator, device, validation_ro
 
 def _callbacks(plan, n_steps, best):
     """The plan's callbacks, ours before the user's."""
-    found = [ELBOTerms(), FiniteLoss()]
+    found = [ELBOTerms()]
     if plan.kl_warmup_epochs:
         found.append(KLWarmUp(plan.kl_warmup_epochs))
     if plan.lr_schedule is not None:
@@ -341,17 +389,79 @@ def partial_schedule(factor, n_steps):
     return lambda step: factor(min(step / n_steps, 1.0))
 
 
-def _run_epochs(net, dataset, max_epochs, best):
-    """Epochs until the end, or until a callback has seen enough."""
-    for _ in range(max_epochs):
-        try:
-            net.fit_loop(dataset, epochs=1)  # unlike fit, it lets Ctrl-C through
-        except KeyboardInterrupt:
-            if _stopped_by_callback(net):
-                return
+class _Run:
+    """Epochs until the end, or until a callback has seen enough, each from a state to which it can go back."""
+
+    def __init__(self, net, model, dataset, generator, plan, best, checkpoint):
+        self.net, self.model, self.dataset, self.generator = net, model, dataset, generator
+        self.plan, self.best, self.checkpoint = plan, best, checkpoint
+        self.n_halved = 0
+
+    def epochs(self):
+        """Train."""
+        good = take_snapshot(self.net, self.model, self.generator)
+        while good["epochs_done"] < self.plan.max_epochs and not (self.best is not None and self.best.exhausted):
+            try:
+                self.net.fit_loop(self.dataset, epochs=1)  # unlike fit, it lets Ctrl-C through
+            except KeyboardInterrupt:
+                if _stopped_by_callback(self.net):
+                    return
+                raise
+            except torch.cuda.OutOfMemoryError:
+                self._halve_batches()
+                self.go_back(good)
+                continue
+            last = self.net.history[-1]
+            if not math.isfinite(last["train_loss"]):
+                self._halve_rate(last, good)
+                continue
+            good = take_snapshot(self.net, self.model, self.generator)
+            if self.checkpoint is not None:
+                self.checkpoint.keep({**good, "history": recorded(self.net)})
+
+    def go_back(self, snapshot):
+        """Continue from a snapshot."""
+        put_back(self.net, self.model, self.generator, snapshot, own_modules=self.plan.own_modules)
+
+    def _halve_rate(self, last, good):
+        """Go back to the last good epoch with half the learning rate, once; then raise."""
+        terms = {"log-likelihood": last["train_log_likelihood"], "KL": last["train_kl"]}
+        broken = [name for name, value in terms.items() if not math.isfinite(value)] or ["agreement of views"]
+        found = (
+            f"The training loss became {last['train_loss']} in epoch {last['epoch']}, by its {' and '.join(broken)} "
+            f"(log-likelihood {terms['log-likelihood']:.6g}, KL {terms['KL']:.6g})"
+        )
+        if self.n_halved:
+            raise ValueError(
+                f"{found}, with half of {self.plan.lr_name}={self.plan.lr:g} too. Decrease {self.plan.lr_name}, clip "
+                "gradients with max_grad_norm, or scale the input data."
+            )
+        self.n_halved += 1
+        warnings.warn(
+            f"{found}. The training goes on from epoch {good['epochs_done']} with half the learning rate.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        self.go_back(good)
+        for group in self.net.optimizer_.param_groups:
+            group["lr"] *= 0.5
+            group["initial_lr"] = group.get("initial_lr", 2 * group["lr"]) * 0.5
+        for schedule in schedules(self.net):
+            scheduler = schedule.lr_scheduler_
+            scheduler.base_lrs = [0.5 * lr for lr in scheduler.base_lrs]
+
+    def _halve_batches(self):
+        """Use smaller batches, if they can be smaller."""
+        if self.net.batch_size < 4:
             raise
-        if best is not None and best.exhausted:
-            return
+        if self.net.batch_size == self.plan.batch_size:
+            warnings.warn(
+                f"The device ran out of memory with batches of {self.plan.batch_size} rows; the training goes on with "
+                "smaller ones.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.net.batch_size //= 2
 
 
 def _stopped_by_callback(net):

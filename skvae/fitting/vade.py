@@ -3,11 +3,11 @@
 import math
 
 import torch
-from skorch.callbacks import Callback
 from torch import nn
 from torch.nn.utils import skip_init
 
 from ..models import Mixture
+from .callbacks import Resumable
 from .lloyd import distinct_rows
 
 POSTERIOR_SHARE = 0.1  # of the variance of codes: that of posteriors when the mixture comes in
@@ -105,7 +105,7 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
     return [Mixture(weights, mean, covariance.expand(shape), factor.expand(shape)) for mean in means]
 
 
-class PruneMixtures(Callback):
+class PruneMixtures(Resumable):
     """Drop the mixtures with the largest loss at given steps.
 
     Their losses share the reconstruction, so what is left is compared: the divergence from the prior, less what views
@@ -139,6 +139,21 @@ class PruneMixtures(Callback):
         if due:
             self._drop(net, min(due))
 
+    def state(self, net):
+        """What `resume` needs."""
+        state = {name: getattr(self, name) for name in ("step_", "begun_")}
+        kept = {"losses_": list(self.losses_), "scores_": list(self.scores_)}
+        return state | kept | {"n_mixtures": len(self.prior.means)}
+
+    def resume(self, net, state):
+        """Go on from a state, with as many mixtures as there were then; their parameters are to be set afterwards."""
+        device = self.prior.means.device
+        n_mixtures = state["n_mixtures"]
+        if n_mixtures != len(self.prior.means):
+            hand_over(net.optimizer_, self.prior.keep(torch.zeros(n_mixtures, dtype=torch.long, device=device)))
+        self.step_, self.begun_, self.scores_ = state["step_"], state["begun_"], list(state["scores_"])
+        self.losses_ = [loss.to(device) for loss in state["losses_"]]
+
     def on_train_end(self, net, **kwargs):
         """Leave one mixture, if the training was stopped before there was one."""
         if self.losses_ and self.stages:
@@ -163,7 +178,7 @@ def hand_over(optimizer, replaced):
         optimizer.state.pop(old, None)
 
 
-class LessConsistency(Callback):
+class LessConsistency(Resumable):
     """Lower the weight of the agreement of views for the last steps, so that the bound has the last word."""
 
     def __init__(self, n_steps):
@@ -172,6 +187,14 @@ class LessConsistency(Callback):
     def on_train_begin(self, net, **kwargs):
         """Start to count."""
         self.step_, self.weight_ = 0, net.criterion_.consistency
+
+    def state(self, net):
+        """What `resume` needs."""
+        return {"step_": self.step_, "weight_": self.weight_}
+
+    def resume(self, net, state):
+        """Go on from a state."""
+        vars(self).update(state)
 
     def on_batch_begin(self, net, training, **kwargs):
         """Set the weight for this step."""

@@ -13,6 +13,7 @@ from .likelihoods import (
     Gaussian,
     SampleGaussian,
 )
+from .missing import Observed
 from .moments import Moments
 from .networks import ACTIVATIONS, NETWORKS
 from .ppca import PPCA
@@ -38,6 +39,7 @@ __all__ = [
     "Mixture",
     "Moments",
     "NegativeBinomial",
+    "Observed",
     "Poisson",
     "Posterior",
     "SampleGaussian",

@@ -65,17 +65,21 @@ class Counts(nn.Module):
         """Expected rows in the data's units."""
         return self.log_rate(params).exp()
 
+    def log_prob(self, u, params):
+        """Log-probability of the rows in nats (n,)."""
+        return self.feature_log_prob(u, params).sum(-1)
+
 
 class Poisson(Counts):
     """Poisson counts: variance equal to the mean."""
 
-    def log_prob(self, u, params):
-        """Log-probability of the rows in nats (n,)."""
+    def feature_log_prob(self, u, params):
+        """Log-probability of each count in nats (n, d)."""
         log_rate, count, seen = self.log_rate(params), u.clamp(min=1), (u > 0).to(params.dtype)
         constant = stirling_error(count) + 0.5 * (count.log() + LOG_2PI)
         # Where nothing was counted, the deviance is that of a count of 1, which is rate - 1 - log(rate).
         zero = (1 - seen) * (1 + log_rate)
-        return -(deviance(count, log_rate - count.log()) + zero + seen * constant).sum(-1)
+        return -(deviance(count, log_rate - count.log()) + zero + seen * constant)
 
     def sample(self, params, generator):
         """Draw rows of counts."""
@@ -107,8 +111,8 @@ class NegativeBinomial(Counts):
         """Log of the inverse dispersion of each feature (d,)."""
         return LOG_DISPERSION_BOUND * (10 * self.raw_log_dispersion / LOG_DISPERSION_BOUND).tanh()
 
-    def log_prob(self, u, params):
-        """Log-probability of the rows in nats (n,).
+    def feature_log_prob(self, u, params):
+        """Log-probability of each count in nats (n, d).
 
         It is that of a binomial with real parameters, written as deviances and Stirling errors (Loader 2000, "Fast and
         accurate computation of binomial probabilities"). Differences of log-gamma functions would lose all digits of
@@ -125,7 +129,7 @@ class NegativeBinomial(Counts):
             + 0.5 * (log_theta - total.log() - count.log() - LOG_2PI)
         )  # fmt: skip
         none = -theta * F.softplus(log_mu - log_theta)
-        return (seen * some + (1 - seen) * none).sum(-1)  # both are finite; this is faster than a choice
+        return seen * some + (1 - seen) * none  # both are finite; this is faster than a choice
 
     def sample(self, params, generator):
         """Draw rows of counts: Poisson counts whose rates are drawn from gamma distributions."""
@@ -167,6 +171,8 @@ class Categorical(nn.Module):
     """
 
     support = Support(0.0, math.inf, integers=True)  # before the codes of the training data are known
+    has_mean = False  # of codes
+    missing = -1.0  # stands for a missing code; a code of no category is seen by the encoder as none
 
     def __init__(self, n_categories):
         super().__init__()
@@ -226,6 +232,13 @@ class Categorical(nn.Module):
             for features, logits in self._blocks(params)
         ]
         return sum(found)
+
+    def feature_log_prob(self, u, params):
+        """Log-probability of each code in nats (n, d)."""
+        codes, found = u.long(), params.new_empty(*params.shape[:-1], len(self.n_categories))
+        for features, logits in self._blocks(params):
+            found[..., features] = logits.log_softmax(-1).gather(-1, codes[..., features, None]).squeeze(-1)
+        return found
 
     def mean(self, params):
         """The most probable code of each feature (n, d); codes have no mean."""

@@ -10,7 +10,8 @@ well.
 
 Every likelihood has ``support`` (a `Support`), ``from_data(summary)`` (a class method, from a `FeatureSummary`),
 ``n_inputs(n_features)``, ``n_outputs(n_features)``, ``standardize(x)``, ``inputs(u)``, ``log_prob(u, params)``,
-``mean(params)`` and ``sample(params, generator)``.
+``mean(params)`` and ``sample(params, generator)``. With ``feature_log_prob(u, params)`` (n, d), whose sums are
+``log_prob``, values may be missing (see missing.py).
 """
 
 import math
@@ -50,6 +51,10 @@ class UnitInterval(nn.Module):
         """What the encoder sees."""
         return u
 
+    def log_prob(self, u, params):
+        """Log-density of the rows in nats (n,)."""
+        return self.feature_log_prob(u, params).sum(-1)
+
 
 class Bernoulli(UnitInterval):
     """Each feature is a probability or a binary value in [0, 1]; the decoder gives logits.
@@ -57,9 +62,9 @@ class Bernoulli(UnitInterval):
     For values strictly between 0 and 1 this is the usual cross-entropy, which is not normalised over [0, 1].
     """
 
-    def log_prob(self, u, params):
-        """Log-probability of the rows in nats (n,)."""
-        return -F.binary_cross_entropy_with_logits(params, u, reduction="none").sum(-1)
+    def feature_log_prob(self, u, params):
+        """Log-probability of each value in nats (n, d)."""
+        return -F.binary_cross_entropy_with_logits(params, u, reduction="none")
 
     def mean(self, params):
         """Expected rows in the data's units."""
@@ -81,9 +86,9 @@ class ContinuousBernoulli(UnitInterval):
     The mean is not the sigmoid of the logit, but lies nearer to 1/2.
     """
 
-    def log_prob(self, u, params):
-        """Log-density of the rows in nats (n,)."""
-        return (params * (u - 0.5) - LogSinhc.apply(params / 2)).sum(-1)
+    def feature_log_prob(self, u, params):
+        """Log-density of each value in nats (n, d)."""
+        return params * (u - 0.5) - LogSinhc.apply(params / 2)
 
     def mean(self, params):
         """Expected rows in the data's units (their equation 9)."""
@@ -169,6 +174,12 @@ class Normal(nn.Module):
         n_features = u.shape[-1]
         constant = n_features // n_scales * log_scale.sum(-1) + n_features * 0.5 * LOG_2PI
         return -0.5 * energy - (constant + self.feature_scale.log().sum())
+
+    def feature_log_prob(self, u, params):
+        """Log-density of each value in nats, in the data's units (n, d)."""
+        location, log_scale = self.noise(params)
+        energy = (u - location).square() * (-2 * log_scale).exp()
+        return -0.5 * (energy + LOG_2PI) - log_scale - self.feature_scale.log()
 
     def mean(self, params):
         """Expected rows in the data's units."""

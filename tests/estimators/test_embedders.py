@@ -50,7 +50,7 @@ def test_score_is_the_elbo(fitted, digits):
     with torch.inference_mode():
         terms = [fitted.module_(torch_X, torch.randn(400, 4, generator=generator)) for _ in range(300)]
     draws = torch.stack([term.log_likelihood - term.kl for term in terms])
-    assert fitted.score(X) == pytest.approx(draws.mean().item(), abs=0.1)
+    assert fitted.score(X) == pytest.approx(draws.mean().item(), abs=0.3)
     spread = (draws.mean(0).numpy() - fitted.score_samples(X)) / draws.std(0).numpy()
     assert np.abs(spread).mean() < 0.5
     assert -fitted.loss_curve_[-1] == pytest.approx(fitted.score(X), abs=1.0)
@@ -191,7 +191,7 @@ def test_every_parameter_changes_the_fit(cls, name, digits):
 @pytest.mark.parametrize("cls", CHANGES)
 def test_the_other_parameters_are_tested_elsewhere(cls):
     rest = set(cls().get_params()) - set(CHANGES[cls])
-    assert rest == {"device", "verbose", "precision", "compile", "warm_start"}
+    assert rest == {"device", "verbose", "precision", "compile", "warm_start", "checkpoint"}
 
 
 def test_beta_weighs_the_kl(digits):

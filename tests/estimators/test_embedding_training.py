@@ -456,7 +456,7 @@ def test_bytes_stay_bytes_until_the_batch(monkeypatch):
     original = training.RowBatches.__init__
 
     def spy(self, dataset, *args, **kwargs):
-        stored.append(dataset.tensors[0].dtype)
+        stored.append(dataset.rows.dtype)
         original(self, dataset, *args, **kwargs)
 
     monkeypatch.setattr(training.RowBatches, "__init__", spy)

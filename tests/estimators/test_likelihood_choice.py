@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from skvae.estimators._columns import Columns
 from skvae.estimators._likelihoods import (
     build_likelihood,
     check_support,
@@ -68,7 +69,7 @@ class Laplace(torch.nn.Module):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_name_is_built_from_the_data(name, dtype):
     X = rows_for(name).astype(dtype)
-    assert choose_likelihood(name, X) == name
+    assert choose_likelihood(name, Columns(X)) == name
     assert check_support(name, X) is X
     likelihood = build_likelihood(name, X)
     assert type(likelihood) is LIKELIHOODS[name]
@@ -81,11 +82,11 @@ def test_every_name_is_built_from_the_data(name, dtype):
 
 
 def test_auto_looks_at_the_data(X):
-    assert choose_likelihood("auto", X) == "bernoulli"
-    assert choose_likelihood("auto", X + 8 * np.finfo(float).eps) == "bernoulli"
-    assert choose_likelihood("auto", 2 * X) == "gaussian"
-    assert choose_likelihood("auto", -X) == "gaussian"
-    assert choose_likelihood("auto", rows_for("poisson")) == "gaussian"
+    assert choose_likelihood("auto", Columns(X)) == "bernoulli"
+    assert choose_likelihood("auto", Columns(X + 8 * np.finfo(float).eps)) == "bernoulli"
+    assert choose_likelihood("auto", Columns(2 * X)) == "gaussian"
+    assert choose_likelihood("auto", Columns(-X)) == "gaussian"
+    assert choose_likelihood("auto", Columns(rows_for("poisson"))) == "gaussian"
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -141,7 +142,7 @@ def test_values_outside_an_interval(name, X):
 def test_a_module_of_the_users_is_copied(X):
     own = Laplace(torch.full((3,), 0.5, dtype=torch.float64))
     before = copy.deepcopy(own.state_dict())
-    assert choose_likelihood(own, X) is own
+    assert choose_likelihood(own, Columns(X)) is own
     built = build_likelihood(own, X)
     assert built is not own
     built.center += 1
@@ -152,11 +153,11 @@ def test_a_module_of_the_users_is_copied(X):
 
 
 def test_a_class_of_the_users_is_given_the_summary(X):
-    assert choose_likelihood(Laplace, X) is Laplace
+    assert choose_likelihood(Laplace, Columns(X)) is Laplace
     built = build_likelihood(Laplace, X)
     assert_allclose(built.center.numpy(), X.mean(0))
     fixed = FixedGaussian(torch.zeros(3), torch.ones(3), noise_scale=0.1)
-    assert build_likelihood(choose_likelihood(fixed, X), X).noise_scale == 0.1
+    assert build_likelihood(choose_likelihood(fixed, Columns(X)), X).noise_scale == 0.1
     assert likelihood_name(Gaussian) == "gaussian"
 
 
@@ -178,18 +179,18 @@ def test_a_missing_verb_is_named(verb, X):
     with pytest.raises(TypeError, match=f"likelihood=Broken lacks {verb}; add"):
         choose_likelihood(broken(), X)
     with pytest.raises(TypeError, match=f"likelihood=Broken lacks {verb}; add"):
-        build_likelihood(choose_likelihood(broken, X), X)
+        build_likelihood(choose_likelihood(broken, Columns(X)), X)
 
 
 def test_what_is_no_likelihood(X):
     with pytest.raises(TypeError, match="likelihood=Linear lacks support, n_inputs"):
         choose_likelihood(torch.nn.Linear(2, 2), X)
     with pytest.raises(TypeError, match="likelihood=int lacks from_data"):
-        choose_likelihood(int, X)
+        choose_likelihood(int, Columns(X))
     with pytest.raises(TypeError, match="likelihood=3 should be 'auto', one of"):
-        choose_likelihood(3, X)
+        choose_likelihood(3, Columns(X))
     with pytest.raises(ValueError, match="likelihood='normal' is unknown; use 'auto' or one of"):
-        choose_likelihood("normal", X)
+        choose_likelihood("normal", Columns(X))
     plain = type("Plain", (), {"from_data": classmethod(lambda cls, summary: "rows")})
     with pytest.raises(TypeError, match=r"Plain.from_data should make a torch.nn.Module, but made 'rows'"):
         build_likelihood(plain, X)

@@ -25,6 +25,7 @@ from torch import nn
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.estimators import vade as module
 from skvae.estimators._base import repeated_rows
+from skvae.fitting.training import mean_elbo
 from skvae.models import NETWORKS
 
 SMALL = {
@@ -241,17 +242,41 @@ def test_agreement_is_tried_where_there_are_views(images):
     assert table.held_out_scores_ == {}
 
 
+def test_held_out_scores_are_bounds_and_agreement_of_views(images, monkeypatch):
+    """What the end of the training maximises: the weight of the agreement is a tenth there."""
+    bounds, agreements = [], []
+
+    def bound(model, rows, device):
+        bounds.append(mean_elbo(model, rows, device))
+        views = [rotated(rows), rows]
+        agreements.append(model.prior.agreement(*(model.posterior(view).mean for view in views))[0].item())
+        return bounds[-1]
+
+    def rotated(rows):
+        return rows.unflatten(1, (8, 8)).flip(1, 2).flatten(1)
+
+    def views(u, generator):  # of two copies, the first is turned
+        return torch.cat([rotated(u[: len(u) // 2]), u[len(u) // 2 :]])
+
+    monkeypatch.setattr(module, "mean_elbo", bound)
+    vade = fit_quietly(VaDEClusterer(3, **IMAGES | {"augment": views}), images)
+    expected = [one + 0.1 * 0.4 * 64 * other for one, other in zip(bounds, agreements, strict=True)]
+    assert list(vade.held_out_scores_.values()) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("better", [0, 1])
-def test_the_higher_bound_of_held_out_rows_decides(better, images, monkeypatch):
+def test_the_higher_score_of_held_out_rows_decides(better, images, monkeypatch):
     scores = iter([1.0 - better, float(better)])
     models, sizes = [], []
 
-    def score(model, rows, device):
+    def score(model, rows, task, views, weight):
+        assert weight == 0.4 * 64
+        assert len(task.rows) == 180
         models.append(weights_of_module(model))
         sizes.append(len(rows))
         return next(scores)
 
-    monkeypatch.setattr(module, "mean_elbo", score)
+    monkeypatch.setattr(module, "held_out_score", score)
     vade = fit_quietly(VaDEClusterer(3, **IMAGES), images)
     assert vade.consistency_ == [0.0, 0.4 * 64][better]
     assert vade.held_out_scores_ == {0.0: 1.0 - better, 0.4 * 64: float(better)}
@@ -639,7 +664,7 @@ def test_every_parameter_changes_the_fit(name, images):
 
 def test_the_other_parameters_are_tested_elsewhere():
     rest = set(VaDEClusterer().get_params()) - set(CHANGES)
-    assert rest == {"device", "verbose", "precision", "compile", "warm_start", "pretrained"}
+    assert rest == {"device", "verbose", "precision", "compile", "warm_start", "checkpoint", "pretrained"}
 
 
 def test_beta_weighs_the_divergence(groups):

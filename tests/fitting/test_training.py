@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from skorch.callbacks import Callback
 
-from skvae.fitting.training import EpochNet, NegativeELBO, Plan, RowBatches, fit_module
+from skvae.fitting.training import EpochNet, NegativeELBO, Plan, RowBatches, Rows, fit_module
 from skvae.models import ELBO, NETWORKS, Bernoulli, LatentModel, StandardNormal
 
 
@@ -27,7 +27,7 @@ def train(model, rows, **settings):
 def test_batches_deal_every_row_once_and_never_alone(n_rows, batch_size):
     rows = torch.arange(n_rows, dtype=torch.float32)[:, None]
     batches = RowBatches(
-        TensorDataset(rows),
+        Rows(rows),
         batch_size,
         noise_shape=(3,),
         generator=torch.Generator().manual_seed(0),
@@ -57,7 +57,7 @@ def test_blocks_of_batches_are_the_batches():
 
     def batches(n_block):
         generator = torch.Generator().manual_seed(1)
-        found = RowBatches(TensorDataset(rows), 4, (3,), generator, standardize=torch.clone, n_block=n_block)
+        found = RowBatches(Rows(rows), 4, (3,), generator, standardize=torch.clone, n_block=n_block)
         return [batch for _ in range(2) for batch, _ in found]
 
     for alone, blocked in zip(batches(1), batches(4), strict=True):
@@ -116,8 +116,69 @@ def test_no_row_is_held_out():
 def test_divergence_is_an_error_that_says_where():
     rows = torch.rand(64, 4)
     rows[0, 0] = torch.inf
-    with pytest.raises(ValueError, match=r"training loss became (nan|inf) in epoch 1 .*Decrease lr"):
+    message = r"training loss became (nan|inf) in epoch 1, by its log-likelihood .* half of lr=0.01 too\. Decrease lr"
+    with pytest.warns(RuntimeWarning, match="goes on from epoch 0 with half"), pytest.raises(ValueError, match=message):
         train(make_model(), rows)
+
+
+class Poison(Callback):
+    """Spoil the weights in an epoch, the first time that it is trained."""
+
+    def __init__(self, epoch):
+        self.epoch, self.rates = epoch, []
+
+    def on_batch_end(self, net, training, **kwargs):
+        if training:
+            self.rates.append(net.optimizer_.param_groups[0]["lr"])
+        if training and len(net.history) == self.epoch and len(net.history[-1]["batches"]) == 2:
+            self.epoch = None
+            with torch.no_grad():
+                net.module_.encoder[0].weight.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("schedule", [None, "cosine"])
+def test_one_bad_epoch_is_trained_again_with_half_the_rate(schedule):
+    rows, poison = torch.rand(64, 4, generator=torch.Generator().manual_seed(0)), Poison(3)
+    model = make_model()
+    with pytest.warns(RuntimeWarning, match=r"became nan in epoch 3, .* goes on from epoch 2 with half"):
+        net = train(model, rows, max_epochs=5, lr_schedule=schedule, callbacks=(poison,))
+    assert [row["epoch"] for row in net.history] == [1, 2, 3, 4, 5]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    again = Poison(None)
+    expected = train(make_model(), rows, max_epochs=5, lr_schedule=schedule, callbacks=(again,))
+    assert [row["train_loss"] for row in net.history[:2]] == [row["train_loss"] for row in expected.history[:2]]
+    bad, rates = poison.rates[8:12], poison.rates[:8] + poison.rates[12:]
+    assert bad == again.rates[8:12]
+    torch.testing.assert_close(rates[:8], again.rates[:8])
+    torch.testing.assert_close(rates[8:], [0.5 * rate for rate in again.rates[8:]])
+
+
+def test_batches_shrink_if_the_device_is_out_of_memory(monkeypatch):
+    sizes, forward = [], LatentModel.forward
+
+    def limited(self, u, noise, view=None):
+        sizes.append(len(u))
+        if len(u) > 8:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, u, noise, view)
+
+    monkeypatch.setattr(LatentModel, "forward", limited)
+    rows = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match="out of memory with batches of 32 rows; the training goes on with smaller"):
+        net = train(make_model(), rows, batch_size=32)
+    assert len(net.history) == 3
+    assert sizes[:2] == [32, 16]
+    assert set(sizes[2:-1]) == {8}
+
+
+def test_no_memory_even_for_small_batches_is_the_device_s_error(monkeypatch):
+    def none(self, u, noise, view=None):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LatentModel, "forward", none)
+    rows = torch.rand(64, 4)
+    with pytest.warns(RuntimeWarning, match="out of memory"), pytest.raises(torch.cuda.OutOfMemoryError):
+        train(make_model(), rows, batch_size=32)
 
 
 def test_interrupts_are_not_swallowed(monkeypatch):

@@ -1,0 +1,139 @@
+"""What the columns of a table hold: their ranges and moments, from passes over chunks of rows."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..fitting.rows import LINEAR_BYTES, row_chunks
+from ._base import float_dtype
+
+
+MAX_NAMED = 10  # features in an error
+
+
+class Ranges(NamedTuple):
+    """Extremes of the values that are there."""
+
+    low: np.ndarray  # (d,)
+    high: np.ndarray  # (d,)
+    fraction: float | None  # a value that is not a whole number
+    n_seen: np.ndarray  # (d,), values that are not missing
+
+
+class Columns:
+    """A `FeatureSummary` of an array or a table, of which only that is computed which is asked for.
+
+    Missing values (NaN) are left out.
+
+    Parameters
+    ----------
+    X : ndarray, Table or TensorRows of shape (n, d)
+        Of rows of a tensor, the ranges alone are known.
+    """
+
+    def __init__(self, X):
+        self._X = X
+        self.dtype = X.dtype
+
+    @functools.cached_property
+    def ranges(self):
+        """Extremes of the features, each of which has a value.
+
+        Raises
+        ------
+        ValueError
+            If all values of a feature are missing.
+        """
+        parts = [self._ranges_of(part) for part in self._chunks()]
+        low, high, fractions, n_seen = zip(*parts, strict=True)
+        n_seen = np.sum(n_seen, axis=0)
+        if not n_seen.all():
+            raise ValueError(
+                f"All values of feature(s) {np.flatnonzero(n_seen == 0).tolist()} of X are missing; leave them out."
+            )
+        fraction = next((found for found in fractions if found is not None), None)
+        return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, n_seen)
+
+    @property
+    def n_missing(self):
+        """Number of missing values."""
+        return int((len(self._X) - self.ranges.n_seen).sum())
+
+    @property
+    def mean(self):
+        """Means of the features."""
+        return torch.from_numpy(self._moments[0])
+
+    @property
+    def scale(self):
+        """Standard deviations; constant features keep their unit."""
+        mean, scale = self._moments
+        scale = np.where(scale <= 10 * np.finfo(float_dtype(self.dtype)).eps * np.abs(mean), 1.0, scale)
+        return torch.from_numpy(scale)
+
+    @property
+    def maximum(self):
+        """Largest values."""
+        return torch.from_numpy(self.ranges.high.astype(np.float64))
+
+    @functools.cached_property
+    def _moments(self):
+        """Means and standard deviations (d,), chunks being merged (Chan, Golub and LeVeque 1979).
+
+        Raises
+        ------
+        ValueError
+            If squares of the values overflow.
+        """
+        n_seen, mean, squares = 0.0, 0.0, 0.0
+        with np.errstate(over="ignore", invalid="ignore"):  # there is one error for all
+            for part in self._chunks():
+                n_new, new, new_squares = moments_of(part)
+                shift, n_seen = new - mean, n_seen + n_new
+                share = n_new / np.maximum(n_seen, 1)
+                squares = squares + new_squares + np.square(shift) * (n_seen - n_new) * share
+                mean = mean + shift * share
+        if not np.isfinite(squares).all():
+            raise ValueError(
+                f"The squares of the values of X overflow in float64 in feature(s) "
+                f"{np.flatnonzero(~np.isfinite(squares)).tolist()[:MAX_NAMED]}; divide X by a constant."
+            )
+        return mean, np.sqrt(squares / n_seen)
+
+    def _chunks(self):
+        return (self._X[rows] for rows in row_chunks(*self._X.shape, n_bytes=LINEAR_BYTES))
+
+    def _ranges_of(self, part):
+        if isinstance(part, torch.Tensor):
+            return tensor_ranges(part)
+        if part.dtype.kind != "f":
+            return part.min(axis=0), part.max(axis=0), None, np.full(part.shape[1], len(part))
+        broken = (np.rint(part) != part) & ~np.isnan(part)
+        fraction = part[broken][0] if broken.any() else None
+        n_seen = len(part) - np.isnan(part).sum(axis=0)
+        return np.fmin.reduce(part), np.fmax.reduce(part), fraction, n_seen
+
+
+def tensor_ranges(part):
+    """Extremes of the features of a tensor (n, d), a value that is not whole, numbers of values that are there."""
+    missing = part.isnan()
+    low = part.masked_fill(missing, torch.inf).amin(0) if part.is_floating_point() else part.amin(0)
+    high = part.masked_fill(missing, -torch.inf).amax(0) if part.is_floating_point() else part.amax(0)
+    fractions = part[(part.round() != part) & ~missing] if part.is_floating_point() else part[:0, 0]
+    n_seen = len(part) - missing.sum(0)
+    fraction = float(fractions[0]) if len(fractions) else None
+    low, high, n_seen = (found.cpu().numpy() for found in (low, high, n_seen))
+    return low, high, fraction, n_seen
+
+
+def moments_of(part):
+    """Numbers of values that are there, their means and their sums of squares about them (d,), float64."""
+    missing = np.isnan(part) if part.dtype.kind == "f" else np.zeros(1, bool)
+    if not missing.any():
+        mean = part.mean(axis=0, dtype=np.float64)
+        return float(len(part)), mean, np.square(part - mean).sum(axis=0)
+    n_seen = len(part) - missing.sum(axis=0).astype(np.float64)
+    mean = np.where(missing, 0, part).sum(axis=0, dtype=np.float64) / np.maximum(n_seen, 1)
+    return n_seen, mean, np.square(np.where(missing, 0, part - mean)).sum(axis=0)

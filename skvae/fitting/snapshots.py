@@ -1,0 +1,150 @@
+"""States of a training: to go back to after a bad epoch, and to go on from after a process was killed."""
+
+import copy
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from skorch.callbacks import LRScheduler
+
+from .callbacks import Resumable
+
+FORMAT = 1
+
+
+def take_snapshot(net, model, generator):
+    """The state of a training between two epochs, as numbers and copies of tensors."""
+    return {
+        "model": {name: value.detach().clone() for name, value in model.state_dict().items()},
+        "optimizer": copy.deepcopy(net.optimizer_.state_dict()),
+        "generator": generator.get_state(),
+        "torch": torch.get_rng_state(),  # which is a private one where modules draw from it
+        "callbacks": [call.state(net) if isinstance(call, Resumable) else None for _, call in net.callbacks_],
+        "schedules": [callback.lr_scheduler_.state_dict() for callback in schedules(net)],
+        "epochs_done": len(net.history),
+    }
+
+
+def put_back(net, model, generator, snapshot, *, own_modules=False):
+    """Let a training go on from a snapshot, in place; one of another process has the history beside it."""
+    if "history" in snapshot:
+        net.history[:] = [{**row, "batches": []} for row in snapshot["history"]]
+    del net.history[snapshot["epochs_done"] :]
+    for (_, callback), state in zip(net.callbacks_, snapshot["callbacks"], strict=True):
+        if state is not None:
+            callback.resume(net, state)
+    model.load_state_dict(snapshot["model"])
+    net.optimizer_.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
+    for callback, state in zip(schedules(net), snapshot["schedules"], strict=False):
+        callback.lr_scheduler_.load_state_dict(state)
+    generator.set_state(snapshot["generator"])
+    if own_modules:
+        torch.set_rng_state(snapshot["torch"])
+
+
+def schedules(net):
+    """The callbacks that change the learning rate, once they have begun."""
+    found = [call for _, call in net.callbacks_ if isinstance(call, LRScheduler)]
+    return [call for call in found if getattr(call, "lr_scheduler_", None) is not None]
+
+
+def recorded(net):
+    """What the history of a net holds of each epoch, without its batches, as numbers of Python."""
+
+    def numbers(row):
+        found = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+        return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+
+    return [numbers(row) for row in net.history]
+
+
+class Checkpoint:
+    """A file with the state of a fit: trainings that are finished, and the one that is not.
+
+    Files are read without running anything that is in them, and replaced as a whole, so that there is always one that
+    can be read.
+
+    Parameters
+    ----------
+    path : path-like
+    fingerprint : str
+        Says which fit it is; a file of another is an error.
+    seed : int
+        The seed of the fit.
+
+    Raises
+    ------
+    ValueError
+        If there is a file that is no checkpoint, or one of another fit.
+    """
+
+    def __init__(self, path, fingerprint, seed):
+        self.path, self.n_begun = Path(path), 0
+        self.content = {"format": FORMAT, "fingerprint": fingerprint, "seed": seed, "finished": [], "current": None}
+        found = read_checkpoint(path)
+        if found is None:
+            return
+        if found["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"checkpoint={str(path)!r} is of another fit, with other data or parameters; remove the file to begin "
+                "anew, or name another one."
+            )
+        self.content = found
+
+    def begin(self):
+        """The snapshot that the next training of the fit can go on from, or None, and whether it is finished."""
+        index, finished = self.n_begun, self.content["finished"]
+        self.n_begun += 1
+        if index < len(finished):
+            return finished[index], True
+        return self.content["current"] if index == len(finished) else None, False
+
+    def keep(self, snapshot, *, finished=False):
+        """Write the state of the training that was begun."""
+        if finished:
+            self.content["finished"].append(snapshot)
+        self.content["current"] = None if finished else snapshot
+        self._write()
+
+    def remove(self):
+        """Remove the file: the fit is over."""
+        self.path.unlink(missing_ok=True)
+
+    def _write(self):
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(self.content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self.path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def read_checkpoint(path):
+    """What a checkpoint holds, None if there is no file.
+
+    Raises
+    ------
+    ValueError
+        If the file is no checkpoint of this version.
+    """
+    if not Path(path).exists():
+        return None
+    problem = ValueError(
+        f"checkpoint={str(path)!r} is no checkpoint of this version of skvae, or damaged; remove the file, or name "
+        "another one."
+    )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        known = found["format"] == FORMAT and {"fingerprint", "seed", "finished", "current"} <= found.keys()
+    except Exception as error:  # torch raises many kinds for a file that it can not read
+        raise problem from error
+    if not known:
+        raise problem
+    return found

@@ -1,0 +1,155 @@
+"""Trainings that are interrupted, and go on from a file to the same result."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from skorch.callbacks import Callback
+
+from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
+from skvae.fitting.snapshots import read_checkpoint
+
+SMALL = {"hidden_layer_sizes": (8,), "batch_size": 32, "max_epochs": 6, "dropout": 0.1, "random_state": 0}
+
+
+class StopOnce(Callback):
+    """Ctrl-C at the end of an epoch, counted over all trainings of a fit."""
+
+    at = None
+
+    def on_batch_begin(self, net, training, **kwargs):
+        if StopOnce.at is not None and training:
+            StopOnce.at -= 1
+            if StopOnce.at < 0:
+                StopOnce.at = None
+                raise KeyboardInterrupt
+
+
+EMBEDDERS = {
+    "VAE": VAEEmbedder(2, lr_schedule="cosine", kl_warmup_epochs=3, callbacks=[StopOnce()], **SMALL),
+    "VAE with early stopping": VAEEmbedder(2, early_stopping=True, n_iter_no_change=3, callbacks=[StopOnce()], **SMALL),
+    "AE": AutoencoderEmbedder(2, corruption=0.2, batch_norm=True, callbacks=[StopOnce()], **SMALL),
+    "VaDE": VaDEClusterer(3, latent_dim=2, n_init=4, pretrain_epochs=2, callbacks=[StopOnce()], **SMALL),
+    "VaDE with views": VaDEClusterer(
+        3, latent_dim=2, n_init=6, pretrain_epochs=2, image_shape=(3, 3), channels=(2,), callbacks=[StopOnce()], **SMALL
+    ),
+}
+over_embedders = pytest.mark.parametrize("embedder", EMBEDDERS.values(), ids=EMBEDDERS)
+
+
+@pytest.fixture
+def X():
+    return np.random.default_rng(0).random((150, 9))
+
+
+def fit(embedder, X):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return embedder.fit(X)
+
+
+def assert_equal(one, other):
+    for (name, mine), theirs in zip(
+        one.module_.state_dict().items(), other.module_.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+    without = [[{key: value for key, value in row.items() if key != "dur"} for row in e.history_] for e in (one, other)]
+    assert without[0] == without[1]
+
+
+@over_embedders
+@pytest.mark.parametrize("stop", [7, 24, 40])
+def test_an_interrupted_fit_goes_on_to_the_same_result(embedder, stop, X, tmp_path):
+    expected = fit(clone(embedder), X)
+    path = tmp_path / "training.pt"
+    embedder = clone(embedder).set_params(checkpoint=path)
+    StopOnce.at = stop
+    try:
+        fit(embedder, X)
+    except KeyboardInterrupt:
+        assert path.exists()
+        assert not hasattr(embedder, "module_")
+    assert StopOnce.at is None or "early" in str(expected.get_params()) or stop == 40
+    StopOnce.at = None
+    assert_equal(fit(embedder, X), expected)
+    assert not path.exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_a_seed_the_interrupted_fit_goes_on_with_its_own(X, tmp_path):
+    path = tmp_path / "training.pt"
+    embedder = clone(EMBEDDERS["VAE"]).set_params(random_state=None, checkpoint=path)
+    StopOnce.at = 17
+    with pytest.raises(KeyboardInterrupt):
+        fit(embedder, X)
+    seed, done = read_checkpoint(path)["seed"], read_checkpoint(path)["current"]["epochs_done"]
+    assert done == 3
+    fit(embedder, X)
+    assert embedder._first_seed == seed
+    assert embedder.n_iter_ == 6
+
+
+def test_a_file_of_another_fit_is_an_error(X, tmp_path):
+    path = tmp_path / "training.pt"
+    embedder = clone(EMBEDDERS["VAE"]).set_params(checkpoint=path)
+    StopOnce.at = 17
+    with pytest.raises(KeyboardInterrupt):
+        fit(embedder, X)
+    for other, rows in ((clone(embedder), X + 1e-3 * (X < 0.5)), (clone(embedder).set_params(lr=0.1), X)):
+        with pytest.raises(ValueError, match=r"is of another fit, .* remove the file"):
+            fit(other, rows)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"cos\nsystem\n(S'touch hacked'\ntR."])
+def test_a_file_that_is_no_checkpoint_is_an_error(content, X, tmp_path):
+    path = tmp_path / "training.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no checkpoint of this version of skvae, or damaged"):
+        fit(clone(EMBEDDERS["VAE"]).set_params(checkpoint=path, random_state=None), X)
+    assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["training.pt"]
+
+
+def test_the_folder_has_to_exist(X, tmp_path):
+    with pytest.raises(ValueError, match="is in a folder that does not exist"):
+        fit(clone(EMBEDDERS["VAE"]).set_params(checkpoint=tmp_path / "no" / "training.pt"), X)
+
+
+SCRIPT = """
+import sys, warnings
+import numpy as np
+from skvae import AutoencoderEmbedder
+X = np.random.default_rng(0).random((300, 9))
+embedder = AutoencoderEmbedder(2, hidden_layer_sizes=(64,), max_epochs=200, batch_size=16, random_state=0, checkpoint=sys.argv[1])
+Z = embedder.fit(X).transform(X)
+np.save(sys.argv[2], Z)
+"""
+
+
+def test_a_killed_process_is_replaced_by_another(tmp_path):
+    """With SIGKILL, at no particular moment, twice."""
+    files = tmp_path / "training.pt", tmp_path / "codes.npy"
+    command = [sys.executable, "-c", SCRIPT, *map(str, files)]
+    for delay in (0.03, 0.1):
+        process = subprocess.Popen(command)
+        known = files[0].stat().st_mtime_ns if files[0].exists() else None
+        while process.poll() is None and (not files[0].exists() or files[0].stat().st_mtime_ns == known):
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert 0 < read_checkpoint(files[0])["current"]["epochs_done"] < 200
+    subprocess.run(command, check=True)
+    X = np.random.default_rng(0).random((300, 9))
+    embedder = AutoencoderEmbedder(2, hidden_layer_sizes=(64,), max_epochs=200, batch_size=16, random_state=0)
+    np.testing.assert_array_equal(np.load(files[1]), embedder.fit(X).transform(X))
+    assert not files[0].exists()

@@ -1,0 +1,293 @@
+"""Tables that are read a chunk at a time: what they give is what the whole array would."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from scipy import sparse
+from sklearn.base import clone
+
+from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
+from skvae.estimators._tables import RUN, Table, TensorRows, is_lazy, result_dtype, select_rows
+
+FLOATS = (np.float64, np.float32)
+N, D = 700, 3
+
+
+class SlicesOnly:
+    """A file of a library that has slices forwards, without steps and negative ends, and nothing else."""
+
+    def __init__(self, X):
+        self.X, self.shape, self.dtype, self.read = X, X.shape, X.dtype, []
+
+    def __getitem__(self, rows):
+        if rows.step not in (None, 1) or min(rows.start, rows.stop) < 0 or rows.stop > len(self.X):
+            raise NotImplementedError(rows)
+        self.read.append((rows.start, rows.stop))
+        return self.X[rows]
+
+
+@pytest.fixture
+def X():
+    return np.random.default_rng(0).integers(-9, 9, size=(N, D)).astype(np.float64)
+
+
+def in_hdf5(X, folder):
+    h5py = pytest.importorskip("h5py")
+    name = f"rows{len(list(folder.iterdir()))}.h5"
+    return h5py.File(folder / name, "w").create_dataset("X", data=X, chunks=(10, *X.shape[1:]))
+
+
+def in_zarr(X, folder):
+    zarr = pytest.importorskip("zarr")
+    name = f"rows{len(list(folder.iterdir()))}.zarr"
+    rows = zarr.create_array(str(folder / name), shape=X.shape, dtype=X.dtype, chunks=(10, *X.shape[1:]))
+    rows[:] = X
+    return rows
+
+
+def in_memmap(X, folder):
+    np.save(folder / "rows.npy", X)
+    return np.load(folder / "rows.npy", mmap_mode="r")
+
+
+ON_DISK = {"hdf5": in_hdf5, "zarr": in_zarr, "memmap": in_memmap}
+SPARSE = {
+    f"{name}_{kind}": getattr(sparse, f"{name}_{kind}")
+    for name in ("csr", "csc", "coo", "bsr", "lil", "dok", "dia")
+    for kind in ("array", "matrix")
+}
+SOURCES = ON_DISK | {
+    "slices": lambda X, folder: SlicesOnly(X),
+    "csr_array": lambda X, folder: sparse.csr_array(X),
+    "csr_matrix": lambda X, folder: sparse.csr_matrix(X),
+    "array": lambda X, folder: X,
+}
+over_sources = pytest.mark.parametrize("kind", SOURCES)
+over_files = pytest.mark.parametrize("kind", ON_DISK)
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    """As if every table were too large to be held."""
+    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
+
+
+ROWS = {
+    "slice": slice(10, 20),
+    "open slice": slice(None),
+    "negative slice": slice(-30, -10),
+    "long slice": slice(690, 900),
+    "empty slice": slice(20, 10),
+    "steps": slice(5, 600, 7),
+    "backwards": slice(None, None, -3),
+    "indices": np.array([5, 3, 3, 699, 0]),
+    "negative indices": np.array([-1, -700, 2]),
+    "no indices": [],
+    "mask": np.arange(N) % 5 == 0,
+    "empty mask": np.zeros(N, bool),
+}
+
+
+@over_sources
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_rows_are_those_of_the_array(kind, rows, X, tmp_path):
+    table = Table(SOURCES[kind](X, tmp_path), np.float32)
+    wanted = X[rows] if len(np.atleast_1d(rows)) else X[:0]
+    found = table[rows]
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    assert_array_equal(found, wanted)
+
+
+@over_sources
+def test_selected_rows(kind, X, tmp_path):
+    table = Table(SOURCES[kind](X, tmp_path), np.float64)
+    order = np.random.default_rng(0).permutation(N)[:50]
+    some = table.select(order)
+    assert some.shape == (50, D)
+    assert len(some) == 50
+    assert_array_equal(some[10:20], X[order][10:20])
+    assert_array_equal(some[::-4], X[order][::-4])
+    assert_array_equal(some.select(np.arange(50) % 2 == 0)[:], X[order][::2])
+    assert_array_equal(some.select(slice(5, 9)).select([3, 0])[:], X[order][[8, 5]])
+    assert_array_equal(select_rows(table, order)[:], select_rows(X, order))
+
+
+@over_sources
+def test_clipped_values(kind, X, tmp_path):
+    table = Table(SOURCES[kind](X, tmp_path), np.float64)
+    high = np.array([1.0, 2.0, 3.0])
+    assert_array_equal(table.clip(-1, high)[:], X.clip(-1, high))
+    assert_array_equal(table.clip(-1, high).select([4, 2])[:], X[[4, 2]].clip(-1, high))
+    assert_array_equal(table[:], X)
+    assert_array_equal(X, np.rint(X))
+
+
+@over_sources
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_values(kind, bad, X, tmp_path):
+    X[600, 1] = bad
+    table = Table(SOURCES[kind](X, tmp_path), np.float64)
+    assert_array_equal(table[:600], X[:600])
+    with pytest.raises(ValueError, match="Input X contains (NaN|infinity)"):
+        table[590:]
+    kept = table.select(np.flatnonzero(np.isfinite(X).all(axis=1)))
+    assert np.isfinite(kept[:]).all()
+    tolerant = Table(SOURCES[kind](X, tmp_path), np.float64, allow_nan=True)
+    if np.isnan(bad):
+        assert_array_equal(tolerant[590:], X[590:])
+    else:
+        with pytest.raises(ValueError, match="Input X contains infinity"):
+            tolerant[590:]
+
+
+def test_what_was_given_stays(X):
+    source = X.copy()
+    table = Table(source, np.float64)
+    table[:10][:] = 0
+    table.clip(0, 1)[:]
+    assert_array_equal(source, X)
+
+
+def test_neighbours_are_read_together(X):
+    source = SlicesOnly(X)
+    assert_array_equal(Table(source, np.float64)[[500, 3, 4, 5, 501, 3]], X[[500, 3, 4, 5, 501, 3]])
+    assert source.read == [(3, 6), (500, 502)]
+    assert Table(source, np.float64).run_length == RUN
+    assert Table(sparse.csr_array(X), np.float64).run_length == 1
+
+
+@over_sources
+def test_images_are_flattened(kind, X, tmp_path):
+    if kind.startswith("csr"):
+        pytest.skip("sparse matrices have two dimensions")
+    images = X[:690].reshape(-1, 5, 6)
+    table = Table(SOURCES[kind](images, tmp_path), np.float64)
+    assert table.shape == (69, 30)
+    assert_array_equal(table[3:60:2], images[3:60:2].reshape(-1, 30))
+    assert table[:0].shape == (0, 30)
+
+
+# What is read a chunk at a time
+
+
+@over_files
+def test_files_are_read_a_chunk_at_a_time_if_they_are_large(kind, X, tmp_path, monkeypatch):
+    file = ON_DISK[kind](X, tmp_path)
+    assert not is_lazy(file, FLOATS)
+    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", X.nbytes - 1)
+    assert is_lazy(file, FLOATS)
+    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", X.nbytes)
+    assert not is_lazy(file, FLOATS)
+
+
+@over_files
+def test_size_is_that_in_memory(kind, X, tmp_path, monkeypatch):
+    """Whole numbers of one byte would become eight."""
+    file = ON_DISK[kind](X.astype(np.uint8), tmp_path)
+    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", X.size)
+    assert is_lazy(file, FLOATS)
+    assert not is_lazy(file, (*FLOATS, np.uint8))
+
+
+def test_arrays_in_memory_are_held(X, tmp_path, no_memory):
+    pd = pytest.importorskip("pandas")
+    held = [X, X.tolist(), pd.DataFrame(X), sparse.csr_array(X), in_memmap(X, tmp_path).copy(), 3.0, None, "text"]
+    assert not any(is_lazy(rows, FLOATS) for rows in held)
+    assert is_lazy(SlicesOnly(X), FLOATS)
+    assert is_lazy(Table(X, np.float64), FLOATS)
+
+
+def test_columns_of_data_frames_are_held(no_memory):
+    pl = pytest.importorskip("polars")
+    assert not is_lazy(pl.DataFrame({"a": [1.0, 2.0]}), FLOATS)
+    assert not is_lazy(pl.Series([1.0, 2.0]), FLOATS)
+
+
+def test_result_dtypes():
+    kinds = [np.float64, np.float32, np.float16, ">f8", np.int8, bool]
+    assert [result_dtype(kind, FLOATS) for kind in kinds] == [np.dtype(kind) for kind in "df"] + [np.dtype("d")] * 4
+    assert result_dtype(np.uint8, (*FLOATS, np.uint8)) == np.uint8
+
+
+# Estimators
+
+
+ESTIMATORS = [
+    TorchGMM(2, max_iter=500, random_state=0),
+    TorchPPCA(2),
+    TorchMiniBatchKMeans(2, random_state=0),
+    VAEEmbedder(2, hidden_layer_sizes=(8,), max_epochs=2, random_state=0),
+]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
+@pytest.mark.parametrize("kind", [*ON_DISK, "slices"])
+def test_estimators_read_files(estimator, kind, X, tmp_path, no_memory):
+    X = X + 20 * (np.arange(N) % 2)[:, None]
+    file = SOURCES[kind](X, tmp_path)
+    held, streamed = clone(estimator).fit(X), clone(estimator).fit(file)
+    if isinstance(estimator, VAEEmbedder):  # which sees rows of files in another order
+        assert np.isfinite(streamed.transform(X)).all()
+        streamed = held
+    np.testing.assert_allclose(streamed.transform(file), held.transform(X), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(streamed.score(file), held.score(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [*ON_DISK, "slices"])
+def test_images_in_files(kind, X, tmp_path, no_memory):
+    images = np.abs(X[:640]).reshape(-1, 8, 8) / 9
+    file = SOURCES[kind](images[:24], tmp_path)
+    vae = VAEEmbedder(2, image_shape=(8, 8), architecture="mlp", hidden_layer_sizes=(8,), max_epochs=2, random_state=0)
+    Z = vae.fit(file).transform(file)
+    np.testing.assert_allclose(Z, vae.transform(images[:24].reshape(24, -1)), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="Found array with dim 3"):
+        TorchPPCA(2).fit(file)
+
+
+def test_memory_maps_that_were_copied(X, tmp_path, no_memory):
+    """They are of the class of memory maps, but have no file."""
+    rows = in_memmap(X, tmp_path) * 2.0
+    np.testing.assert_allclose(TorchPPCA(2).fit(rows).mean_, 2 * X.mean(axis=0))
+    rows = in_memmap(X, tmp_path).copy()
+    np.testing.assert_allclose(TorchPPCA(2).fit(rows).mean_, X.mean(axis=0))
+
+
+@pytest.mark.filterwarnings("ignore:Constructing a DIA matrix")
+@pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int32, np.uint8])
+def test_sparse_formats(make, dtype, X):
+    X = np.abs(X).astype(dtype)
+    tolerance = 1e-4 if dtype == np.float32 else 1e-9
+    held = TorchPPCA(2).fit(X)
+    rows = make(X)
+    ppca = TorchPPCA(2).fit(rows)
+    assert ppca.mean_.dtype == held.mean_.dtype
+    np.testing.assert_allclose(ppca.transform(rows), held.transform(X), atol=tolerance)
+
+
+def test_a_file_of_text_is_a_clear_error(tmp_path, no_memory):
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        TorchPPCA(1).fit(SlicesOnly(np.array([["a", "b"]] * 5)))
+    with pytest.raises(ValueError, match="Expected 2D array, got 1D array"):
+        TorchPPCA(1).fit(SlicesOnly(np.arange(5.0)))
+    with pytest.raises(ValueError, match="Complex data not supported"):
+        TorchPPCA(1).fit(SlicesOnly(np.ones((5, 2), complex)))
+    with pytest.raises(ValueError, match="0 sample"):
+        TorchPPCA(1).fit(SlicesOnly(np.ones((0, 2))))
+
+
+# Rows of tensors
+
+
+def test_rows_of_tensors(X):
+    x = torch.from_numpy(X)
+    rows = TensorRows(x)
+    assert rows.shape == X.shape
+    assert rows.dtype == np.float64
+    assert rows[10:20].data_ptr() == x[10:].data_ptr()
+    clipped = rows.clip(-1.0, np.array([1.0, 2.0, 3.0]))
+    assert_array_equal(clipped[:].numpy(), X.clip(-1, [1, 2, 3]))
+    assert_array_equal(x.numpy(), X)
+    assert TensorRows(x.to(torch.uint8)).dtype == np.uint8

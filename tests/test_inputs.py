@@ -1,0 +1,431 @@
+"""What rows may come in: every kind gives what the plain array gives, for every estimator."""
+
+import warnings
+
+import array_api_strict
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from scipy import sparse
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import get_tags
+from test_common import assert_same, outputs, over_estimators, some_classes
+
+from skvae import ClusterLabelClassifier, TorchGMM, TorchPPCA, VAEEmbedder
+
+NAMES = list("abcd")
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+LOOSE = {"rtol": 1e-2, "atol": 1e-2}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:EM did not converge:sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:Rows belong to all clusters alike"),  # after so short a training
+    pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows"),
+]
+
+
+@pytest.fixture
+def X(blobs):
+    """Whole numbers from 0 to 255, which every dtype holds."""
+    rows = blobs[0][::3]
+    return np.round(255 * (rows - rows.min()) / np.ptp(rows))
+
+
+def polars_frame(X, kind="Float64"):
+    polars = pytest.importorskip("polars")
+    return polars.DataFrame({name: X[:, i].tolist() for i, name in enumerate(NAMES)}).cast(getattr(polars, kind))
+
+
+def read_only(X):
+    X = X.copy()
+    X.flags.writeable = False
+    return X
+
+
+EXACT = {
+    "int64": lambda X: X.astype(np.int64),
+    "int16": lambda X: X.astype(np.int16),
+    "uint16": lambda X: X.astype(np.uint16),
+    "float16": lambda X: X.astype(np.float16),
+    "long double": lambda X: X.astype(np.longdouble),
+    "big-endian": lambda X: X.astype(">f8"),
+    "big-endian int": lambda X: X.astype(">i4"),
+    "objects": lambda X: X.astype(object),
+    "fortran": np.asfortranarray,
+    "negative strides": lambda X: X[::-1].copy()[::-1],
+    "every other column": lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+    "read-only": read_only,
+    "list": lambda X: X.tolist(),
+    "tuples": lambda X: tuple(map(tuple, X.tolist())),
+    "matrix rows": lambda X: [np.asarray(row) for row in X],
+    "pandas": lambda X: pd.DataFrame(X, columns=NAMES),
+    "pandas reversed": lambda X: pd.DataFrame(X[::-1], columns=NAMES).iloc[::-1],
+    "pandas int": lambda X: pd.DataFrame(X.astype(int), columns=NAMES),
+    "pandas mixed": lambda X: pd.DataFrame(X, columns=NAMES).astype({"a": np.int8 if X.max() < 128 else int}),
+    "pandas Int64": lambda X: pd.DataFrame(X, columns=NAMES).astype("Int64"),
+    "pandas Float64": lambda X: pd.DataFrame(X, columns=NAMES).astype("Float64"),
+    "pandas categories of numbers": lambda X: pd.DataFrame(X, columns=NAMES).astype({"b": "category"}),
+    "pandas sparse": lambda X: pd.DataFrame(X, columns=NAMES).astype(pd.SparseDtype("float", 0)),
+    "polars": polars_frame,
+    "polars int": lambda X: polars_frame(X, "Int32"),
+    "polars float32": lambda X: polars_frame(X, "Float32"),  # its dtypes are not NumPy's, so that it is not kept
+    "csr array": sparse.csr_array,
+    "csr matrix": sparse.csr_matrix,
+    "csr int": lambda X: sparse.csr_array(X.astype(np.int32)),
+    "csc": sparse.csc_array,
+    "coo": sparse.coo_array,
+    "tensor": torch.from_numpy,
+    "tensor that requires grad": lambda X: torch.from_numpy(X).requires_grad_(),
+    "tensor float16": lambda X: torch.from_numpy(X).half().requires_grad_(),
+    "tensor bfloat16": lambda X: torch.from_numpy(X).bfloat16().requires_grad_(),
+    "tensor int": lambda X: torch.from_numpy(X).int(),
+    "tensor transposed": lambda X: torch.from_numpy(X.T.copy()).T,
+    "array API": array_api_strict.asarray,
+}
+SINGLE = {
+    "float32": lambda X: X.astype(np.float32),
+    "pandas float32": lambda X: pd.DataFrame(X, columns=NAMES).astype(np.float32),
+    "csr float32": lambda X: sparse.csr_array(X.astype(np.float32)),
+    "tensor float32": lambda X: torch.from_numpy(X).float(),
+}
+
+
+@over_estimators
+def test_kinds_of_input(estimator, X):
+    """A table of kinds for each fit, which is what takes the time."""
+    X, y = X.clip(0, 250), some_classes(X)
+    fitted = clone(estimator).fit(X, y)
+    expected = outputs(fitted, X)
+    for name, convert in EXACT.items():
+        rows = convert(X)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "X (has|does not have valid) feature names")
+            try:
+                assert_same(outputs(fitted, rows), expected, **CLOSE)
+                assert_same(outputs(clone(estimator).fit(rows, y), rows), expected, **CLOSE)
+            except Exception as error:
+                error.add_note(f"The rows were: {name}.")
+                raise
+
+
+@over_estimators
+@pytest.mark.parametrize("convert", SINGLE.values(), ids=SINGLE)
+def test_single_precision(estimator, convert, X):
+    y, rows = some_classes(X), convert(X)
+    expected = outputs(clone(estimator).fit(X, y), X)
+    found = outputs(clone(estimator).fit(rows, y), rows)
+    assert_same(found, expected, **LOOSE)
+    assert {value.dtype for name, value in found.items() if name != "predict"} == {np.dtype(np.float32)}
+
+
+@over_estimators
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+@pytest.mark.parametrize("convert", [np.asarray, sparse.csr_array, torch.from_numpy, pd.DataFrame])
+def test_bytes_and_truth_values(estimator, dtype, convert, X):
+    """Networks keep bytes as they are and standardise them in another order of operations, hence the tolerance."""
+    X = (X > 100 if dtype is bool else X).astype(dtype)
+    y, rows = some_classes(X), convert(X)
+    expected = outputs(clone(estimator).fit(X.astype(np.float64), y), X.astype(np.float64))
+    assert_same(outputs(clone(estimator).fit(rows, y), rows), expected, **LOOSE)
+
+
+@over_estimators
+@pytest.mark.parametrize("dtype", [np.float64, np.int32])
+def test_large_sparse_tables_are_read_a_chunk_at_a_time(estimator, dtype, X, monkeypatch):
+    y = some_classes(X)
+    rows = sparse.csr_array(X.astype(dtype))
+    fitted = clone(estimator).fit(X, y)
+    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
+    assert_same(outputs(fitted, rows), outputs(fitted, X), **CLOSE)
+    streamed = clone(estimator).fit(rows, y)
+    if not hasattr(estimator, "module_") and not hasattr(estimator, "max_epochs"):  # networks see them in another order
+        assert_same(outputs(streamed, rows), outputs(fitted, X), **CLOSE)
+    assert all(np.isfinite(value).all() for value in outputs(streamed, rows).values())
+
+
+@over_estimators
+def test_labels_and_weights_of_any_kind(estimator, X):
+    y, weight = some_classes(X), np.arange(len(X)) % 3
+    expected = outputs(clone(estimator).fit(X, y, sample_weight=weight.astype(float)), X)
+    for convert in (list, pd.Series, torch.from_numpy, lambda values: torch.from_numpy(values).bfloat16()):
+        for dispatch in (False, True):
+            with config_context(array_api_dispatch=dispatch):
+                fitted = clone(estimator).fit(torch.from_numpy(X), y, sample_weight=convert(weight))
+            assert_same(outputs(fitted, X), expected, **CLOSE)
+    assert_same(outputs(clone(estimator).fit(X, torch.from_numpy(y), sample_weight=weight), X), expected, **CLOSE)
+
+
+# Missing values
+
+
+MISSING = {
+    "Int64": lambda X: pd.DataFrame(X, columns=NAMES).astype("Int64"),
+    "Float64": lambda X: pd.DataFrame(X, columns=NAMES).astype("Float64"),
+    "None": lambda X: np.where(np.isnan(X), None, X),
+    "polars": lambda X: polars_frame(X).fill_nan(None),
+    "tensor": torch.from_numpy,
+    "sparse": sparse.csr_array,
+}
+
+
+@over_estimators
+@pytest.mark.parametrize("convert", MISSING.values(), ids=MISSING)
+def test_missing_values_of_any_kind(estimator, convert, X):
+    X = np.where(np.random.default_rng(0).uniform(size=X.shape) < 0.1, np.nan, X)
+    y = some_classes(X)
+    if not get_tags(estimator).input_tags.allow_nan:
+        with pytest.raises(ValueError, match="contains NaN"):
+            clone(estimator).fit(convert(X), y)
+        return
+    fitted = clone(estimator).fit(convert(X), y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "X does not have valid feature names")
+        assert_same(outputs(fitted, X), outputs(clone(estimator).fit(X, y), X), **CLOSE)
+
+
+# Frames
+
+
+@over_estimators
+def test_polars_names(estimator, X):
+    polars = pytest.importorskip("polars")
+    fitted = clone(estimator).fit(polars_frame(X), some_classes(X))
+    assert_array_equal(fitted.feature_names_in_, NAMES)
+    with pytest.raises(ValueError, match="feature names"):
+        fitted.predict(polars_frame(X)[NAMES[::-1]]) if hasattr(fitted, "predict") else fitted.transform(
+            polars_frame(X)[NAMES[::-1]]
+        )
+    if hasattr(fitted, "transform"):
+        frame = fitted.set_output(transform="polars").transform(polars_frame(X))
+        assert isinstance(frame, polars.DataFrame)
+        assert frame.columns == fitted.get_feature_names_out().tolist()
+
+
+NOT_NUMBERS = {
+    "text": (lambda: pd.DataFrame({"a": ["x", "y"] * 10}), ValueError, "could not convert string to float"),
+    "categories": (
+        lambda: pd.DataFrame({"a": pd.Categorical(["x", "y"] * 10)}),
+        ValueError,
+        "could not convert string to float",
+    ),
+    "polars text": (
+        lambda: pytest.importorskip("polars").DataFrame({"a": ["x", "y"] * 10}),
+        ValueError,
+        "could not convert string to float",
+    ),
+    "sparse tensor": (
+        lambda: torch.eye(10).to_sparse(),
+        TypeError,
+        r"Got a tensor of layout torch.sparse_coo; give tensor.to_dense\(\), or a CSR matrix of scipy.sparse",
+    ),
+    "complex tensor": (lambda: torch.ones(10, 2, dtype=torch.complex64), ValueError, "Complex data not supported"),
+    "one dimension": (lambda: torch.ones(10), ValueError, "Expected 2D array, got 1D array"),
+    "three dimensions": (lambda: torch.ones(10, 2, 2), ValueError, "Found array with dim 3"),
+    "infinity": (lambda: torch.full((10, 2), torch.inf), ValueError, "contains infinity"),
+    "no rows": (lambda: torch.ones(0, 2), ValueError, r"0 sample\(s\)"),
+}
+
+
+@over_estimators
+@pytest.mark.parametrize(("make", "error", "match"), NOT_NUMBERS.values(), ids=NOT_NUMBERS)
+def test_what_is_no_table_of_numbers(estimator, make, error, match):
+    rows = make()
+    for dispatch in (False, True):
+        with config_context(array_api_dispatch=dispatch), pytest.raises(error, match=match):
+            clone(estimator).fit(rows, some_classes(rows))
+
+
+# Tensors in, tensors out
+
+
+METHODS = (
+    "transform",
+    "predict",
+    "predict_proba",
+    "score_samples",
+    "log_likelihood",
+    "reconstruct",
+    "impute",
+    "posterior_variance",
+)
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")),
+]
+
+
+def answers(estimator, X):
+    """What the methods say that give something for each row, and what the codes are decoded to."""
+    names = [name for name in METHODS if hasattr(estimator, name)]
+    if isinstance(estimator, TorchPPCA):
+        names.remove("posterior_variance")  # the same for every row
+    options = {"log_likelihood": {"random_state": 0, "n_importance_samples": 3}}
+    found = {name: getattr(estimator, name)(X, **options.get(name, {})) for name in names}
+    if hasattr(estimator, "inverse_transform"):
+        found["inverse_transform"] = estimator.inverse_transform(found["transform"])
+    return found
+
+
+@over_estimators
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_tensors_give_tensors(estimator, device, dtype, X):
+    X = torch.from_numpy(X).to(dtype)
+    y = some_classes(X)
+    fitted = clone(estimator).fit(X.numpy(), y)
+    expected = answers(fitted, X.numpy())
+    x = X.to(device).clone().requires_grad_()
+    with config_context(array_api_dispatch=True):
+        found = answers(fitted, x)
+        again = clone(estimator).fit(x, torch.from_numpy(y).to(device))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert isinstance(value, torch.Tensor), name
+        assert value.device == x.device, name
+        assert value.dtype == (torch.int64 if name == "predict" else dtype), name
+        assert not value.is_inference(), name
+        np.testing.assert_allclose(value.cpu(), expected[name], **(CLOSE if dtype == torch.float64 else LOOSE))
+    assert not [name for name, value in vars(again).items() if isinstance(value, torch.Tensor)]
+    assert_array_equal(x.detach().cpu(), X)
+    for name, value in answers(fitted, x).items():  # as scikit-learn has it without the setting
+        assert isinstance(value, np.ndarray), name
+
+
+@over_estimators
+def test_rows_of_tensors_stay_where_they_are(estimator, X, monkeypatch):
+    """On the way from tensors to tensors nothing with a value for each row becomes an array."""
+    fitted = clone(estimator).fit(X, some_classes(X))
+    x, sizes = torch.from_numpy(np.repeat(X, 3, axis=0)), []
+    numpy, to_host = torch.Tensor.numpy, torch.Tensor.cpu
+
+    def recorded(method):
+        def record(tensor, *args, **kwargs):
+            sizes.append(tensor.numel())
+            return method(tensor, *args, **kwargs)
+
+        return record
+
+    with config_context(array_api_dispatch=True):
+        monkeypatch.setattr(torch.Tensor, "numpy", recorded(numpy))
+        monkeypatch.setattr(torch.Tensor, "cpu", recorded(to_host))
+        answers(fitted, x)
+    networks = getattr(fitted, "module_", torch.nn.Module()).state_dict()
+    weights = max([0, *(value.numel() for value in networks.values())])
+    assert [size for size in sizes if size >= len(x) and size > weights] == []
+
+
+@over_estimators
+def test_scores_of_tensors_are_numbers(estimator, X):
+    X, y = X.astype(np.float64), some_classes(X)
+    fitted = clone(estimator).fit(X, y)
+    methods = [name for name in ("score", "bic", "aic", "icl") if hasattr(fitted, name)]
+    args = (X, y) if isinstance(estimator, ClusterLabelClassifier) else (X,)
+    with config_context(array_api_dispatch=True):
+        found = {name: getattr(fitted, name)(*map(torch.from_numpy, args[: 1 + (name == "score")])) for name in methods}
+    for name, value in found.items():
+        assert isinstance(value, float)
+        np.testing.assert_allclose(value, getattr(fitted, name)(*args[: 1 + (name == "score")]), rtol=1e-9)
+
+
+@over_estimators
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.uint8, torch.bool])
+def test_tensors_of_other_dtypes_give_float64(estimator, dtype, X):
+    X = X.clip(0, 1) if dtype == torch.bool else X
+    fitted = clone(estimator).fit(X, some_classes(X))
+    x = torch.from_numpy(X).to(dtype)
+    with config_context(array_api_dispatch=True):
+        found = answers(fitted, x)
+    expected = answers(fitted, x.double().numpy())
+    for name, value in found.items():
+        assert value.dtype == (torch.int64 if name == "predict" else torch.float64)
+        np.testing.assert_allclose(value, expected[name], **CLOSE)
+
+
+@over_estimators
+def test_tensors_are_checked(estimator, X):
+    fitted = clone(estimator).fit(X, some_classes(X))
+    method = fitted.predict if hasattr(fitted, "predict") else fitted.transform
+    x = torch.from_numpy(X)
+    with config_context(array_api_dispatch=True):
+        with pytest.raises(ValueError, match="X has 3 features, but .* is expecting 4 features"):
+            method(x[:, :3])
+        with pytest.raises(ValueError, match="contains infinity"):
+            method(x + torch.inf)
+        with pytest.raises(ValueError, match="only real numbers can be used"):
+            method(x + 0j)
+        with pytest.raises(TypeError, match="Got a tensor of layout torch.sparse_coo"):
+            method(x.to_sparse())
+        if not isinstance(estimator, TorchGMM | TorchPPCA | ClusterLabelClassifier):
+            with pytest.raises(ValueError, match="contains NaN"):
+                method(x * torch.nan)
+        if hasattr(fitted, "inverse_transform"):
+            with pytest.raises(ValueError, match="Z has 3 features, but .* is expecting 2 latent features"):
+                fitted.inverse_transform(x[:, :3])
+        with pytest.raises(NotFittedError):
+            getattr(clone(estimator), method.__name__)(x)
+
+
+def test_tensors_of_images():
+    images = torch.rand(30, 8, 8, generator=torch.Generator().manual_seed(0))
+    vae = VAEEmbedder(2, image_shape=(8, 8), architecture="mlp", hidden_layer_sizes=(8,), max_epochs=2, random_state=0)
+    vae.fit(images)
+    with config_context(array_api_dispatch=True):
+        found = vae.transform(images)
+        assert vae.score_samples(images * (1 + 1e-7)).shape == (30,)  # clipped to the support on the way
+        with pytest.raises(ValueError, match=r"likelihood='bernoulli' needs values in \[0, 1\]"):
+            vae.score_samples(images + 1)
+        with pytest.raises(ValueError, match="X has images of shape"):
+            vae.transform(images[:, :4])
+    np.testing.assert_allclose(found, vae.transform(images.numpy().reshape(30, -1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial"])
+def test_tensors_of_counts(likelihood, X):
+    vae = VAEEmbedder(2, likelihood=likelihood, hidden_layer_sizes=(8,), max_epochs=2, random_state=0).fit(X)
+    with config_context(array_api_dispatch=True):
+        for dtype in (torch.float64, torch.int32, torch.uint8):
+            found = vae.score_samples(torch.from_numpy(X).to(dtype))
+            np.testing.assert_allclose(found, vae.score_samples(X), rtol=1e-6)
+        with pytest.raises(ValueError, match="needs whole numbers, but X has 141.5"):
+            vae.score_samples(torch.from_numpy(X) + 0.5)
+
+
+@pytest.mark.parametrize("estimator", [TorchGMM(2, random_state=0), TorchPPCA(2)], ids=str)
+def test_missing_values_of_tensors(estimator, X):
+    X = np.where(np.random.default_rng(0).uniform(size=X.shape) < 0.1, np.nan, X)
+    fitted = estimator.fit(X)
+    with config_context(array_api_dispatch=True):
+        found = answers(fitted, torch.from_numpy(X))
+    assert_same({name: value.numpy() for name, value in found.items()}, answers(fitted, X), **CLOSE)
+
+
+def test_missing_values_of_tensors_that_were_not_learned(X):
+    vae = VAEEmbedder(2, hidden_layer_sizes=(8,), max_epochs=2, random_state=0).fit(X)
+    x = torch.from_numpy(X.copy())
+    x[3, 1] = torch.nan
+    with (
+        config_context(array_api_dispatch=True),
+        pytest.raises(ValueError, match="was fitted to rows without missing values"),
+    ):
+        vae.transform(x)
+
+
+def test_classes_that_are_no_numbers(X):
+    classifier = ClusterLabelClassifier(TorchGMM(2, random_state=0)).fit(X, np.array(["one", "two"])[some_classes(X)])
+    with config_context(array_api_dispatch=True):
+        found = classifier.predict(torch.from_numpy(X))
+    assert isinstance(found, np.ndarray)
+    assert_array_equal(found, classifier.predict(X))
+
+
+@over_estimators
+def test_other_arrays_of_the_standard_become_arrays(estimator, X):
+    fitted = clone(estimator).fit(X, some_classes(X))
+    with config_context(array_api_dispatch=True):
+        found = answers(fitted, array_api_strict.asarray(X))
+        again = clone(estimator).fit(array_api_strict.asarray(X), some_classes(X))
+    assert_same(found, answers(fitted, X))
+    assert_same(outputs(again, X), outputs(fitted, X))

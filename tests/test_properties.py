@@ -1,0 +1,139 @@
+"""Properties of every estimator on drawn data, and after drawn sequences of calls."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.testing import assert_array_equal
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from test_common import QUICK, assert_same, over_estimators, some_classes, with_parameter
+
+few = settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+pytestmark = pytest.mark.filterwarnings("ignore:.* clusters have no labelled row")
+
+
+@st.composite
+def tables(draw):
+    """Rows of whole numbers, many of them equal, on some scale."""
+    shape = draw(st.tuples(st.integers(6, 40), st.integers(2, 5)))
+    dtype = draw(st.sampled_from([np.float64, np.float32, np.int16, np.uint8]))
+    whole = draw(npst.arrays(np.int16, shape, elements=st.integers(0, 9)))
+    kind = np.dtype(dtype).kind
+    scale = draw(st.sampled_from([1, 2, 20])) if kind in "iu" else draw(st.sampled_from([1e-6, 0.1, 1, 1e5]))
+    return (whole * scale).astype(dtype)
+
+
+def answers(estimator, X):
+    """What an estimator says about each row."""
+    names = ("predict", "predict_proba", "transform", "score_samples", "reconstruct")
+    return {name: getattr(estimator, name)(X) for name in names if hasattr(estimator, name)}
+
+
+def quietly(method, *args, **kwargs):
+    """A call whose fit may end where there is no more to learn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return method(*args, **kwargs)
+
+
+def close(X):
+    """What rounding leaves of numbers of the size of those in X."""
+    tolerance = 1e-3 if X.dtype == np.float32 else 1e-7
+    return {"rtol": tolerance, "atol": tolerance * max(1.0, float(np.abs(X).max()))}
+
+
+def without_ties(found, other):
+    """Two sets of answers without the choice between clusters that are equally near, or equally probable."""
+    if "predict" not in found:
+        return found, other
+    differ = found["predict"] != other["predict"]
+    if differ.any():
+        near = found.get("predict_proba", found.get("transform"))[differ]
+        rows = np.arange(len(near))
+        gap = np.abs(near[rows, found["predict"][differ]] - near[rows, other["predict"][differ]])
+        assert (gap <= 1e-3 * np.abs(near).max()).all()
+    return ({name: value for name, value in part.items() if name != "predict"} for part in (found, other))
+
+
+@over_estimators
+@few
+@given(X=tables(), seed=st.integers(0, 3))
+def test_answers(estimator, X, seed):
+    fitted = quietly(clone(estimator).fit, X, some_classes(X))
+    found = answers(fitted, X)
+    for name, value in found.items():
+        assert len(value) == len(X)
+        assert np.isfinite(value).all(), name
+        if name != "predict":
+            assert value.dtype == (X.dtype if X.dtype.kind == "f" else np.float64), name
+    if hasattr(fitted, "labels_"):
+        assert_array_equal(fitted.labels_, found["predict"])
+    if "predict_proba" in found:
+        np.testing.assert_allclose(found["predict_proba"].sum(axis=1), 1, rtol=1e-5)
+        assert (found["predict_proba"] >= 0).all()
+    if hasattr(fitted, "score") and "score_samples" in found:
+        np.testing.assert_allclose(fitted.score(X), found["score_samples"].mean(dtype=np.float64), rtol=1e-5)
+    order = np.random.default_rng(seed).permutation(len(X))
+    permuted = {name: value[order] for name, value in found.items()}
+    assert_same(*without_ties(answers(fitted, X[order]), permuted), **close(X))
+    few_rows = X[: 1 + seed]
+    alone = {name: value[: 1 + seed] for name, value in found.items()}
+    assert_same(*without_ties(answers(fitted, few_rows), alone), **close(X))
+
+
+CHUNKED = [e for e in QUICK if any(name.split("__")[-1] == "chunk_size" for name in e.get_params())]
+
+
+@pytest.mark.parametrize("estimator", CHUNKED, ids=lambda estimator: type(estimator).__name__)
+@few
+@given(X=tables(), chunk_size=st.integers(1, 50))
+def test_chunks_change_nothing(estimator, X, chunk_size):
+    y = some_classes(X)
+    expected = answers(quietly(clone(estimator).fit, X, y), X)
+    found = answers(quietly(with_parameter(estimator, chunk_size, "chunk_size").fit, X, y), X)
+    tolerance = close(X) if X.dtype != np.float32 else {"rtol": 0.05, "atol": 0.05 * float(np.abs(X).max())}
+    assert_same(*without_ties(found, expected), **tolerance)
+
+
+CALLS = ("fit", "partial_fit", "answers", "pickle", "clone", "set_params", "failed fit")
+
+
+@over_estimators
+@settings(few, max_examples=8)
+@given(calls=st.lists(st.sampled_from(CALLS), min_size=2, max_size=6), X=tables())
+def test_sequences_of_calls(estimator, calls, X):
+    """A fit depends on the parameters and the rows, and on nothing that went before."""
+    X = X.astype(np.float64)
+    X[:, 0] += 50 * (np.arange(len(X)) % 2)
+    y = some_classes(X)
+    expected = answers(quietly(clone(estimator).fit, X, y), X)
+    current, last = clone(estimator), None  # what the last call left, None before a fit
+    for call in [*calls, "answers", "fit", "answers"]:
+        if call == "fit":
+            quietly(current.fit, X, y)
+            last = expected
+        elif call == "partial_fit" and hasattr(current, "partial_fit"):
+            quietly(current.partial_fit, X)
+            last = answers(current, X)
+        elif call == "answers" and last is not None:
+            assert_same(answers(current, X), last)
+            assert all(np.isfinite(value).all() for value in last.values())
+        elif call == "pickle":
+            current = pickle.loads(pickle.dumps(current))
+        elif call == "clone":
+            current, last = clone(current), None
+        elif call == "set_params":
+            current.set_params(**current.get_params(deep=False))
+        elif call == "failed fit":
+            with pytest.raises(ValueError, match="contains infinity"):
+                current.fit(np.full_like(X, np.inf), y)
