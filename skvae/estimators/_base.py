@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from ..fitting.lloyd import canonical_order
 from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
 from ._descriptions import describe, foreign_part, rebuild
+from ._tasks import CallbackSupportMixin, told_to_callbacks
 from ._tables import Table, TensorRows, fits_in_memory, is_lazy, result_dtype, select_rows
 
 FLOATS = (np.float64, np.float32)
@@ -24,7 +25,8 @@ SHORT_SUM = 128  # rows whose products are summed in the dtype of the data
 
 def fit_method(method):
     """Wrap a fitting method: check the parameters first, and then as `guarded`."""
-    return _fit_context(prefer_skip_nested_validation=True)(guarded(method))
+    told = told_to_callbacks(method) if method.__name__ == "fit" else method
+    return _fit_context(prefer_skip_nested_validation=True)(guarded(told))
 
 
 def guarded(method):
@@ -263,7 +265,7 @@ def check_sample_size(n_samples):
     return check_scalar(n_samples, "n_samples", Integral, min_val=1)
 
 
-class TorchEstimator(BaseEstimator):
+class TorchEstimator(CallbackSupportMixin, BaseEstimator):
     """What every estimator shares. Subclasses have ``device`` and ``random_state`` parameters."""
 
     _dtypes = FLOATS  # those of X that are not converted, which would be to the first
@@ -313,7 +315,9 @@ class TorchEstimator(BaseEstimator):
         """X as rows of a tensor on its device."""
         check_dense(X)
         if X.is_complex():
-            raise ValueError(f"X has dtype {X.dtype}, but only real numbers can be used; give X.real, or other features.")
+            raise ValueError(
+                f"X has dtype {X.dtype}, but only real numbers can be used; give X.real, or other features."
+            )
         settings |= {"dtype": tensor_dtypes(self._dtypes, X.device)}
         return TensorRows(validate_data(self, self._flat_images(X.detach()), reset=False, **settings))
 

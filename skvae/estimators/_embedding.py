@@ -42,12 +42,14 @@ from ._base import (
     compute_dtype,
     fit_method,
     generator_from,
+    host_array,
     repeated_rows,
     resolve_device,
     seed_from,
     to_dtype,
 )
 from ._columns import Columns
+from ._tasks import EpochTasks
 from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, stored_rows
 
 N_SCORE_DRAWS = 16
@@ -202,7 +204,7 @@ class Embedder(LatentMixin, TorchEstimator):
         ValueError
             If the numbers of rows differ, or ``n_steps`` is less than two.
         """
-        ends = [self._validate(X, reset=False) for X in (X_from, X_to)]
+        ends = [self._validate(host_array(X), reset=False) for X in (X_from, X_to)]
         if len(ends[0]) != len(ends[1]):
             raise ValueError(
                 f"X_from has {len(ends[0])} rows and X_to {len(ends[1])}; there should be one end for each beginning."
@@ -264,8 +266,34 @@ class Embedder(LatentMixin, TorchEstimator):
             "bf16": self.precision == "bf16",
             "compile": self.compile,
             "own_modules": self._has_own_modules(),
-            "callbacks": tuple(copy.deepcopy(list(self.callbacks or ()))),
+            "callbacks": (*copy.deepcopy(list(self.callbacks or ())), *self._epoch_tasks()),
             "progress": type(self).__name__ if self.verbose else None,
+        }
+
+    def _epoch_tasks(self):
+        """What tells callbacks of scikit-learn of epochs, if there are any."""
+        if not hasattr(self, "_callback_fit_ctx"):
+            return ()
+
+        def attributes(net):
+            model = copy.deepcopy(getattr(net.module_, "_orig_mod", net.module_)).eval()
+            model.autocast = None
+            found = {"module_": model, "n_features_in_": self.n_features_in_}
+            return found | self._sizes(model, self.n_features_in_, np.dtype(np.float64))
+
+        return (EpochTasks(self, attributes),)
+
+    def _sizes(self, model, n_features, dtype):
+        """What the use of a model needs to know beside it."""
+        widths = (
+            row_width(model.encoder, model.likelihood.n_inputs(n_features)),
+            row_width(model.decoder, self._latent_size),
+        )
+        return {
+            "_n_features_out": self._latent_size,
+            "_n_trained_features": n_features,
+            "_fit_dtype": dtype,
+            "_widest": max(widths),
         }
 
     def _train(self, X, X_val, seed, *, max_epochs, going_on, checkpointed=True):
@@ -301,11 +329,8 @@ class Embedder(LatentMixin, TorchEstimator):
         net = self._fit_networks(model, task)
         if checkpoint is not None:
             checkpoint.remove()
-        widths = row_width(model.encoder, likelihood.n_inputs(X.shape[1])), row_width(model.decoder, self._latent_size)
-
         self.net_, self.module_, self.likelihood_ = net, model, name
-        self._n_features_out, self._n_trained_features = self._latent_size, X.shape[1]
-        self._fit_dtype, self._widest = X.dtype, max(widths)
+        vars(self).update(self._sizes(model, X.shape[1], X.dtype))
         self._n_steps = len(net.history) * count_batches(len(rows), self.batch_size)
         self.history_ = [*history, *history_of(net, len(history))]
         self.loss_curve_ = [float(row["train_loss"]) for row in self.history_]

@@ -400,7 +400,7 @@ class _Run:
     def epochs(self):
         """Train."""
         good = take_snapshot(self.net, self.model, self.generator)
-        while good["epochs_done"] < self.plan.max_epochs and not (self.best is not None and self.best.exhausted):
+        while good["epochs_done"] < self.plan.max_epochs and not self._is_enough():
             try:
                 self.net.fit_loop(self.dataset, epochs=1)  # unlike fit, it lets Ctrl-C through
             except KeyboardInterrupt:
@@ -418,6 +418,11 @@ class _Run:
             good = take_snapshot(self.net, self.model, self.generator)
             if self.checkpoint is not None:
                 self.checkpoint.keep({**good, "history": recorded(self.net)})
+
+    def _is_enough(self):
+        """Whether a callback has seen enough."""
+        asked = any(getattr(callback, "stops_", False) for _, callback in self.net.callbacks_)
+        return asked or (self.best is not None and self.best.exhausted)
 
     def go_back(self, snapshot):
         """Continue from a snapshot."""
