@@ -198,37 +198,6 @@ def test_pickle_is_small(estimator, blobs):
 
 
 @over_estimators
-@pytest.mark.parametrize(
-    "convert",
-    [
-        lambda X: X.astype(np.float32),
-        np.asfortranarray,
-        lambda X: X.astype(">f8"),
-        lambda X: X[::-1].copy()[::-1],
-        lambda X: pd.DataFrame(X, columns=list("abcd")),
-        lambda X: pd.DataFrame(X[::-1], columns=list("abcd")).iloc[::-1],
-        lambda X: X.tolist(),
-    ],
-    ids=["float32", "fortran", "big-endian", "negative strides", "pandas", "pandas reversed", "list"],
-)
-def test_kinds_of_input(estimator, convert, blobs):
-    X = blobs[0].astype(np.float32).astype(np.float64)
-    expected = outputs(clone(estimator).fit(X, some_classes(X)), X)
-    found = outputs(clone(estimator).fit(convert(X), some_classes(X)), convert(X))
-    loose = convert(X) is not X and getattr(convert(X), "dtype", None) == np.float32
-    assert_same(found, expected, **({"rtol": 1e-2, "atol": 1e-2} if loose else {"rtol": 1e-6, "atol": 1e-6}))
-
-
-@over_estimators
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool, np.float16])
-def test_numeric_dtypes(estimator, dtype, blobs):
-    X = (blobs[0] - blobs[0].min() > 8).astype(dtype)
-    X = np.concatenate([X, 1 - X.astype(np.int64)], axis=1).astype(dtype)
-    found = outputs(clone(estimator).fit(X, some_classes(X)), X)
-    assert all(np.isfinite(value).all() for value in found.values())
-
-
-@over_estimators
 def test_float_precision_is_kept(estimator, blobs):
     for dtype in (np.float32, np.float64):
         X = blobs[0].astype(dtype)

@@ -13,7 +13,7 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import get_tags
-from test_common import assert_same, outputs, over_estimators, some_classes
+from test_common import QUICK, assert_same, outputs, over_estimators, some_classes
 
 from skvae import ClusterLabelClassifier, TorchGMM, TorchPPCA, VAEEmbedder
 
@@ -132,11 +132,22 @@ def test_bytes_and_truth_values(estimator, dtype, convert, X):
     assert_same(outputs(clone(estimator).fit(rows, y), rows), expected, **LOOSE)
 
 
+def in_file(X, folder):
+    np.save(folder / "rows.npy", X)
+    return np.load(folder / "rows.npy", mmap_mode="r")
+
+
+LARGE = {
+    "sparse": lambda X, folder: sparse.csr_array(X),
+    "sparse int": lambda X, folder: sparse.csr_matrix(X.astype(np.int32)),
+    "memory map": in_file,
+}
+
+
 @over_estimators
-@pytest.mark.parametrize("dtype", [np.float64, np.int32])
-def test_large_sparse_tables_are_read_a_chunk_at_a_time(estimator, dtype, X, monkeypatch):
-    y = some_classes(X)
-    rows = sparse.csr_array(X.astype(dtype))
+@pytest.mark.parametrize("convert", LARGE.values(), ids=LARGE)
+def test_large_tables_are_read_a_chunk_at_a_time(estimator, convert, X, tmp_path, monkeypatch):
+    y, rows = some_classes(X), convert(X, tmp_path)
     fitted = clone(estimator).fit(X, y)
     monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
     assert_same(outputs(fitted, rows), outputs(fitted, X), **CLOSE)
@@ -184,6 +195,24 @@ def test_missing_values_of_any_kind(estimator, convert, X):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "X does not have valid feature names")
         assert_same(outputs(fitted, X), outputs(clone(estimator).fit(X, y), X), **CLOSE)
+
+
+MISSING_TAKERS = [estimator for estimator in QUICK if get_tags(estimator).input_tags.allow_nan]
+
+
+@pytest.mark.parametrize("estimator", MISSING_TAKERS, ids=lambda estimator: type(estimator).__name__)
+@pytest.mark.parametrize("unit", [1, 255], ids=["numbers", "shares"])  # shares make the likelihood "bernoulli"
+def test_rows_with_missing_values_alone(estimator, unit, X):
+    """A feature, or all of them, may have no value in the rows that are asked about."""
+    X = np.where(np.random.default_rng(0).uniform(size=X.shape) < 0.1, np.nan, X / unit)
+    X[3] = np.nan
+    fitted = clone(estimator).fit(np.delete(X, 3, axis=0), some_classes(X)[1:])
+    some = [3, *np.flatnonzero(np.isnan(X).any(axis=1))[:3]]
+    together = outputs(fitted, X)
+    for row in some:
+        alone = outputs(fitted, X[[row]])
+        for name in alone.keys() - {"sample"}:
+            np.testing.assert_allclose(alone[name][0], together[name][row], err_msg=name, **CLOSE)
 
 
 # Frames
@@ -328,6 +357,30 @@ def test_scores_of_tensors_are_numbers(estimator, X):
     for name, value in found.items():
         assert isinstance(value, float)
         np.testing.assert_allclose(value, getattr(fitted, name)(*args[: 1 + (name == "score")]), rtol=1e-9)
+
+
+@over_estimators
+def test_fits_that_answer(estimator, X):
+    x, y = torch.from_numpy(X), some_classes(X)
+    for name in ("fit_predict", "fit_transform"):
+        if hasattr(estimator, name):
+            expected = getattr(clone(estimator), name)(X, y)
+            assert isinstance(getattr(clone(estimator), name)(x, y), np.ndarray)
+            with config_context(array_api_dispatch=True):
+                found = getattr(clone(estimator), name)(x, y)
+            assert isinstance(found, torch.Tensor)
+            np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+WITH_WAYS = [estimator for estimator in QUICK if hasattr(estimator, "interpolate")]
+
+
+@pytest.mark.parametrize("estimator", WITH_WAYS, ids=lambda estimator: type(estimator).__name__)
+def test_ways_between_tensors_are_arrays(estimator, X):
+    fitted, x = clone(estimator).fit(X), torch.from_numpy(X)
+    with config_context(array_api_dispatch=True):
+        found = fitted.interpolate(x[:5], x[5:10], n_steps=3)
+    np.testing.assert_allclose(found, fitted.interpolate(X[:5], X[5:10], n_steps=3))
 
 
 @over_estimators

@@ -15,8 +15,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from ..fitting.lloyd import canonical_order
 from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
 from ._descriptions import describe, foreign_part, rebuild
-from ._tasks import CallbackSupportMixin, told_to_callbacks
+from ._missing import has_missing
 from ._tables import Table, TensorRows, fits_in_memory, is_lazy, result_dtype, select_rows
+from ._tasks import CallbackSupportMixin, is_watched, told_to_callbacks
 
 FLOATS = (np.float64, np.float32)
 DEVICES = ("cuda", "mps", "cpu")
@@ -25,16 +26,17 @@ SHORT_SUM = 128  # rows whose products are summed in the dtype of the data
 
 def fit_method(method):
     """Wrap a fitting method: check the parameters first, and then as `guarded`."""
-    told = told_to_callbacks(method) if method.__name__ == "fit" else method
-    return _fit_context(prefer_skip_nested_validation=True)(guarded(told))
+    return _fit_context(prefer_skip_nested_validation=True)(guarded(method))
 
 
 def guarded(method):
     """Wrap a fitting method: tensors become arrays, and a fit that does not finish changes nothing.
 
     An exception or an interrupt leaves the estimator exactly as it was before the call. With scikit-learn's
-    ``array_api_dispatch``, too, fitted attributes are arrays.
+    ``array_api_dispatch``, too, fitted attributes are arrays. If there are callbacks of scikit-learn, they are told of
+    a fit.
     """
+    told = told_to_callbacks(method)
 
     @functools.wraps(method)
     def wrapper(self, *args, **kwargs):
@@ -42,7 +44,8 @@ def guarded(method):
         args, kwargs = map(host_array, args), {name: host_array(value) for name, value in kwargs.items()}
         try:
             with config_context(array_api_dispatch=False):
-                return method(self, *args, **kwargs)
+                # Not always through the callbacks' frame: warnings point at the caller of fit.
+                return (told if is_watched(self, method) else method)(self, *args, **kwargs)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -159,10 +162,7 @@ def repeated_rows(X, sample_weight, seed):
     smaller than one on average, they are scaled to be one.
     """
     X, weight, _ = counted_rows(X, sample_weight)
-    if isinstance(X, Table):
-        order = np.arange(len(X))
-    else:
-        order = order_of(X)
+    order = np.arange(len(X)) if isinstance(X, Table) else order_of(X)
     if weight is None:
         return X if isinstance(X, Table) else X[order]
     ends = np.cumsum(weight[order] * max(1.0, len(weight) / weight.sum()))
@@ -175,7 +175,7 @@ def order_of(X):
     """Indices of the rows of an array, in an order that depends neither on where they stand nor on linear units."""
     x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
     if x.is_floating_point() and np.isnan(X.min()):
-        x = x.nan_to_num(nan=float(np.nanmax(X)))
+        x = x.nan_to_num(nan=0.0)
     low, high = x.amin(0).double(), x.amax(0).double()
     span = high - low
     in_units = bool((low >= 0).all() and (high <= 1).all())  # already, as pixels and probabilities are
@@ -291,7 +291,7 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
             # The sums of large finite values may overflow in scikit-learn's search for values that are not finite.
             with config_context(array_api_dispatch=False), np.errstate(over="ignore", invalid="ignore"):
                 X = self._validated_array(host_array(X), allows_nan and self._streams_nan, reset, min_samples, settings)
-        if self._allows_nan and not allows_nan and not isinstance(X, Table) and has_nan(X):
+        if self._allows_nan and not allows_nan and has_missing(X):
             raise ValueError(
                 f"X contains NaN, but {type(self).__name__} was fitted to rows without missing values; fit it to rows "
                 "that have some, or fill them in."
@@ -456,11 +456,6 @@ def put_rows(result, rows, part, X):
         result = np.empty((len(X), *part.shape[1:]), part.dtype) if result is None else result
     result[rows] = part
     return result
-
-
-def has_nan(X):
-    """Whether a value of an array, or of rows of a tensor, is NaN."""
-    return bool(X.x.isnan().any()) if isinstance(X, TensorRows) else bool(np.isnan(X.min()))
 
 
 def tensor_dtypes(dtypes, device):

@@ -9,7 +9,6 @@ import torch
 from ..fitting.rows import LINEAR_BYTES, row_chunks
 from ._base import float_dtype
 
-
 MAX_NAMED = 10  # features in an error
 
 
@@ -39,22 +38,26 @@ class Columns:
 
     @functools.cached_property
     def ranges(self):
-        """Extremes of the features, each of which has a value.
+        """Extremes of the features; NaN for those that have no value."""
+        parts = [self._ranges_of(part) for part in self._chunks()]
+        low, high, fractions, n_seen = zip(*parts, strict=True)
+        n_seen = np.sum(n_seen, axis=0)
+        fraction = next((found for found in fractions if found is not None), None)
+        return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, n_seen)
+
+    def check_seen(self):
+        """Raise if nothing can be learnt about a feature.
 
         Raises
         ------
         ValueError
             If all values of a feature are missing.
         """
-        parts = [self._ranges_of(part) for part in self._chunks()]
-        low, high, fractions, n_seen = zip(*parts, strict=True)
-        n_seen = np.sum(n_seen, axis=0)
-        if not n_seen.all():
+        empty = np.flatnonzero(self.ranges.n_seen == 0)
+        if len(empty):
             raise ValueError(
-                f"All values of feature(s) {np.flatnonzero(n_seen == 0).tolist()} of X are missing; leave them out."
+                f"All values of feature(s) {empty.tolist()[:MAX_NAMED]} of X are missing (NaN); leave them out."
             )
-        fraction = next((found for found in fractions if found is not None), None)
-        return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, n_seen)
 
     @property
     def n_missing(self):
@@ -125,6 +128,8 @@ def tensor_ranges(part):
     n_seen = len(part) - missing.sum(0)
     fraction = float(fractions[0]) if len(fractions) else None
     low, high, n_seen = (found.cpu().numpy() for found in (low, high, n_seen))
+    if not n_seen.all():
+        low[n_seen == 0] = high[n_seen == 0] = np.nan
     return low, high, fraction, n_seen
 
 

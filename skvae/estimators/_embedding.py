@@ -49,8 +49,8 @@ from ._base import (
     to_dtype,
 )
 from ._columns import Columns
-from ._tasks import EpochTasks
 from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, stored_rows
+from ._tasks import EpochTasks
 
 N_SCORE_DRAWS = 16
 HISTORY_KEYS = ("epoch", "train_loss", "train_log_likelihood", "train_kl", "train_agreement", "valid_loss", "dur")

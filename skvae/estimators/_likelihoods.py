@@ -153,9 +153,10 @@ def build_likelihood(likelihood, X, columns=None):
     TypeError
         If what a class makes is not a module with the methods of a likelihood.
     ValueError
-        If what a class makes can not produce X.
+        If what a class makes can not produce X, or if all values of a feature are missing.
     """
     columns = Columns(X) if columns is None else columns
+    columns.check_seen()
     if isinstance(likelihood, nn.Module):
         return for_missing(copy.deepcopy(likelihood), columns)
     kind = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood

@@ -5,11 +5,13 @@ import torch
 
 from ..fitting.missing import completed
 from ..fitting.rows import row_chunks
-from ._tables import Table
+from ._tables import Table, TensorRows
 
 
 def has_missing(X):
     """Whether a value of X is NaN; tables, which are read a chunk at a time, refuse it then (see `_streams_nan`)."""
+    if isinstance(X, TensorRows):
+        return bool(X.x.isnan().any())
     return not isinstance(X, Table) and bool(np.isnan(X.min()))
 
 

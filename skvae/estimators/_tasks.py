@@ -16,9 +16,10 @@ except ImportError:  # scikit-learn is older
         return method
 
 
-def is_watched(estimator):
-    """Whether callbacks of scikit-learn are to be told of a fit."""
-    return hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx")
+def is_watched(estimator, method):
+    """Whether callbacks of scikit-learn are to be told of a call of a method."""
+    watched = hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx")
+    return watched and method.__name__ == "fit" and isinstance(estimator, CallbackSupportMixin)
 
 
 def told_to_callbacks(method):
@@ -26,8 +27,6 @@ def told_to_callbacks(method):
 
     @functools.wraps(method)
     def fit(self, X, y=None, *args, **kwargs):
-        if not is_watched(self):
-            return method(self, X, y, *args, **kwargs)
         context = self._init_callback_context(max_subtasks=None if hasattr(self, "max_epochs") else 0)
         context.rows = X, y
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)

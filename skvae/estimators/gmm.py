@@ -166,10 +166,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
     read a chunk at a time, and centred and whitened then: one pass over the rows for each iteration, shared by all
-    starts, in an amount of memory that does not depend on their number. The result is that of rows in memory, but for the start. This is looked for in
-    a random sample of 100,000 rows, or as many as need 64 MB, but at least 40 for each component; responsibilities of
-    all rows follow from it. A clusterer given as ``init_params`` is fitted to such a sample, and predicts the labels of
-    all rows. Values can not be missing in rows that are read so.
+    starts, in an amount of memory that does not depend on their number. The result is that of rows in memory, but for
+    the start. This is looked for in a random sample of 100,000 rows, or as many as need 64 MB, but at least 40 for each
+    component; responsibilities of all rows follow from it. A clusterer given as ``init_params`` is fitted to such a
+    sample, and predicts the labels of all rows. Values can not be missing in rows that are read so.
 
     References
     ----------

@@ -140,10 +140,10 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
     read a chunk at a time. Batches are drawn from a pool of rows that is held: as many as need 64 MB, but at least
-    eight batches.
-    The pool begins as a random sample of all rows, in which the start is looked for (a callable as ``init`` gets it as
-    X), and is renewed by every batch with runs of neighbouring rows from random places, single rows of sparse matrices.
-    Draws then depend on the order of the rows, and passes are counted in rows. `partial_fit` holds its batch.
+    eight batches. The pool begins as a random sample of all rows, in which the start is looked for (a callable as
+    ``init`` gets it as X), and is renewed by every batch with runs of neighbouring rows from random places, single rows
+    of sparse matrices. Draws then depend on the order of the rows, and passes are counted in rows. `partial_fit` holds
+    its batch.
 
     References
     ----------

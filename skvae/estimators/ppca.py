@@ -102,7 +102,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     rows. Rows without any value are left out of a fit. A fit with missing values computes in float64 always.
 
     Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
-    read a chunk at a time; if there are fewer rows than features, a fit holds them. Values can not be missing in rows that are read so.
+    read a chunk at a time; if there are fewer rows than features, a fit holds them. Values can not be missing in rows
+    that are read so.
 
     References
     ----------

@@ -390,7 +390,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         return self
 
     def fit_predict(self, X, y=None, sample_weight=None):
-        """Fit, and return ``labels_``.
+        """Fit, and return ``labels_``; for a tensor, what `predict` gives.
 
         Parameters
         ----------
@@ -406,7 +406,8 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         labels : ndarray of shape (n_samples,)
             Clusters.
         """
-        return self.fit(X, y, sample_weight=sample_weight).labels_
+        fitted = self.fit(X, y, sample_weight=sample_weight)
+        return fitted.predict(X) if isinstance(X, torch.Tensor) else fitted.labels_
 
     def predict(self, X):
         """Most probable cluster of each row.

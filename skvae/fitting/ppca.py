@@ -31,7 +31,9 @@ def axes_of_scatter(scatter):
         If it is not finite.
     """
     if not scatter.isfinite().all():
-        raise ValueError("The squares of the values of X overflow in its dtype; divide X by a constant, or give float64.")
+        raise ValueError(
+            "The squares of the values of X overflow in its dtype; divide X by a constant, or give float64."
+        )
     squares, vectors = torch.linalg.eigh(scatter)
     return squares.flip(0).clamp(min=0), _with_signs(vectors.flip(1).mT)
 

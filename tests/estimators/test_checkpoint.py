@@ -57,9 +57,7 @@ def fit(embedder, X):
 
 
 def assert_equal(one, other):
-    for (name, mine), theirs in zip(
-        one.module_.state_dict().items(), other.module_.state_dict().values(), strict=True
-    ):
+    for (name, mine), theirs in zip(one.module_.state_dict().items(), other.module_.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
     without = [[{key: value for key, value in row.items() if key != "dur"} for row in e.history_] for e in (one, other)]
     assert without[0] == without[1]
@@ -129,7 +127,8 @@ import sys, warnings
 import numpy as np
 from skvae import AutoencoderEmbedder
 X = np.random.default_rng(0).random((300, 9))
-embedder = AutoencoderEmbedder(2, hidden_layer_sizes=(64,), max_epochs=200, batch_size=16, random_state=0, checkpoint=sys.argv[1])
+settings = {"hidden_layer_sizes": (64,), "max_epochs": 200, "batch_size": 16, "random_state": 0}
+embedder = AutoencoderEmbedder(2, checkpoint=sys.argv[1], **settings)
 Z = embedder.fit(X).transform(X)
 np.save(sys.argv[2], Z)
 """

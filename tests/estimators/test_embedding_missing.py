@@ -125,7 +125,9 @@ def test_imputation_by_a_linear_model_is_the_conditional_mean(X):
         gone, seen = holes[row], ~holes[row]
         weights = np.linalg.solve(covariance[np.ix_(seen, seen)], covariance[np.ix_(seen, gone)])
         expected = mean[gone] + (holed[row, seen] - mean[seen]) @ weights
-        assert_allclose((filled[row, gone] - expected) / X.std(axis=0)[gone], 0, atol=0.15)  # the encoder does not know all patterns
+        assert_allclose(
+            (filled[row, gone] - expected) / X.std(axis=0)[gone], 0, atol=0.15
+        )  # the encoder does not know all patterns
 
 
 @over_embedders
@@ -143,14 +145,14 @@ def test_missing_values_that_training_never_saw_are_an_error(embedder, X):
 @over_embedders
 def test_a_feature_without_any_value_is_an_error(embedder, X):
     X[:, 2] = np.nan
-    with pytest.raises(ValueError, match=r"All values of feature\(s\) \[2\] of X are missing; leave them out"):
+    with pytest.raises(ValueError, match=r"All values of feature\(s\) \[2\] of X are missing \(NaN\); leave them out"):
         clone(embedder).fit(X)
 
 
 @over_embedders
 @pytest.mark.parametrize("architecture", ["conv", "hybrid"])
 def test_images_with_missing_pixels(embedder, architecture):
-    images, holes = with_holes(load_digits().images[:200].reshape(200, -1) / 16)
+    images, _holes = with_holes(load_digits().images[:200].reshape(200, -1) / 16)
     settings = {"image_shape": (8, 8), "architecture": architecture, "channels": (4,), "hidden_layer_sizes": ()}
     embedder = clone(embedder).set_params(**settings).fit(images)
     assert np.isfinite(embedder.impute(images)).all()
