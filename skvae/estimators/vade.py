@@ -422,7 +422,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         labels : ndarray of shape (n_samples,)
             Clusters.
         """
-        return self.predict_proba(X).argmax(axis=1)
+        return self._map_array(most_probable, self._validate(X, reset=False))
 
     def predict_proba(self, X):
         """Probabilities of the clusters: those of the mixture at the codes that `transform` gives.
@@ -512,7 +512,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         check_enough_rows(X, self.n_clusters, name="n_clusters")
 
     def _describe(self, X):
-        self.labels_ = self._map_array(cluster_probabilities, X).argmax(axis=1)
+        self.labels_ = self._map_array(most_probable, X)
 
     def _check_same_sizes(self, X):
         super()._check_same_sizes(X)
@@ -710,6 +710,11 @@ def start_codes(model, task):
 def two_views(view_of, u, generator):
     """Two views of each row (n, 2, d)."""
     return view_of(u.repeat(2, 1), generator).unflatten(0, (2, len(u))).transpose(0, 1)
+
+
+def most_probable(model, x):
+    """The most probable cluster of rows (n,)."""
+    return cluster_probabilities(model, x).argmax(1)
 
 
 def cluster_probabilities(model, x):
