@@ -487,7 +487,8 @@ def fingerprint(estimator, *facts):
     passive = {"checkpoint", "device", "verbose"}
     params = {name: value for name, value in estimator.get_params(deep=False).items() if name not in passive}
     for name, value in [("class", type(estimator).__name__), *sorted(params.items())]:
-        plain = isinstance(value, str | Real | tuple | None)
+        parts = value if isinstance(value, list | tuple) else [value]
+        plain = all(isinstance(part, str | Real | None) for part in parts)
         found.update(f"{name}={value if plain else type(value).__name__};".encode())
     for fact in facts:
         if fact is None or isinstance(fact, Real):

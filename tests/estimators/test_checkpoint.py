@@ -97,11 +97,12 @@ def test_without_a_seed_the_interrupted_fit_goes_on_with_its_own(X, tmp_path):
 
 def test_a_file_of_another_fit_is_an_error(X, tmp_path):
     path = tmp_path / "training.pt"
-    embedder = clone(EMBEDDERS["VAE"]).set_params(checkpoint=path)
+    embedder = clone(EMBEDDERS["VAE"]).set_params(checkpoint=path, hidden_layer_sizes=[8])
     StopOnce.at = 17
     with pytest.raises(KeyboardInterrupt):
         fit(embedder, X)
-    for other, rows in ((clone(embedder), X + 1e-3 * (X < 0.5)), (clone(embedder).set_params(lr=0.1), X)):
+    others = [clone(embedder).set_params(lr=0.1), clone(embedder).set_params(hidden_layer_sizes=[9])]
+    for other, rows in ((clone(embedder), X + 1e-3 * (X < 0.5)), *((other, X) for other in others)):
         with pytest.raises(ValueError, match=r"is of another fit, .* remove the file"):
             fit(other, rows)
     assert path.exists()
