@@ -33,7 +33,7 @@ from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
 from vae import environment, write_record
 
-from skvae import VaDEClusterer
+from skvae import TorchGMM, VaDEClusterer
 from skvae.metrics import clustering_accuracy_score
 
 IMAGES, DIGITS = {"image_shape": (28, 28)}, {"image_shape": (8, 8), "augment": None}
@@ -106,8 +106,10 @@ def run(data, n_images, settings, seed):
         vade = BothArms(**{"n_clusters": 10} | settings, random_state=seed).fit(X_train)
     minutes = (time.perf_counter() - started) / 60
     arms = [[weight, scores(vade.arm(weight), X_test, y_test)] for weight in vade.arms_]
+    mixture = TorchGMM(vade.n_clusters, n_init=5, reg_covar=1e-3, random_state=seed).fit(vade.transform(X_train))
     return scores(vade, X_test, y_test) | {
         "arms": arms,
+        "mixture_on_codes": v_measure_score(y_test, mixture.predict(vade.transform(X_test))),
         "bound": vade.score(X_test[:2000]),
         "weight": vade.consistency_,
         "held_out_scores": list(vade.held_out_scores_.items()),

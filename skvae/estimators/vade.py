@@ -82,8 +82,8 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     activation : str, default="relu"
         Activation of the hidden layers, as for `VAEEmbedder`.
 
-    batch_norm : bool or "auto", default="auto"
-        Whether hidden layers are followed by batch normalisation; "auto" is where there are convolutions.
+    batch_norm : bool, default=True
+        Whether hidden layers are followed by batch normalisation.
 
     layer_norm : bool, default=False
         Whether hidden layers are followed by layer normalisation.
@@ -232,7 +232,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     n_features_in_ : int
         Number of features.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X has string names.
 
     References
@@ -264,7 +264,6 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         "latent_dim": [POSITIVE_INT],
         "covariance_type": [StrOptions({"full", "diag"})],
         "responsibilities": [StrOptions({"exact", "sampled"})],
-        "batch_norm": ["boolean", StrOptions({"auto"})],
         "channels": ["array-like", StrOptions({"auto"})],
         "beta": [NOT_NEGATIVE],
         "augment": [*Embedder._parameter_constraints["augment"], StrOptions({"auto"})],
@@ -286,7 +285,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         hidden_layer_sizes="auto",
         head_layer_sizes=(),
         activation="relu",
-        batch_norm="auto",
+        batch_norm=True,
         layer_norm=False,
         dropout=0.0,
         image_shape=None,
@@ -528,7 +527,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         return self.pretrained is not None or super()._has_own_modules()
 
     def _epochs(self, n_rows):
-        return epochs_of(self.max_epochs, n_rows, self.batch_size, least=8)
+        return epochs_of(self.max_epochs, n_rows, self.batch_size, n_steps=1_600, least=8)
 
     def _fit_networks(self, model, task):
         """Pretrain, start mixtures, train and prune them, and keep what explains held-out rows better."""
@@ -566,7 +565,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
 
     def _pretrain(self, model, task):
         """Train the networks as an autoencoder, in place; return the history."""
-        epochs = epochs_of(self.pretrain_epochs, len(task.rows), self.batch_size, least=4)
+        epochs = epochs_of(self.pretrain_epochs, len(task.rows), self.batch_size, n_steps=800, least=4)
         if self.pretrained is not None or epochs == 0:
             return []
         plan = Plan(
@@ -669,12 +668,12 @@ class Tried(NamedTuple):
     score: float | None
 
 
-def epochs_of(given, n_rows, batch_size, least):
-    """Resolve "auto": about 800 gradient steps, not fewer epochs than ``least`` nor more than 100 or 300 steps."""
+def epochs_of(given, n_rows, batch_size, n_steps, least):
+    """Resolve "auto": about ``n_steps`` gradient steps in at least ``least`` epochs; at most 100 epochs or 300 steps."""
     if given != "auto":
         return given
     n_batches = count_batches(n_rows, batch_size)
-    return max(least, min(math.ceil(800 / n_batches), max(100, math.ceil(300 / n_batches))))
+    return max(least, min(math.ceil(n_steps / n_batches), max(100, math.ceil(300 / n_batches))))
 
 
 def split_rows(task):
