@@ -10,7 +10,7 @@ from .estimators import (
     VaDEClusterer,
     VAEEmbedder,
 )
-from .persistence import load, save
+from .persistence import load, save, to_onnx
 
 __all__ = [
     "AutoencoderEmbedder",
@@ -23,4 +23,5 @@ __all__ = [
     "__version__",
     "load",
     "save",
+    "to_onnx",
 ]

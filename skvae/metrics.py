@@ -227,7 +227,7 @@ def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_
     Parameters
     ----------
     X_true : array-like of shape (n_samples, n_features)
-        Images, each as a row; the shape (n_samples, *image_shape) is taken as well.
+        Images, each as a row; the shape ``(n_samples, *image_shape)`` is taken as well.
     X_pred : array-like of the same shape
         Their reconstructions.
     image_shape : tuple of int, (height, width) or (channels, height, width)

@@ -383,8 +383,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         rows = repeated_rows(X, sample_weight, seed)
         self._check_enough_rows(rows)
         going_on = self.warm_start and hasattr(self, "module_")
-        self._train(rows, None, seed, max_epochs=self._epochs(len(rows)), going_on=going_on)
-        self._describe(X)
+        self._train(rows, None, seed, max_epochs=self._epochs(len(rows)), going_on=going_on, given=X)
         self._warn_if_collapsed()
         return self
 
@@ -669,7 +668,7 @@ class Tried(NamedTuple):
 
 
 def epochs_of(given, n_rows, batch_size, n_steps, least):
-    """Resolve "auto": about ``n_steps`` gradient steps in at least ``least`` epochs; at most 100 epochs or 300 steps."""
+    """Resolve "auto": about ``n_steps`` steps in at least ``least`` epochs, but at most 100 epochs or 300 steps."""
     if given != "auto":
         return given
     n_batches = count_batches(n_rows, batch_size)
