@@ -11,13 +11,14 @@ import skvae
 ROOT = Path(skvae.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 LEVELS = {"_version": 0, "models": 0, "fitting": 1, "estimators": 2, "metrics": 2, "selection": 2, "displays": 3}
-LEVELS |= {"persistence": 3, "datasets": 3}
+LEVELS |= {"callbacks": 2, "persistence": 3, "datasets": 3}
 TOP = 4
 LIBRARIES = {  # beside the standard library
     "models": {"torch"},
     "fitting": {"torch", "skorch", "tqdm"},
     "metrics": {"numpy", "scipy", "sklearn", "skimage"},
     "selection": {"numpy", "sklearn"},
+    "callbacks": {"numpy", "torch", "sklearn", "skorch"},
 }
 
 

@@ -1,7 +1,19 @@
 """Pictures of fitted models, with the manners of scikit-learn's displays. matplotlib is imported when drawing."""
 
+from .cluster_evolution import ClusterEvolutionDisplay
+from .cluster_samples import ClusterSamplesDisplay
 from .latent_space import LatentSpaceDisplay
+from .manifold import ManifoldDisplay
 from .mixture_selection import MixtureSelectionDisplay
 from .reconstructions import ReconstructionDisplay
+from .training_curves import TrainingCurveDisplay
 
-__all__ = ["LatentSpaceDisplay", "MixtureSelectionDisplay", "ReconstructionDisplay"]
+__all__ = [
+    "ClusterEvolutionDisplay",
+    "ClusterSamplesDisplay",
+    "LatentSpaceDisplay",
+    "ManifoldDisplay",
+    "MixtureSelectionDisplay",
+    "ReconstructionDisplay",
+    "TrainingCurveDisplay",
+]

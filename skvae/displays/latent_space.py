@@ -6,7 +6,8 @@ from sklearn.decomposition import PCA
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
-from .drawing import COLORS, axes_or_new
+from .codes import codes_of, last_step, mixture_of
+from .drawing import axes_or_new, draw_codes, draw_mixture, legend_beside
 
 
 class LatentSpaceDisplay:
@@ -14,7 +15,8 @@ class LatentSpaceDisplay:
 
     Codes of more than two dimensions are projected to a plane, and the ellipses are those of the projected covariances.
     The plane is that of the first two principal components of the codes, or the discriminant plane of the mixture, in
-    which its means lie farthest apart for the width of its components (no labels are used for either).
+    which its means lie farthest apart for the width of its components (no labels are used for either). The mean of the
+    codes of each label is marked by an X, the mean of each component by a plus sign.
 
     Parameters
     ----------
@@ -29,10 +31,16 @@ class LatentSpaceDisplay:
 
     Attributes
     ----------
+    class_means_ : ndarray of shape (n_classes, 2)
+        Means of the codes of each label, in sorted order, in the plane.
     ax_ : matplotlib Axes
         Where it was drawn.
     figure_ : matplotlib Figure
         Its figure.
+
+    See Also
+    --------
+    ClusterEvolutionDisplay : The same at different epochs of a training.
 
     Examples
     --------
@@ -54,17 +62,18 @@ class LatentSpaceDisplay:
         self.covariances = covariances
 
     @classmethod
-    def from_estimator(cls, mixture, Z, y=None, *, projection="pca", ax=None, n_std=2.0):
-        """Draw codes with the components of a fitted mixture.
+    def from_estimator(cls, estimator, X, y=None, *, projection="pca", ax=None, n_std=2.0):
+        """Draw the codes of rows, with the components of the mixture if there is one.
 
         Parameters
         ----------
-        mixture : estimator
-            Fitted, with ``means_``, ``covariances_`` and ``covariance_type`` (TorchGMM, GaussianMixture).
-        Z : array-like of shape (n_samples, n_features)
-            Codes.
+        estimator : estimator
+            Fitted. A mixture (TorchGMM, GaussianMixture) sees X as codes; an embedder (VAEEmbedder, VaDEClusterer,
+            which has a mixture) encodes X; a pipeline may end in either, such as that of a VAEEmbedder and a TorchGMM.
+        X : array-like of shape (n_samples, n_features)
+            Rows, as ``estimator.predict`` or ``estimator.transform`` takes them.
         y : array-like of shape (n_samples,), default=None
-            Classes for the colours; None shows the predicted components.
+            Classes for the colours; None shows the predicted components or clusters, if the estimator predicts any.
         projection : {"pca", "discriminant"}, default="pca"
             Plane for codes of more than two dimensions.
         ax : matplotlib Axes, default=None
@@ -76,12 +85,12 @@ class LatentSpaceDisplay:
         -------
         display : LatentSpaceDisplay
         """
-        check_is_fitted(mixture)
-        labels = mixture.predict(Z) if y is None else y
-        covariances = full_covariances(mixture.covariances_, mixture.covariance_type, mixture.means_)
-        return cls.from_predictions(
-            Z, labels, means=mixture.means_, covariances=covariances, projection=projection, ax=ax, n_std=n_std
-        )
+        check_is_fitted(estimator)
+        if y is None and hasattr(estimator, "predict"):
+            y = estimator.predict(X)
+        means, covariances = mixture_of(last_step(estimator))
+        given = {"means": means, "covariances": covariances, "projection": projection}
+        return cls.from_predictions(codes_of(estimator, X), y, **given, ax=ax, n_std=n_std)
 
     @classmethod
     def from_predictions(cls, Z, labels=None, *, means=None, covariances=None, projection="pca", ax=None, n_std=2.0):
@@ -111,20 +120,18 @@ class LatentSpaceDisplay:
         Raises
         ------
         ValueError
-            If Z has fewer than two features, if there are not as many labels as rows, or if the projection is unknown
-            or lacks the mixture that it needs.
+            If Z has fewer than two features, if there are not as many labels as rows, if means and covariances do not
+            fit together, or if the projection is unknown or lacks the mixture that it needs.
         """
         Z = check_array(Z, ensure_min_features=2, input_name="Z")
         if labels is not None:
             labels = np.asarray(labels)
             check_consistent_length(Z, labels)
-        if projection not in PROJECTIONS:
-            raise ValueError(f"projection should be one of {sorted(PROJECTIONS)}, but got {projection!r}.")
-        if Z.shape[1] > 2:
-            center, axes = Z.mean(axis=0), PROJECTIONS[projection](Z, means, covariances)
-            Z, means = (Z - center) @ axes.T, None if means is None else (means - center) @ axes.T
-            covariances = None if covariances is None else axes @ np.asarray(covariances) @ axes.T
-        return cls(Z, labels=labels, means=means, covariances=covariances).plot(ax=ax, n_std=n_std)
+        means, covariances = check_mixture(means, covariances, Z.shape[1])
+        plane = Plane(Z, means, covariances, projection)
+        return cls(
+            plane.points(Z), labels=labels, means=plane.points(means), covariances=plane.shapes(covariances)
+        ).plot(ax=ax, n_std=n_std)
 
     def plot(self, *, ax=None, n_std=2.0):
         """Draw.
@@ -140,34 +147,70 @@ class LatentSpaceDisplay:
         -------
         self : LatentSpaceDisplay
         """
-        from matplotlib.patches import Ellipse
-
         ax = axes_or_new(ax)
-        labels = np.zeros(len(self.codes), dtype=int) if self.labels is None else self.labels
-        size = np.clip(8_000 / len(self.codes), 4, 20)  # square points: many rows stay apart, few stay visible
-        for index, label in enumerate(np.unique(labels)):
-            rows = labels == label
-            color = COLORS[index % len(COLORS)]
-            name = None if self.labels is None else str(label)
-            ax.scatter(*self.codes[rows].T, s=size, alpha=0.75, color=color, linewidths=0, label=name, rasterized=True)
-        if self.means is not None and self.covariances is not None:
-            for mean, covariance in zip(self.means, self.covariances, strict=True):
-                width, height, angle = ellipse_of(covariance, n_std)
-                ax.add_patch(Ellipse(mean, width, height, angle=angle, fill=False, edgecolor="black", linewidth=1))
-        if self.means is not None:
-            ax.plot(*np.asarray(self.means).T, "x", color="black", markersize=7, markeredgewidth=2)
+        classes = None if self.labels is None else np.unique(self.labels)
+        self.class_means_ = draw_codes(ax, self.codes, self.labels, classes)
+        draw_mixture(ax, self.means, self.covariances, n_std)
         if self.labels is not None:
-            ax.legend(
-                loc="center left",
-                bbox_to_anchor=(1, 0.5),
-                markerscale=7 / size**0.5,
-                frameon=False,
-                handletextpad=0.1,
-            )
+            legend_beside(ax, len(self.codes))
         ax.set(xlabel="first coordinate", ylabel="second coordinate")
         ax.set_aspect("equal", adjustable="datalim")
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def check_mixture(means, covariances, n_features):
+    """Means (k, d) and covariances (k, d, d) as arrays, each None if it is not there.
+
+    Raises
+    ------
+    ValueError
+        If their shapes are others.
+    """
+    if means is None and covariances is not None:
+        raise ValueError("There are covariances but no means to draw their ellipses around; give both.")
+    means, covariances = (None if part is None else np.asarray(part, dtype=float) for part in (means, covariances))
+    if means is not None and (means.ndim != 2 or means.shape[1] != n_features):
+        raise ValueError(f"means should be of shape (n_components, {n_features}), but are of {means.shape}.")
+    if covariances is not None and covariances.shape != (*means.shape, n_features):
+        raise ValueError(
+            f"covariances should be of shape {(*means.shape, n_features)}, one matrix for each mean, but are of "
+            f"{covariances.shape}."
+        )
+    return means, covariances
+
+
+class Plane:
+    """A plane through codes, onto which codes and covariances are projected; codes of two dimensions stay as they are.
+
+    Parameters
+    ----------
+    Z : ndarray of shape (n_samples, n_features)
+        Codes that define it.
+    means, covariances : ndarray or None
+        Mixture over these codes.
+    projection : {"pca", "discriminant"}
+
+    Raises
+    ------
+    ValueError
+        If the projection is unknown, or lacks the mixture that it needs.
+    """
+
+    def __init__(self, Z, means, covariances, projection):
+        if projection not in PROJECTIONS:
+            raise ValueError(f"projection should be one of {sorted(PROJECTIONS)}, but got {projection!r}.")
+        self.center, self.axes = np.zeros(2), np.eye(2)
+        if Z.shape[1] > 2:
+            self.center, self.axes = Z.mean(axis=0), PROJECTIONS[projection](Z, means, covariances)
+
+    def points(self, Z):
+        """Codes or means (..., n_features) in the plane (..., 2), None if there are none."""
+        return None if Z is None else (Z - self.center) @ self.axes.T
+
+    def shapes(self, covariances):
+        """Covariances (..., n_features, n_features) in the plane (..., 2, 2), None if there are none."""
+        return None if covariances is None else self.axes @ covariances @ self.axes.T
 
 
 def principal_plane(Z, means, covariances):
@@ -184,21 +227,3 @@ def discriminant_plane(Z, means, covariances):
 
 
 PROJECTIONS = {"pca": principal_plane, "discriminant": discriminant_plane}
-
-
-def full_covariances(covariances, covariance_type, means):
-    """Covariance matrices (n_components, n_features, n_features) from the compact shape of any covariance type."""
-    k, d = np.shape(means)
-    covariances = np.asarray(covariances)
-    if covariance_type in ("full", "tied"):
-        return np.broadcast_to(covariances, (k, d, d))
-    if covariance_type == "spherical":
-        covariances = covariances[:, None]
-    return np.broadcast_to(covariances, (k, d))[:, :, None] * np.eye(d)
-
-
-def ellipse_of(covariance, n_std):
-    """Width, height and angle in degrees of the ellipse ``n_std`` standard deviations around a mean."""
-    variances, directions = np.linalg.eigh(covariance)
-    height, width = 2 * n_std * np.sqrt(np.maximum(variances, 0))
-    return width, height, np.degrees(np.arctan2(directions[1, 1], directions[0, 1]))

@@ -3,25 +3,31 @@
 import numpy as np
 from sklearn.utils import check_consistent_length
 
-from .drawing import axes_or_new
+from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
 
 
 class ReconstructionDisplay:
-    """Images above their reconstructions.
+    """Images above their reconstructions, and the mean squared error of each below it.
 
     Parameters
     ----------
-    images : ndarray of shape (n_images, height, width)
+    images : ndarray of shape (n_images, height, width) or (n_images, height, width, 3)
         Originals.
-    reconstructions : ndarray of shape (n_images, height, width)
+    reconstructions : ndarray of the same shape
         What the model makes of them.
 
     Attributes
     ----------
+    errors : ndarray of shape (n_images,)
+        Mean squared error of the pixels of each image, in squared units of X.
     ax_ : matplotlib Axes
         Where it was drawn.
     figure_ : matplotlib Figure
         Its figure.
+
+    See Also
+    --------
+    skvae.metrics.reconstruction_error : The mean squared error over many rows.
 
     Examples
     --------
@@ -33,16 +39,18 @@ class ReconstructionDisplay:
     >>> X = load_digits().data / 16
     >>> vae = VAEEmbedder(max_epochs=2, random_state=0).fit(X)
     >>> display = ReconstructionDisplay.from_estimator(vae, X[:8], image_shape=(8, 8))
-    >>> display.images.shape
-    (8, 8, 8)
+    >>> display.images.shape, display.errors.shape
+    ((8, 8, 8), (8,))
     """
 
     def __init__(self, images, reconstructions):
         self.images = images
         self.reconstructions = reconstructions
+        squares = (np.asarray(images, dtype=float) - reconstructions) ** 2
+        self.errors = squares.mean(axis=tuple(range(1, squares.ndim)))
 
     @classmethod
-    def from_estimator(cls, embedder, X, *, image_shape, ax=None):
+    def from_estimator(cls, embedder, X, *, image_shape=None, ax=None):
         """Draw images and what a fitted embedder makes of them.
 
         Parameters
@@ -51,8 +59,8 @@ class ReconstructionDisplay:
             Fitted, with ``transform`` and ``inverse_transform``.
         X : array-like of shape (n_images, n_features)
             Images, one flat row each.
-        image_shape : tuple of int
-            Height and width.
+        image_shape : tuple of int, default=None
+            (height, width) or (channels, height, width); None takes that of the embedder, or else a square.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
 
@@ -60,9 +68,9 @@ class ReconstructionDisplay:
         -------
         display : ReconstructionDisplay
         """
-        return cls.from_predictions(
-            X, embedder.inverse_transform(embedder.transform(X)), image_shape=image_shape, ax=ax
-        )
+        decoded = np.asarray(embedder.inverse_transform(embedder.transform(X)))
+        shape = infer_image_shape(image_shape, embedder, decoded.shape[1])
+        return cls.from_predictions(np.asarray(X).reshape(len(X), -1), decoded, image_shape=shape, ax=ax)
 
     @classmethod
     def from_predictions(cls, X, X_reconstructed, *, image_shape, ax=None):
@@ -73,17 +81,22 @@ class ReconstructionDisplay:
         X, X_reconstructed : array-like of shape (n_images, n_features)
             Images, one flat row each.
         image_shape : tuple of int
-            Height and width.
+            (height, width) or (channels, height, width).
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
 
         Returns
         -------
         display : ReconstructionDisplay
+
+        Raises
+        ------
+        ValueError
+            If there are not as many reconstructions as images, or the rows are no images of this shape.
         """
-        images, reconstructions = (np.asarray(rows).reshape(-1, *image_shape) for rows in (X, X_reconstructed))
-        check_consistent_length(images, reconstructions)
-        return cls(images, reconstructions).plot(ax=ax)
+        check_consistent_length(X, X_reconstructed)
+        images = to_images(X, image_shape)
+        return cls(images, to_images(X_reconstructed, image_shape, "X_reconstructed")).plot(ax=ax)
 
     def plot(self, *, ax=None):
         """Draw.
@@ -97,16 +110,13 @@ class ReconstructionDisplay:
         -------
         self : ReconstructionDisplay
         """
-        ax = axes_or_new(ax)
         images = np.stack([self.images, self.reconstructions])
-        margin = max(1, images.shape[2] // 12)
-        border = ((0, 0), (0, 0), (margin, margin), (margin, margin))
-        images = np.pad(images.astype(float), border, constant_values=np.nan)
-        ax.imshow(np.concatenate([np.concatenate(list(row), axis=1) for row in images]), cmap="gray_r")
-        height = images.shape[2]
-        ax.set_yticks([height / 2, 1.5 * height], ["input", "output"])
-        ax.set_xticks([])
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
+        ax = axes_or_new(ax, size_for(images, np.clip(0.5 * images.shape[1], 6.4, 12), (0.6, 0.7)))
+        x, y = draw_images(ax, images, margin=max(1, images.shape[3] // 12))
+        ax.set_yticks(y, ["input", "output"])
+        width = ax.get_position().width * ax.figure.get_size_inches()[0] * 72 / len(x)  # of an image, in points
+        size = np.clip(width / 3, 5, 9)  # of five characters, or of one line that is turned
+        ax.set_xticks(x, [f"{error:.2g}" for error in self.errors], fontsize=size, rotation=90 if width < 16 else 0)
+        ax.set_xlabel("mean squared error")
         self.ax_, self.figure_ = ax, ax.figure
         return self

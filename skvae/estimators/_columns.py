@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..fitting.distributed import ALONE
 from ..fitting.rows import LINEAR_BYTES, row_chunks
-from ._base import float_dtype
+from ._arrays import float_dtype
 
 MAX_NAMED = 10  # features in an error
 
@@ -30,10 +31,12 @@ class Columns:
     ----------
     X : ndarray, Table or TensorRows of shape (n, d)
         Of rows of a tensor, the ranges alone are known.
+    ranks : Alone or Group
+        The processes that have shards of the rows.
     """
 
-    def __init__(self, X):
-        self._X = X
+    def __init__(self, X, ranks=ALONE):
+        self._X, self._ranks = X, ranks
         self.dtype = X.dtype
 
     @functools.cached_property
@@ -41,9 +44,10 @@ class Columns:
         """Extremes of the features; NaN for those that have no value."""
         parts = [self._ranges_of(part) for part in self._chunks()]
         low, high, fractions, n_seen = zip(*parts, strict=True)
-        n_seen = np.sum(n_seen, axis=0)
-        fraction = next((found for found in fractions if found is not None), None)
-        return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, n_seen)
+        own = np.fmin.reduce(low), np.fmax.reduce(high), fractions, np.sum(n_seen, axis=0)
+        low, high, fractions, n_seen = zip(*self._ranks.objects(own), strict=True)
+        fraction = next((found for part in fractions for found in part if found is not None), None)
+        return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, np.sum(n_seen, axis=0))
 
     def check_seen(self):
         """Raise if nothing can be learnt about a feature.
@@ -62,7 +66,7 @@ class Columns:
     @property
     def n_missing(self):
         """Number of missing values."""
-        return int((len(self._X) - self.ranges.n_seen).sum())
+        return int((sum(self._ranks.each(len(self._X))) - self.ranges.n_seen).sum())
 
     @property
     def mean(self):
@@ -90,14 +94,9 @@ class Columns:
         ValueError
             If squares of the values overflow.
         """
-        n_seen, mean, squares = 0.0, 0.0, 0.0
         with np.errstate(over="ignore", invalid="ignore"):  # there is one error for all
-            for part in self._chunks():
-                n_new, new, new_squares = moments_of(part)
-                shift, n_seen = new - mean, n_seen + n_new
-                share = n_new / np.maximum(n_seen, 1)
-                squares = squares + new_squares + np.square(shift) * (n_seen - n_new) * share
-                mean = mean + shift * share
+            found = merged(moments_of(part) for part in self._chunks())
+            n_seen, mean, squares = found if self._ranks.size == 1 else merged(self._ranks.objects(found))
         if not np.isfinite(squares).all():
             raise ValueError(
                 f"The squares of the values of X overflow in float64 in feature(s) "
@@ -117,6 +116,17 @@ class Columns:
         fraction = part[broken][0] if broken.any() else None
         n_seen = len(part) - np.isnan(part).sum(axis=0)
         return np.fmin.reduce(part), np.fmax.reduce(part), fraction, n_seen
+
+
+def merged(parts):
+    """`moments_of` of parts put together."""
+    n_seen, mean, squares = 0.0, 0.0, 0.0
+    for n_new, new, new_squares in parts:
+        shift, n_seen = new - mean, n_seen + n_new
+        share = n_new / np.maximum(n_seen, 1)
+        squares = squares + new_squares + np.square(shift) * (n_seen - n_new) * share
+        mean = mean + shift * share
+    return n_seen, mean, squares
 
 
 def tensor_ranges(part):

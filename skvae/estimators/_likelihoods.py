@@ -13,7 +13,7 @@ from torch import nn
 
 from ..fitting.sources import RowSource
 from ..models import LIKELIHOODS, Observed, Support
-from ._base import float_dtype, to_tensor
+from ._arrays import float_dtype, to_tensor
 from ._columns import Columns
 from ._tables import Table
 

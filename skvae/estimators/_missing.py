@@ -3,16 +3,35 @@
 import numpy as np
 import torch
 
+from ..fitting.distributed import current
 from ..fitting.missing import completed
 from ..fitting.rows import row_chunks
 from ._tables import Table, TensorRows
 
 
 def has_missing(X):
-    """Whether a value of X is NaN; tables, which are read a chunk at a time, refuse it then (see `_streams_nan`)."""
+    """Whether a value of X is NaN; files, which are read a chunk at a time, refuse it then (see `_streams_nan`)."""
     if isinstance(X, TensorRows):
         return bool(X.x.isnan().any())
-    return not isinstance(X, Table) and bool(np.isnan(X.min()))
+    return X.has_missing() if isinstance(X, Table) else bool(np.isnan(X.min()))
+
+
+def any_missing(X):
+    """Whether a value is missing in the rows of any of the processes that fit together.
+
+    Raises
+    ------
+    ValueError
+        If there is, and rows are read a chunk at a time.
+    """
+    own = has_missing(X)
+    missing = any(current().each(own))
+    if missing and not own and isinstance(X, Table):
+        raise ValueError(
+            "Another process has rows with NaN, but those of this one are read a chunk at a time, where no value may "
+            "be missing; give it fewer rows, or an array."
+        )
+    return missing
 
 
 def rows_with_values(X, weight=None, counted=slice(None)):
@@ -44,7 +63,8 @@ def check_columns(estimator, X):
     ValueError
         It names the columns, by their names if X had any.
     """
-    empty = np.isnan(X).all(axis=0)
+    (n_seen,) = current().totals(torch.from_numpy((~np.isnan(X)).sum(axis=0)))
+    empty = n_seen.numpy() == 0
     if empty.any():
         names = getattr(estimator, "feature_names_in_", np.arange(X.shape[1]))[empty].tolist()
         raise ValueError(
@@ -54,14 +74,18 @@ def check_columns(estimator, X):
 
 
 def observed_means(X, weight=None):
-    """Weighted means of the observed values of each column (n_features,), in float64."""
+    """Weighted means of the observed values of each column (n_features,), in float64.
+
+    They are those of all processes that fit together.
+    """
     sums, counts = np.zeros(X.shape[1]), np.zeros(X.shape[1])
     for rows in row_chunks(*X.shape):
         observed = ~np.isnan(X[rows])
         mass = np.ones(len(observed)) if weight is None else weight[rows]
         sums += mass @ np.where(observed, X[rows], 0.0).astype(np.float64, copy=False)
         counts += mass @ observed
-    return sums / counts
+    sums, counts = current().totals(torch.from_numpy(sums), torch.from_numpy(counts))
+    return (sums / counts).numpy()
 
 
 def filled_in(X, expected):

@@ -7,10 +7,12 @@ from typing import ClassVar
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ..fitting.training import LR_SCHEDULES
-from ._base import check_enough_rows, fit_method, repeated_rows
-from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder, choose_epochs
+from ..fitting.nets import LR_SCHEDULES
+from ._base import fit_method
+from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
+from ._rows import check_enough_rows, repeated_rows, row_count
 from ._tables import select_rows
+from ._trainings import choose_epochs
 
 
 class OnePhaseEmbedder(Embedder):
@@ -53,18 +55,24 @@ class OnePhaseEmbedder(Embedder):
         ValueError
             If X is not a finite numeric table of at least two rows and ``n_components`` rows, if it does not fit the
             likelihood or the image shape, or if the training diverges.
+
+        Notes
+        -----
+        A fit that is interrupted, by Ctrl-C or an exception of a callback, leaves the estimator as it was. If it goes
+        on from the last fit (``warm_start``), it leaves it as it would be after its last whole epoch; but with a
+        ``checkpoint`` as it was, because the file goes on from there.
         """
         X = self._validate(X, reset=True, min_samples=2)
         if X_val is not None:
             X_val = self._validate(X_val, reset=False, allows_nan=True)
         seed = self._first_seed = self._draw_seed()
-        X = repeated_rows(X, sample_weight, seed)
+        given, X = X, repeated_rows(X, sample_weight, seed)
         self._check_enough_rows(X)
         going_on = self.warm_start and hasattr(self, "module_")
         if X_val is None and self.early_stopping:
             X, X_val = self._hold_out(X, seed)
-        epochs = choose_epochs(self.max_epochs, len(X), self.batch_size)
-        self._train(X, X_val, seed, max_epochs=epochs, going_on=going_on)
+        epochs = choose_epochs(self.max_epochs, row_count(X), self.batch_size)
+        self._train(X, X_val, seed, max_epochs=epochs, going_on=going_on, given=given)
         self._warn_if_collapsed()
         return self
 

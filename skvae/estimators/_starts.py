@@ -6,10 +6,12 @@ from sklearn.base import clone
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.validation import has_fit_parameter
 
+from ..fitting.distributed import alone, current
 from ..fitting.rows import row_chunks
 from ..fitting.starts import from_labels
 from ..fitting.streams import sample_indices
-from ._base import to_tensor
+from ._arrays import to_tensor
+from ._base import TorchEstimator
 from ._tables import Table
 
 
@@ -107,7 +109,10 @@ def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
     if clusterer.get_params().get("random_state", 0) is None:
         clusterer.set_params(random_state=draw_seed())
     weighted = has_fit_parameter(clusterer, "sample_weight")
-    if isinstance(X, Table):
+    ranks = current()
+    # Estimators of this package fit the rows of all processes; others know their own alone.
+    alike = ranks.size == 1 or isinstance(clusterer, TorchEstimator)
+    if any(ranks.each(isinstance(X, Table))) or not alike:
         generator = torch.Generator().manual_seed(draw_seed())
         labels = _labels_from_sample(clusterer, X, n_components, weight, weighted, generator)
     else:
@@ -117,22 +122,28 @@ def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
 
 
 def _labels_from_sample(clusterer, X, n_components, weight, weighted, generator):
-    """Labels of the rows of a table, by a clusterer that is fitted to a sample of them."""
+    """Labels of rows by a clusterer that is fitted to a sample of them, the same in all processes."""
     if not hasattr(clusterer, "predict"):
         raise ValueError(
-            f"X is read a chunk at a time, but init_params={clusterer!r} has no predict and labels only rows that it "
-            "is fitted to; give a clusterer with predict, or the labels as y with init_params='labels'."
+            f"X is read a chunk at a time, or by several processes, but init_params={clusterer!r} has no predict and "
+            "labels only rows that it is fitted to; give a clusterer with predict, or the labels as y with "
+            "init_params='labels'."
         )
-    indices, held = sample_indices(X, n_components, generator, None if weight is None else torch.from_numpy(weight))
-    clusterer.fit(X[indices.numpy()], **({"sample_weight": held.numpy()} if weighted and held is not None else {}))
+    ranks, weight = current(), None if weight is None else torch.from_numpy(weight)
+    indices, held = sample_indices(X, n_components, generator, weight, ranks)
+    sample = ranks.gather(torch.from_numpy(X[indices.numpy()])).numpy()
+    settings = {"sample_weight": ranks.gather(held).numpy()} if weighted and held is not None else {}
+    with alone():
+        clusterer.fit(sample, **settings)
     return np.concatenate([clusterer.predict(X[rows]) for rows in row_chunks(*X.shape)])
 
 
 def _places(labels, counted, n_components, found):
     """Place of each label among the distinct ones, -1 where it does not count."""
-    classes, places = np.unique(labels[counted], return_inverse=True)
+    parts = current().objects(np.unique(labels[counted]))
+    classes = np.unique(np.concatenate(parts))
     if len(classes) != n_components:
         raise ValueError(f"{found.format(len(classes))}, but n_components={n_components}; let the two agree.")
     out = np.full(len(labels), -1)
-    out[counted] = places
+    out[counted] = np.searchsorted(classes, labels[counted])
     return out

@@ -8,7 +8,8 @@ import torch
 from scipy.sparse import issparse
 from sklearn.utils import assert_all_finite
 
-IN_MEMORY = 2**30  # bytes of a dense table that is held as a whole
+IN_MEMORY = 2**30  # bytes of a dense table from a file that is held as a whole
+ONE_CHUNK = 2**23  # bytes of a sparse one that is: no more than what is made dense at a time in any case
 RUN = 256  # rows that lie together in a file and are read together
 
 
@@ -44,15 +45,25 @@ class Table:
         if self._order is not None:
             rows = self._order[rows]
         found = self._slice(rows) if isinstance(rows, slice) else self._take(rows)
-        found = np.array(found, dtype=self.dtype, order="C").reshape(len(found), self.shape[1])
+        shared = not issparse(self._source)  # the caller may write to what it gets
+        found = np.array(found, dtype=self.dtype, order="C", copy=shared or None).reshape(len(found), self.shape[1])
         _release(self._source)
         assert_all_finite(found, allow_nan=self._allow_nan, input_name="X")
         return found if self._bounds is None else found.clip(*self._bounds, out=found)
 
     @property
     def run_length(self):
-        """How many neighbouring rows are best read together."""
+        """How many neighbouring rows are best read together: one where rows can be read in any order."""
         return 1 if issparse(self._source) else RUN
+
+    def has_missing(self):
+        """Whether a stored value of a sparse matrix is NaN. In files this is not known before they are read."""
+        return issparse(self._source) and holds_nan(self._source)
+
+    def transposed(self):
+        """The table of the columns of a sparse matrix, as rows."""
+        rows = self._source if self._order is None else self._source[self._order]
+        return Table(rows.T.tocsr(), self.dtype, allow_nan=self._allow_nan)
 
     def select(self, rows):
         """The table with some of the rows: of a slice, a mask, or an array of indices."""
@@ -152,7 +163,46 @@ def is_lazy(X, dtypes):
 
 def fits_in_memory(shape, dtype):
     """Whether a dense table should be held as a whole."""
-    return math.prod(shape) * np.dtype(dtype).itemsize <= IN_MEMORY
+    return _n_bytes(shape, dtype) <= IN_MEMORY
+
+
+def _n_bytes(shape, dtype):
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def sparse_rows(X, allow_nan, together):
+    """The rows of a sparse matrix: as a table, or as an array if they are no more than a chunk.
+
+    Parameters
+    ----------
+    X : sparse matrix in CSR form
+    allow_nan : bool
+        Whether values may be missing.
+    together : bool
+        Whether rows with missing values, if these are allowed, have to be at hand together.
+
+    Raises
+    ------
+    ValueError
+        If there are missing values, and the rows, which have to be at hand together, are too many.
+    """
+    if _n_bytes(X.shape, X.dtype) <= ONE_CHUNK:
+        return X.toarray()
+    if not (allow_nan and together):
+        return Table(X, X.dtype, allow_nan=allow_nan)
+    if not holds_nan(X):
+        return Table(X, X.dtype)
+    if fits_in_memory(X.shape, X.dtype):
+        return X.toarray()
+    raise ValueError(
+        f"X is sparse and contains NaN, and as a dense array, which missing values need here, it would take "
+        f"{_n_bytes(X.shape, X.dtype) / 2**30:.3g} GiB of memory; fill the missing values in, or give fewer rows."
+    )
+
+
+def holds_nan(X):
+    """Whether a stored value of a sparse matrix is NaN."""
+    return X.dtype.kind == "f" and bool(np.isnan(X.data).any())
 
 
 def _numpy_dtype(X):

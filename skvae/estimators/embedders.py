@@ -9,9 +9,11 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval
 
+from ..fitting.distributed import current
 from ..fitting.training import Plan
 from ..models import Flat, StandardNormal
-from ._embedding import NOT_NEGATIVE, POSITIVE_INT, BoundMixin, draw_rows, elbo_at_points, fill_missing
+from ._bounds import BoundMixin, draw_rows, elbo_at_points, fill_missing
+from ._embedding import NOT_NEGATIVE, POSITIVE_INT
 from ._likelihoods import check_support
 from ._one_phase import OnePhaseEmbedder
 
@@ -166,7 +168,7 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         The observation model that was used.
     history_ : list of dict
         ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per row), ``dur`` (seconds) and, with validation
-        rows, ``valid_loss`` of each epoch.
+        rows, ``valid_loss``, ``valid_log_likelihood`` and ``valid_kl`` of each epoch, and what callbacks recorded.
     loss_curve_ : list of float
         Training loss of each epoch, in nats per row.
     n_iter_ : int
@@ -177,7 +179,7 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         Number of dimensions in use: the posterior means vary by more than 0.01 (Burda et al. 2016).
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X has names that are all strings.
 
     See Also
@@ -331,7 +333,7 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         self.active_units_ = int((q.mean.double().var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
     def _warn_if_collapsed(self):
-        if self.active_units_ == 0 and self._n_steps >= MIN_STEPS:
+        if self.active_units_ == 0 and self._n_steps >= MIN_STEPS and current().rank == 0:
             warnings.warn(
                 f"The codes carry nothing of X: all {self.n_components} latent dimensions are at the prior (posterior "
                 f"collapse, KL {self.kl_per_dimension_.sum():.2g} nats). Train longer (max_epochs, lr), decrease "
@@ -478,7 +480,7 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         The observation model that was used.
     history_ : list of dict
         ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per row), ``dur`` (seconds) and, with validation
-        rows, ``valid_loss`` of each epoch.
+        rows, ``valid_loss``, ``valid_log_likelihood`` and ``valid_kl`` of each epoch, and what callbacks recorded.
     loss_curve_ : list of float
         Training loss of each epoch, in nats per row.
     n_iter_ : int
@@ -489,7 +491,7 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         Their covariance.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X has names that are all strings.
 
     See Also

@@ -13,30 +13,18 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from ..fitting.distributed import current
 from ..fitting.em import MixtureFit, fit_mixtures, start_mixture, step_mixture
 from ..fitting.missing import PatternRows, observed_e_step
 from ..fitting.rows import WhitenedRows, e_step
 from ..fitting.squarem import ACCELERATIONS
 from ..fitting.starts import STARTS, draw_starts
 from ..models.covariances import COVARIANCES, Mixture
-from ._base import (
-    FLOATS,
-    ScoreMixin,
-    TorchEstimator,
-    centered,
-    check_enough_rows,
-    check_sample_size,
-    column_means,
-    compute_dtype,
-    counted_rows,
-    fit_method,
-    generator_from,
-    host_array,
-    resolve_device,
-    seed_from,
-    to_tensor,
-)
-from ._missing import check_columns, filled_in, has_missing, impute_chunk, observed_means, rows_with_values
+from ._arrays import FLOATS, compute_dtype, generator_from, host_array, resolve_device, to_tensor
+from ._base import ScoreMixin, TorchEstimator, fit_method
+from ._chunks import centered, column_means
+from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
+from ._rows import check_enough_rows, check_processes, check_sample_size, counted_rows, fit_generator, fit_seed
 from ._starts import (
     check_component_weights,
     check_init,
@@ -141,13 +129,13 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Iterations of the best start.
     lower_bound_ : float
         Its last lower bound on the mean log-likelihood of a row, in nats.
-    lower_bounds_ : list of shape (n_iter_,)
+    lower_bounds_ : list of shape (`n_iter_`,)
         Its lower bound at each iteration.
     n_regularized_ : int
         Number of components whose covariance was singular in spite of ``reg_covar``, and was regularized further.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X has names that are all strings.
 
     See Also
@@ -164,12 +152,13 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     has seen ten steps of EM; a clusterer given as ``init_params`` sees these rows too. Rows without any value are left
     out of a fit. A fit with missing values computes in float64 always.
 
-    Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
-    read a chunk at a time, and centred and whitened then: one pass over the rows for each iteration, shared by all
+    Sparse matrices, and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows,
+    are read a chunk at a time, and centred and whitened then: one pass over the rows for each iteration, shared by all
     starts, in an amount of memory that does not depend on their number. The result is that of rows in memory, but for
     the start. This is looked for in a random sample of 100,000 rows, or as many as need 64 MB, but at least 40 for each
     component; responsibilities of all rows follow from it. A clusterer given as ``init_params`` is fitted to such a
-    sample, and predicts the labels of all rows. Values can not be missing in rows that are read so.
+    sample, and predicts the labels of all rows. Values can not be missing in rows that are read so; sparse rows with
+    missing values are dense as a whole.
 
     References
     ----------
@@ -339,6 +328,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             If EM did not reach ``tol``, or if components had to be regularized by more than ``reg_covar``.
         """
         X = self._validate(X, reset=True, min_samples=2)
+        check_processes(self, X)
 
         rows, starts, center = self._begin(X, y, sample_weight, warm=self.warm_start and hasattr(self, "converged_"))
 
@@ -378,6 +368,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         """
         first = not hasattr(self, "converged_")
         X = self._validate(X, reset=first, min_samples=2 if first else 1)
+        check_processes(self, X)
         seen, before = (0.0, []) if first else (self._weight_seen, self.lower_bounds_)
 
         rows, starts, center = self._begin(X, y, sample_weight) if first else self._resume(X, sample_weight)
@@ -592,7 +583,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         X, weight, counted = counted_rows(X, sample_weight)
         check_enough_rows(X, self.n_components)
         center = column_means(X, weight)
-        if np.isnan(center).any() and has_missing(X):
+        if np.isnan(center).any() and any_missing(X):
             return self._begin_incomplete(X, y, weight, counted, n_given, warm)
         given_start = None if warm else self._given_start(X, y, weight, counted, n_given)
         x, weight = self._centered(X, weight, center)
@@ -629,7 +620,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
         mixture = self._current_mixture(device, center)
         covariance = COVARIANCES[self.covariance_type].total(mixture)
-        if has_missing(X):
+        if any_missing(X):
             X, weight, _ = rows_with_values(X, weight)
             return self._incomplete(X, weight, center, covariance), [lambda rows: mixture], center
         x, weight = self._centered(X, weight, center)
@@ -648,29 +639,30 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     def _whitened(self, x, weight, **coordinates):
         family = COVARIANCES[self.covariance_type]
-        return WhitenedRows(x, family, self.reg_covar, weight, chunk_size=self.chunk_size, **coordinates)
+        settings = {"chunk_size": self.chunk_size, "ranks": current()}
+        return WhitenedRows(x, family, self.reg_covar, weight, **settings, **coordinates)
 
     def _incomplete(self, X, weight, center, covariance=None):
         """Rows with missing values as tensors, about a centre."""
         device = resolve_device(self.device, dtype=torch.float64)
         x = centered(X, center, torch.float64, device)
         weight = None if weight is None else to_tensor(weight, torch.float64, device)
-        return PatternRows(x, COVARIANCES[self.covariance_type], self.reg_covar, weight, covariance)
+        return PatternRows(x, COVARIANCES[self.covariance_type], self.reg_covar, weight, covariance, current())
 
     def _given_start(self, X, y, weight, counted, n_given):
         """Labels or responsibilities of the rows that count, None where ``init_params`` is a method."""
         if isinstance(self.init_params, str) and self.init_params in STARTS:
             return None
         rows = {"weight": weight, "counted": counted, "n_given": n_given}
-        seed = partial(seed_from, self.random_state)
+        seed = partial(fit_seed, self.random_state)
         return given_responsibilities(self.init_params, X, y, self.n_components, draw_seed=seed, **rows)
 
     def _starts(self, x, weight, center):
         """One start, if all its parameters are given, or ``n_init`` drawn ones."""
         if all(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
             return [lambda rows: Mixture(*(part.to(rows.x.device) for part in self._given_parameters(center)))]
-        generator = generator_from(self.random_state)
-        drawn = draw_starts(self.init_params, self.n_init, x, self.n_components, generator, weight)
+        generator = fit_generator(self.random_state)
+        drawn = draw_starts(self.init_params, self.n_init, x, self.n_components, generator, weight, current())
         return [self._start(resp_of, center) for resp_of in drawn]
 
     def _start(self, resp_of, center):
@@ -687,9 +679,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     def _best_fit(self, rows, starts):
         """Run EM from every start and keep the one with the highest lower bound."""
         warm = self.warm_start and hasattr(self, "converged_")
-        previous, report = self.lower_bound_ if warm else -np.inf, self._report if self.verbose else None
+        verbose = self.verbose and current().rank == 0
+        previous, report = self.lower_bound_ if warm else -np.inf, self._report if verbose else None
         settings = {"tol": self.tol, "max_iter": self.max_iter, "acceleration": self.acceleration}
-        fits, together = [], rows.n_together(self.n_components)
+        fits, together = [], min(current().each(rows.n_together(self.n_components)))
         for first in range(0, len(starts), together):
             # Not by name: what EM starts from is not needed any more once it has begun.
             fits += fit_mixtures(
@@ -701,9 +694,9 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             )
             fits = [max(fits, key=lambda fit: fit.lower_bounds[-1:])]
         best = fits[0]
-        if self.verbose:
+        if verbose:
             print(f"The best start {'converged' if best.converged else 'did not converge'}.")
-        if self.max_iter > 0 and not best.converged:
+        if self.max_iter > 0 and not best.converged and current().rank == 0:
             warnings.warn(
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the lower "
                 f"bound by tol={self.tol} or more. Increase max_iter or tol, or start elsewhere (init_params, n_init).",
@@ -714,7 +707,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         return best
 
     def _warn_if_regularized(self, fit, stacklevel=5):
-        if fit.regularized:
+        if fit.regularized and current().rank == 0:
             warnings.warn(
                 f"The covariances of components {sorted(fit.regularized)} are singular, and were regularized by more "
                 f"than reg_covar={self.reg_covar}: too few distinct rows, or linearly dependent features, for this "

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from ..fitting.distributed import current
 from ..fitting.minibatch import (
     SEEDINGS,
     WeightedRows,
@@ -25,19 +26,12 @@ from ..fitting.minibatch import (
 )
 from ..fitting.nearest import NearestCenters, distances, squared_residuals, wide_dtype
 from ..fitting.pool import PooledRows
-from ..fitting.rows import row_chunks
-from ._base import (
-    TorchEstimator,
-    check_weights,
-    chunks_of,
-    compute_dtype,
-    fit_method,
-    generator_from,
-    put_rows,
-    resolve_device,
-    to_dtype,
-    to_tensor,
-)
+from ..fitting.rows import blocks_of, row_chunks
+from ..fitting.streams import draw_indices
+from ._arrays import compute_dtype, resolve_device, to_dtype, to_tensor
+from ._base import TorchEstimator, fit_method
+from ._chunks import map_chunks
+from ._rows import check_processes, check_weights, fit_generator, row_count
 from ._streams import streamed
 from ._tables import Table
 
@@ -120,7 +114,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         Batches.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X has names that are all strings.
 
     See Also
@@ -138,12 +132,13 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     Draws depend neither on the order of the rows nor on whether equal rows are repeated or have a weight: an integer
     weight is the same as that many equal rows, and passes are counted in distinct rows.
 
-    Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
-    read a chunk at a time. Batches are drawn from a pool of rows that is held: as many as need 64 MB, but at least
-    eight batches. The pool begins as a random sample of all rows, in which the start is looked for (a callable as
-    ``init`` gets it as X), and is renewed by every batch with runs of neighbouring rows from random places, single rows
-    of sparse matrices. Draws then depend on the order of the rows, and passes are counted in rows. `partial_fit` holds
-    its batch.
+    Of sparse matrices, the rows of a batch are dense, and those in which a start is looked for; a callable as ``init``
+    gets these as X. The draws are those from the dense array. Arrays on disk (memory maps, HDF5, zarr) that would be
+    larger than a gigabyte as dense rows are read a chunk at a time. Batches are then drawn from a pool of rows that is
+    held: as many as need 64 MB, but at least eight batches. The pool begins as a random sample of all rows, in which
+    the start is looked for (a callable gets it as X), and is renewed by every batch with runs of neighbouring rows from
+    random places. Draws then depend on the order of the rows, and passes are counted in rows. So it is with sparse rows
+    of fewer kinds than a batch or a start has rows. `partial_fit` holds its batch.
 
     References
     ----------
@@ -242,7 +237,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             If clusters are left without rows, as they are with fewer distinct rows than clusters.
         """
         X = self._validate(X, reset=True)
-        generator = generator_from(self.random_state)
+        check_processes(self, X)
+        generator = fit_generator(self.random_state)
         rows = self._rows(X, sample_weight, generator)
         centers = self._start(X, rows, generator, self._init_rows())
 
@@ -256,7 +252,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             tol=self.tol,
             max_no_improvement=self.max_no_improvement,
             reassignment_ratio=self.reassignment_ratio,
-            report=self._report if self.verbose else None,
+            report=self._report if self.verbose and current().rank == 0 else None,
         )
 
         self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // len(rows))
@@ -291,21 +287,22 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         """
         first = not hasattr(self, "cluster_centers_")
         X = self._validate(X, reset=first)[:]  # a batch is held, also where tables are not
+        check_processes(self, X)
         rows = self._rows(X, sample_weight, n_needed=self.n_clusters if first else 1)
         if first:
-            generator = generator_from(self.random_state)
-            centers, counts, step = self._start(X, rows, generator, len(X)), np.zeros(self.n_clusters), 0
+            generator = fit_generator(self.random_state)
+            centers, counts, step = self._start(X, rows, generator, row_count(X)), np.zeros(self.n_clusters), 0
             self._partial_seed = int(torch.randint(2**62, (), generator=generator))
         else:
             step, counts = self.n_steps_, self._counts
             generator = torch.Generator().manual_seed(self._partial_seed + step)
             centers = rows.centered(to_tensor(self.cluster_centers_, wide_dtype(rows.x), rows.x.device))
 
-        x, weight = rows.draw(len(rows), generator)
+        x, weight, ranks = rows.batch(len(rows), generator)
         counts = to_tensor(counts, wide_dtype(x), x.device)
-        centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates())
+        centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates(), ranks)
         if needs_look(step, counts):
-            centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator)
+            centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator, ranks)
 
         self.n_steps_, self.n_iter_, self.inertia_ = step + 1, 1, mean * rows.total_weight
         self._publish(centers, counts, rows, X)
@@ -391,23 +388,50 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     def _rows(self, X, sample_weight, generator=None, n_needed=None):
         """Weighted rows on the device, to draw batches from: by way of a pool, if there are more than it holds."""
         n_needed = self.n_clusters if n_needed is None else n_needed
-        if len(X) < n_needed:
+        if (n_samples := row_count(X)) < n_needed:
             raise ValueError(
-                f"n_clusters={n_needed} is more than there are rows: X has {len(X)} sample(s). Decrease n_clusters, or "
-                "add rows."
+                f"n_clusters={n_needed} is more than there are rows: X has {n_samples} sample(s). Decrease n_clusters, "
+                "or add rows."
             )
         device = self._device(X.dtype)
         dtype, weight = compute_dtype(X.dtype, device), _weights(sample_weight, X)
         if weight is not None:
             weight = torch.tensor(weight, dtype=compute_dtype(np.float64, device), device=device)
+        if current().size > 1:
+            return self._shared_rows(X, dtype, device, weight, generator)
+        if isinstance(X, Table) and X.run_length == 1:
+            rows = self._read_rows(X, dtype, device, weight)
+            if rows is not None:
+                return rows
         if isinstance(X, Table) and len(X) > (size := self._pool_size(X)):
             run_length = min(X.run_length, max(1, size // POOL_RUNS))
             rows = PooledRows(streamed(X, dtype, device), weight, size, run_length, generator)
             _check_range(rows.largest, dtype)
             return rows
         x = _as_tensor(X[:], dtype, device)
-        _check_range(max(map(abs, map(float, torch.aminmax(x)))), dtype)
+        _check_range(_largest(x), dtype)
         return WeightedRows(x, weight)
+
+    def _read_rows(self, X, dtype, device, weight):
+        """Weighted rows of a table that are read where they are, or None if a batch would be all of them."""
+        x, sample = streamed(X, dtype, device), max(self.batch_size, self._n_init_rows())
+        _check_range(_largest(x), dtype)
+        rows = WeightedRows(x, weight)
+        return rows if len(rows) > sample or len(X) <= sample else None
+
+    def _shared_rows(self, X, dtype, device, weight, generator):
+        """As `_rows`, where several processes have the rows: by way of pools, if one of them has too many to hold."""
+        ranks, size, lazy = current(), self._pool_size(X), isinstance(X, Table)
+        if any(ranks.each(lazy and X.run_length > 1 and len(X) > size)):
+            table = X if lazy else Table(X, X.dtype)
+            run_length = min(table.run_length, max(1, size // POOL_RUNS))
+            stream = streamed(table, dtype, device)
+            rows = PooledRows(stream, weight, min(size, len(X)), run_length, generator, ranks)
+            _check_range(rows.largest, dtype)
+            return rows
+        x = streamed(X, dtype, device) if lazy and X.run_length == 1 else _as_tensor(X[:], dtype, device)
+        _check_range(_largest(x), dtype)
+        return WeightedRows(x, weight, ranks)
 
     def _pool_size(self, X):
         """Rows that are held of a table: many batches, and the sample in which a start is looked for."""
@@ -437,7 +461,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     def _start(self, X, rows, generator, init_size):
         """Centres to start from, less the offset of the rows."""
-        named = isinstance(self.init, str)
+        named, ranks = isinstance(self.init, str), current()
         given = not named and not callable(self.init)
         n_init = {"auto": 1 if given or self.init == "k-means++" else 3}.get(self.n_init, self.n_init)
         if given and n_init > 1:
@@ -452,12 +476,24 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             if named:
                 return x[SEEDINGS[self.init](x, self.n_clusters, generator, weight)]
             if given:
-                return rows.centered(self._checked_centers(self.init, X, rows))
+                return rows.centered(ranks.first(self._checked_centers(self.init, X, rows)))
             state = np.random.RandomState(int(torch.randint(2**31, (), generator=generator)))
-            held = rows.x.cpu().numpy() if isinstance(X, Table) else X
-            return rows.centered(self._checked_centers(self.init(held, self.n_clusters, random_state=state), X, rows))
+            if ranks.size > 1:  # the same sample in each
+                held = to_dtype((x + rows.offset).cpu().numpy(), X.dtype)
+            else:
+                held = self._held(X, rows, generator)
+            centers = self._checked_centers(self.init(held, self.n_clusters, random_state=state), X, rows)
+            return rows.centered(ranks.first(centers))
 
         return start_centers(rows, [start] * n_init, init_size, generator)
+
+    def _held(self, X, rows, generator):
+        """An array of the rows, or of a table those that are held, or a sample."""
+        if not isinstance(X, Table):
+            return X
+        if isinstance(rows.x, torch.Tensor):
+            return rows.x.cpu().numpy()
+        return X[draw_indices(rows.x, min(len(X), self._n_init_rows()), generator, rows.weight).numpy()]
 
     def _checked_centers(self, centers, X, rows):
         """Starting centres that the user gave, as a tensor."""
@@ -478,13 +514,19 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         if not self.compute_labels:
             return
         self.labels_ = self._labels(X)
-        self.inertia_ = self._inertia(X, self.labels_, None if rows.weight is None else rows.weight.cpu().numpy())
+        inertia = self._inertia(X, self.labels_, None if rows.weight is None else rows.weight.cpu().numpy())
+        (self.inertia_,) = current().totals(inertia)
 
     def _warn_of_empty_clusters(self, X):
-        n_found = np.count_nonzero(np.bincount(self.labels_)) if self.compute_labels else self.n_clusters
+        if not self.compute_labels:
+            return
+        (sizes,) = current().totals(torch.from_numpy(np.bincount(self.labels_, minlength=self.n_clusters)))
+        n_found = int(sizes.count_nonzero())
         if n_found == self.n_clusters:
             return
         n_distinct = _count_distinct(X, self.n_clusters)
+        if current().rank > 0:
+            return
         if n_distinct < self.n_clusters:
             advice = f"X has only {n_distinct} distinct rows; decrease n_clusters"
         else:
@@ -516,15 +558,15 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         dtype, middle = compute_dtype(X.dtype, device), self.cluster_centers_.mean(axis=0, dtype=np.float64)
         middle = middle.astype(X.dtype)  # the very number that is taken from the rows
         function = function_for(to_tensor(self.cluster_centers_ - middle, dtype, device))
-        offset, result = to_tensor(middle, dtype, device), None
+        offset = to_tensor(middle, dtype, device)
         n_rows = row_chunks(len(X), X.shape[1] + len(self.cluster_centers_), n_bytes=MAP_BYTES)[0].stop
         # Fresh memory for each chunk would cost more than the work.
         buffer = offset.new_empty(min(len(X), n_rows), X.shape[1])
-        with torch.inference_mode():
-            for rows, found in chunks_of(X, n_rows):
-                x = _as_tensor(found, dtype, device)
-                result = put_rows(result, rows, function(torch.sub(x, offset, out=buffer[: len(x)])), X)
-        return result
+
+        def apply(found):
+            return function(torch.sub(_as_tensor(found, dtype, device), offset, out=buffer[: len(found)]))
+
+        return map_chunks(apply, X, n_rows)
 
     def _inertia(self, X, labels, weight):
         """Weighted sum of the squared distances of rows to their centres."""
@@ -548,6 +590,11 @@ def _as_tensor(X, dtype, device):
     return to_tensor(X, dtype, device)
 
 
+def _largest(x):
+    """Largest absolute value of rows."""
+    return max(abs(float(extreme)) for block in blocks_of(x) for extreme in torch.aminmax(x[block]))
+
+
 def _check_range(largest, dtype):
     """Raise if squared distances between values of this size can overflow."""
     if largest > LARGEST[dtype]:
@@ -564,7 +611,7 @@ def _count_distinct(X, n_enough):
         found = np.unique(np.concatenate([found, X[rows]]), axis=0)
         if len(found) >= n_enough:
             break
-    return len(found)
+    return len(np.unique(np.concatenate(current().objects(found)), axis=0))
 
 
 def _weights(sample_weight, X):

@@ -17,7 +17,8 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted, has_fit_parameter
 
-from ._base import guarded, host_array
+from ._arrays import host_array
+from ._base import guarded
 from ._labels import labelled_rows, sorted_classes
 
 MAX_NAMED = 10  # clusters that a warning names

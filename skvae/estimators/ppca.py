@@ -10,28 +10,17 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from ..fitting.distributed import current
 from ..fitting.missing import PatternRows, completed, observed_e_step
 from ..fitting.ppca import axes_of_rows, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
 from ..models.covariances import COVARIANCES
 from ..models.ppca import PPCA
-from ._base import (
-    LatentMixin,
-    TorchEstimator,
-    centered,
-    check_sample_size,
-    column_means,
-    compute_dtype,
-    counted_rows,
-    fit_method,
-    float_dtype,
-    generator_from,
-    resolve_device,
-    scatter_about,
-    to_dtype,
-    to_tensor,
-)
+from ._arrays import compute_dtype, float_dtype, generator_from, resolve_device, to_dtype, to_tensor
+from ._base import LatentMixin, TorchEstimator, fit_method
+from ._chunks import CenteredColumns, centered, column_means, scatter_about
 from ._columns import Columns
-from ._missing import check_columns, has_missing, impute_chunk, observed_means, rows_with_values
+from ._missing import any_missing, check_columns, impute_chunk, observed_means, rows_with_values
+from ._rows import check_processes, check_sample_size, counted_rows, row_count
 
 
 class TorchPPCA(LatentMixin, TorchEstimator):
@@ -66,11 +55,11 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
     Attributes
     ----------
-    components_ : ndarray of shape (n_components_, n_features)
+    components_ : ndarray of shape (`n_components_`, n_features)
         Principal axes, by decreasing variance.
-    explained_variance_ : ndarray of shape (n_components_,)
+    explained_variance_ : ndarray of shape (`n_components_`,)
         Variances of the data along the axes, in squared units of the data.
-    explained_variance_ratio_ : ndarray of shape (n_components_,)
+    explained_variance_ratio_ : ndarray of shape (`n_components_`,)
         Their shares of the total variance.
     noise_variance_ : float
         Variance of the noise: the mean variance along the other axes.
@@ -82,7 +71,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Number of iterations of EM; one without missing values.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X has names that are all strings.
 
     See Also
@@ -101,9 +90,9 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     decided by the maximum likelihood covariance, which needs more rows than features; Minka's choice supposes complete
     rows. Rows without any value are left out of a fit. A fit with missing values computes in float64 always.
 
-    Sparse matrices and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows are
-    read a chunk at a time; if there are fewer rows than features, a fit holds them. Values can not be missing in rows
-    that are read so.
+    Sparse matrices, and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows,
+    are read a chunk at a time; those on disk are held in a fit if there are fewer rows than features. Values can not be
+    missing in rows that are read so; sparse rows with missing values are dense as a whole.
 
     References
     ----------
@@ -179,16 +168,18 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             If EM, with missing values, did not reach ``tol``.
         """
         X = self._validate(X, reset=True, min_samples=2)
+        check_processes(self, X)
         X, weight, _ = counted_rows(X, sample_weight)
         mean = column_means(X, weight)
-        incomplete = np.isnan(mean).any() and has_missing(X)
+        incomplete = np.isnan(mean).any() and any_missing(X)
         if incomplete:
             check_columns(self, X)
             X, weight, _ = rows_with_values(X, weight)
             mean = observed_means(X, weight)
-        if isinstance(self.n_components, Integral) and self.n_components > min(X.shape):
+        n_rows = row_count(X)
+        if isinstance(self.n_components, Integral) and self.n_components > min(n_rows, X.shape[1]):
             raise ValueError(
-                f"n_components={self.n_components} is larger than the smaller of n_samples={len(X)} and "
+                f"n_components={self.n_components} is larger than the smaller of n_samples={n_rows} and "
                 f"n_features={X.shape[1]}; decrease n_components."
             )
 
@@ -208,11 +199,12 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     def _fit_complete(self, X, weight, mean):
         """Model about the means of the features, total variance and number of iterations."""
         device = resolve_device(self.device, dtype=torch.float64)
-        dtype = compute_dtype(X.dtype, device)
-        n_samples = len(X) if weight is None else float(weight.sum())
-        if len(X) < X.shape[1]:  # the products of rows are fewer than those of features
-            root = 1.0 if weight is None else to_tensor(np.sqrt(weight), dtype, device)[:, None]
-            squares, axes = axes_of_rows(centered(X, mean, dtype, device) * root)
+        dtype, ranks = compute_dtype(X.dtype, device), current()
+        n_rows, n_samples = ranks.totals(len(X), float(len(X) if weight is None else weight.sum()))
+        if n_rows < X.shape[1]:  # the products of rows are fewer than those of features
+            columns = CenteredColumns(X if ranks.size == 1 else X[:], mean, weight, dtype, device)
+            columns = columns if ranks.size == 1 else [ranks.gather(block) for block in columns]
+            squares, axes = axes_of_rows(columns, X.shape[1])
         else:
             squares, axes = axes_of_scatter(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
         model, total_variance = fit_ppca(squares, axes, n_samples, self.n_components, dtype)
@@ -224,10 +216,11 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         device = resolve_device(self.device, dtype=torch.float64)
         x = centered(X, mean, torch.float64, device)
         weight = x.new_ones(len(x)) if weight is None else to_tensor(weight, torch.float64, device)
-        scale = _mean_scale(x, weight)
+        ranks = current()
+        scale = _mean_scale(x, weight, ranks)
         # The axes depend on the units of the features, so that only a common one may be changed.
         unit = torch.eye(X.shape[1], dtype=torch.float64, device=device)[None]
-        rows = PatternRows(x / scale, COVARIANCES["full"], 0.0, weight, covariance=unit)
+        rows = PatternRows(x / scale, COVARIANCES["full"], 0.0, weight, unit, ranks)
 
         settings = {"dtype": compute_dtype(X.dtype, device), "tol": self.tol, "max_iter": self.max_iter}
         n_components, n_iter, start = self.n_components, 0, None
@@ -235,7 +228,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             n_components, full = choose_observed(rows, n_components, **settings)
             n_iter, start = len(full.lower_bounds), full.model
         fit = fit_ppca_observed(rows, n_components, start=start, **settings)
-        if not fit.converged:
+        if not fit.converged and ranks.rank == 0:
             warnings.warn(
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the mean "
                 f"log-likelihood by tol={self.tol} or more. Increase max_iter or tol, or decrease n_components.",
@@ -253,10 +246,10 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             raise ValueError(
                 "n_components='mle' supposes complete rows, but X has NaN; give a number, or a share of the variance."
             )
-        if not isinstance(self.n_components, Integral) and len(X) <= X.shape[1]:
+        if not isinstance(self.n_components, Integral) and (n_rows := row_count(X)) <= X.shape[1]:
             raise ValueError(
                 f"n_components={self.n_components} needs more rows than features where values are missing, but X has "
-                f"{len(X)} rows with a value and {X.shape[1]} features; give a number of components."
+                f"{n_rows} rows with a value and {X.shape[1]} features; give a number of components."
             )
 
     def transform(self, X):
@@ -272,7 +265,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
         Returns
         -------
-        Z : ndarray of shape (n_samples, n_components_)
+        Z : ndarray of shape (n_samples, `n_components_`)
             Codes.
         """
         # The code is linear in the row, so that its mean is the code of the expected row.
@@ -285,7 +278,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
         Returns
         -------
-        variance : ndarray of shape (n_components_,)
+        variance : ndarray of shape (`n_components_`,)
         """
         check_is_fitted(self)
         return to_dtype(self._model(torch.float64, "cpu").posterior_variance.numpy(), self.mean_.dtype)
@@ -295,7 +288,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
         Parameters
         ----------
-        Z : array-like of shape (n_samples, n_components_)
+        Z : array-like of shape (n_samples, `n_components_`)
             Codes.
 
         Returns
@@ -418,8 +411,12 @@ def check_variance(total_variance, X):
         raise ValueError(f"The variances of X are beyond the range of {limits.dtype}; {advice} X by a constant.")
 
 
-def _mean_scale(x, weight):
+def _mean_scale(x, weight, ranks):
     """Root of the weighted mean square of the values that are there, one if all are zero."""
-    largest = float(x.nan_to_num(nan=0.0).abs().max()) or 1.0  # the squares of the values may be out of range
-    squares = (weight @ (x / largest).square().nan_to_num(nan=0.0)).sum() / (weight @ (~x.isnan()).to(x)).sum()
+    largest = float(ranks.gather(x.nan_to_num(nan=0.0).abs().max()[None]).max())
+    largest = largest or 1.0  # the squares of the values may be out of range
+    squares, counts = ranks.totals(
+        (weight @ (x / largest).square().nan_to_num(nan=0.0)).sum(), (weight @ (~x.isnan()).to(x)).sum()
+    )
+    squares = squares / counts
     return largest * float(squares.sqrt()) or 1.0

@@ -16,8 +16,11 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 
+from ..fitting.batches import standardized
+from ..fitting.distributed import current
+from ..fitting.parallel import count_batches, count_steps
 from ..fitting.sources import select_rows
-from ..fitting.training import Plan, count_batches, mean_elbo, standardized
+from ..fitting.training import Plan, mean_elbo
 from ..fitting.vade import (
     LAST_WEIGHT,
     LessConsistency,
@@ -28,13 +31,12 @@ from ..fitting.vade import (
     standardize_codes,
 )
 from ..models import COVARIANCES, Flat, GaussianMixturePrior, LatentModel, Mixture, Observed
-from ._base import (
-    check_enough_rows,
-    fit_method,
-    float_dtype,
-    repeated_rows,
-)
-from ._embedding import NOT_NEGATIVE, POSITIVE_INT, BoundMixin, Embedder, draw_rows, history_of
+from ._arrays import float_dtype
+from ._base import fit_method
+from ._bounds import BoundMixin, draw_rows
+from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
+from ._rows import check_enough_rows, repeated_rows, row_count
+from ._trainings import history_of
 from .gmm import TorchGMM
 
 AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.3}  # of views in the joint phase
@@ -377,13 +379,19 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         ValueError
             If X is not a finite numeric table of at least ``n_clusters`` rows, if it does not fit the likelihood or
             the image shape, or if the training diverges.
+
+        Notes
+        -----
+        A fit that is interrupted, by Ctrl-C or an exception of a callback, leaves the estimator as it was. If it goes
+        on from the last fit (``warm_start``), it leaves it as it would be after its last whole epoch; but with a
+        ``checkpoint`` as it was, because the file goes on from there.
         """
         X = self._validate(X, reset=True, min_samples=2)
         seed = self._first_seed = self._draw_seed()
         rows = repeated_rows(X, sample_weight, seed)
         self._check_enough_rows(rows)
         going_on = self.warm_start and hasattr(self, "module_")
-        self._train(rows, None, seed, max_epochs=self._epochs(len(rows)), going_on=going_on, given=X)
+        self._train(rows, None, seed, max_epochs=self._epochs(row_count(rows)), going_on=going_on, given=X)
         self._warn_if_collapsed()
         return self
 
@@ -535,7 +543,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             check_views(self.consistency_, views)
             net, _ = self._train_jointly(model, task, views, self.consistency_)
             return net
-        weights, held_out = self._weights_to_try(views, len(task.rows)), None
+        weights, held_out = self._weights_to_try(views, row_count(task.rows)), None
         if len(weights) > 1:
             task, held_out = split_rows(task)
         self.pretrain_history_ = self._pretrain(model, task)
@@ -564,7 +572,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
 
     def _pretrain(self, model, task):
         """Train the networks as an autoencoder, in place; return the history."""
-        epochs = epochs_of(self.pretrain_epochs, len(task.rows), self.batch_size, n_steps=800, least=4)
+        epochs = epochs_of(self.pretrain_epochs, row_count(task.rows), self.batch_size, n_steps=800, least=4)
         if self.pretrained is not None or epochs == 0:
             return []
         plan = Plan(
@@ -583,7 +591,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         family = COVARIANCES[self.covariance_type]
         if consistency:
             generator = torch.Generator().manual_seed(task.seed)
-            mixtures = soft_mixtures(z, self.n_init, self.n_clusters, family, generator, REG_COVAR)
+            mixtures = soft_mixtures(z, self.n_init, self.n_clusters, family, generator, REG_COVAR, current())
         else:
             mixtures = [self._em_mixture(z, task.seed)]
         return GaussianMixturePrior(mixtures, family, sampled=self.responsibilities == "sampled")
@@ -600,9 +608,10 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     def _train_jointly(self, model, task, views, consistency):
         """Train networks and mixtures in place; return the net, and the losses at which mixtures were dropped."""
         n_mixtures = len(model.prior.means)
-        n_steps = task.max_epochs * count_batches(len(task.rows), self.batch_size)
+        ranks = current()
+        n_steps = task.max_epochs * count_steps(ranks.each(len(task.rows)), self.batch_size)
         stages = [(max(1, round(share * n_steps)), max(1, round(kept * n_mixtures))) for share, kept in PRUNED]
-        prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [])
+        prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [], ranks)
         general, one_pass = self._general_plan(), task.going_on and task.max_epochs == 1  # of a stream of rows
         ours = (prune, LessConsistency(n_steps)) if consistency and not one_pass else (prune,)
         plan = Plan(
@@ -615,7 +624,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             **general | {"callbacks": (*ours, *general["callbacks"])},
         )
         # A generator of its own, so that a result does not depend on what else was tried.
-        generator = torch.Generator(task.device).manual_seed(task.seed + 1)
+        generator = ranks.private(torch.Generator(task.device).manual_seed(task.seed + 1))
         return task.train(model, plan, self.latent_dim, generator=generator), prune.scores_
 
     def _diagnose(self, q):
@@ -632,8 +641,10 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         self.lower_bound_ = self.lower_bounds_[-1]
 
     def _warn_if_collapsed(self):
-        counts = np.bincount(self.labels_, minlength=self.n_clusters)
-        dead = np.flatnonzero(counts < DEAD_SHARE * len(self.labels_) / self.n_clusters)
+        (counts,) = current().totals(torch.from_numpy(np.bincount(self.labels_, minlength=self.n_clusters)))
+        dead = np.flatnonzero(counts < DEAD_SHARE * int(counts.sum()) / self.n_clusters)
+        if current().rank > 0:
+            return
         if self.n_clusters > 1 and self._confidence < min(0.6, 2 / self.n_clusters):
             problem = "Rows belong to all clusters alike: the mean of their largest responsibility is "
             problem += f"{self._confidence:.2g}"
@@ -691,8 +702,9 @@ def held_out_score(model, rows, task, views, weight):
             seen = two_views(views, standardized(model, stored.to(task.device)), generator)
             for which, found in enumerate(means):
                 found.append(model.posterior(seen[:, which]).mean)
-        agreement = model.prior.agreement(*map(torch.cat, means))[0].item()
-    return mean_elbo(model, rows, task.device) + LAST_WEIGHT * weight * agreement
+        ranks = current()
+        agreement = model.prior.agreement(*(ranks.gather(torch.cat(found)) for found in means))[0].item()
+    return mean_elbo(model, rows, task.device, ranks=ranks) + LAST_WEIGHT * weight * agreement
 
 
 def start_codes(model, task):
@@ -702,7 +714,7 @@ def start_codes(model, task):
         parts = [model.posterior(standardized(model, rows.to(task.device))) for rows in task.rows.split(ROWS_AT_ONCE)]
     mean, log_scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "log_scale"))
     mean, log_scale = mean.clone(), log_scale.clone()
-    return standardize_codes(model, mean, log_scale)
+    return standardize_codes(model, mean, log_scale, current())
 
 
 def two_views(view_of, u, generator):

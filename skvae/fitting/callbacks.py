@@ -8,6 +8,9 @@ import torch
 from skorch.callbacks import Callback
 from tqdm import tqdm
 
+from .distributed import ALONE
+from .parallel import stands_in
+
 
 class Resumable(Callback):
     """A callback with a state, which is part of that of a training."""
@@ -24,30 +27,44 @@ class Resumable(Callback):
 class ELBOTerms(Callback):
     """Record the mean log-likelihood and KL of each epoch, without waiting for the device at each batch.
 
-    With views, the agreement of the mixture that has most of it, too.
+    They are those of the rows of training, and of the validation rows if there are any. With views, the agreement of
+    the mixture that has most of it, too.
+
+    Parameters
+    ----------
+    ranks : Alone or Group
+        The processes that have shards of the rows.
     """
+
+    def __init__(self, ranks=ALONE):
+        self.ranks = ranks
 
     def on_epoch_begin(self, net, **kwargs):
         """Forget the last epoch."""
-        self.sums_, self.n_rows_, self.agreements_ = 0.0, 0, []
+        self.sums_, self.n_rows_, self.agreements_ = {}, {}, []
 
-    def on_batch_end(self, net, training, y_pred, **kwargs):
+    def on_batch_end(self, net, batch, training, y_pred, **kwargs):
         """Add the terms of a batch."""
-        if training:
-            self.sums_ = self.sums_ + torch.stack(
-                [y_pred.log_likelihood.detach().sum(), y_pred.kl_parts.detach().sum()]
-            )
-            self.n_rows_ += len(y_pred.log_likelihood)
-            if y_pred.agreement is not None:
-                self.agreements_.append(y_pred.agreement.detach().max())
+        if stands_in(batch):
+            return
+        part = "train" if training else "valid"
+        sums = torch.stack([y_pred.log_likelihood.detach().sum(), y_pred.kl_parts.detach().sum()])
+        self.sums_[part] = self.sums_.get(part, 0.0) + sums
+        self.n_rows_[part] = self.n_rows_.get(part, 0) + len(y_pred.log_likelihood)
+        if y_pred.agreement is not None:
+            self.agreements_.append(y_pred.agreement.detach().max())
 
     def on_epoch_end(self, net, **kwargs):
         """Put the means into the history."""
-        log_likelihood, kl = (self.sums_ / self.n_rows_).tolist()
-        net.history.record("train_log_likelihood", log_likelihood)
-        net.history.record("train_kl", kl)
+        for part, sums in self.sums_.items():
+            sums, n_rows = self.ranks.totals(sums, self.n_rows_[part])
+            log_likelihood, kl = (sums / n_rows).tolist()
+            net.history.record(f"{part}_log_likelihood", log_likelihood)
+            net.history.record(f"{part}_kl", kl)
         if self.agreements_:
-            net.history.record("train_agreement", torch.stack(self.agreements_).mean().item())
+            agreement = torch.stack(self.agreements_).mean()
+            agreement, n_processes = self.ranks.totals(agreement, 1)
+            net.history.record("train_agreement", agreement.item() / n_processes)
 
 
 class KLWarmUp(Callback):

@@ -36,7 +36,7 @@ def m_step(moments, means, rows):
     dead : Tensor of int
         Components without weight.
     """
-    dead = (moments.weight < MIN_ROWS * rows.total_weight / len(rows.x)).nonzero().flatten()
+    dead = (moments.weight < MIN_ROWS * rows.total_weight / rows.n_rows).nonzero().flatten()
     # Adding a tiny number, as scikit-learn does, divides by something that is not zero.
     moments = moments._replace(weight=moments.weight + 10 * torch.finfo(torch.float64).eps)
     covariances = rows.family.estimate(moments, rows.regularization)
@@ -67,7 +67,7 @@ def _reseed(mixture, dead, rows):
     family, k = rows.family, len(mixture.means)
     means, log_weights = mixture.means.clone(), mixture.log_weights.clone()
     means[dead] = rows.least_likely(mixture, len(dead))
-    log_weights[dead] = -math.log(len(rows.x))
+    log_weights[dead] = -math.log(rows.n_rows)
     covariances = mixture.covariances.clone()
     if not family.tied:
         alive = [c for c in range(k) if c not in dead.tolist()]

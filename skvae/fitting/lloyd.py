@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from .distributed import ALONE
 from .nearest import BoundedRows, assign, cluster_sums, squared_residuals, wide_dtype
 from .rows import row_chunks
 
@@ -75,7 +76,17 @@ def draw_rows(order, mass, n_draws, generator, *, stratified=False):
     return order[torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(order) - 1)]
 
 
-def seed_centers(x, n_clusters, generator, weight=None):
+def rows_of_all(x, weight=None, ranks=ALONE):
+    """Canonical order of the rows of all processes, their weights, and their projections."""
+    projections = ranks.gather(project(x))
+    if weight is None:
+        mass = torch.ones(len(projections), dtype=wide_dtype(x), device=x.device)
+        return _order(projections, None), mass, projections
+    mass = ranks.gather(weight)
+    return _order(projections, mass), mass, projections
+
+
+def seed_centers(x, n_clusters, generator, weight=None, ranks=ALONE):
     """Greedy k-means++ (Arthur and Vassilvitskii 2007): indices of rows far from one another (n_clusters,).
 
     Each new centre is the best of ``2 + log(n_clusters)`` candidates drawn with probability proportional to the
@@ -89,19 +100,24 @@ def seed_centers(x, n_clusters, generator, weight=None):
     generator : torch.Generator
     weight : Tensor of shape (n,), optional
         Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
+    ranks : Alone or Group
+        The processes that have shards of the rows; indices are those among the rows of all.
     """
-    n_trials, order, wide = 2 + int(math.log(n_clusters)), canonical_order(x, weight), wide_dtype(x)
+    n_trials, wide = 2 + int(math.log(n_clusters)), wide_dtype(x)
+    order, of_all, _ = rows_of_all(x, weight, ranks)
+    of_all = of_all.to(wide)
     weight = torch.ones(len(x), dtype=wide, device=x.device) if weight is None else weight.to(wide)
     squares = torch.linalg.vector_norm(x, dim=1).square_()
     noise = 8 * torch.finfo(x.dtype).eps * squares  # a distance below this is rounding
-    chosen = draw_rows(order, weight, 1, generator)
-    nearest = _distances_with(x, squares, x[chosen], torch.full_like(squares, torch.inf))[0]
+    chosen = draw_rows(order, of_all, 1, generator)
+    nearest = _distances_with(x, squares, ranks.take(x, chosen), torch.full_like(squares, torch.inf))[0]
     while len(chosen) < n_clusters:
-        mass = torch.where(nearest > noise, nearest, 0) * weight
-        mass = mass if mass.any() else weight  # every row coincides with a centre
+        mass = ranks.gather(torch.where(nearest > noise, nearest, 0) * weight)
+        mass = mass if mass.any() else of_all  # every row coincides with a centre
         candidates = draw_rows(order, mass, n_trials, generator)
-        distances = _distances_with(x, squares, x[candidates], nearest)
-        best = int((distances.to(wide) @ weight).argmin())
+        distances = _distances_with(x, squares, ranks.take(x, candidates), nearest)
+        (left,) = ranks.totals(distances.to(wide) @ weight)
+        best = int(left.argmin())
         chosen, nearest = torch.cat([chosen, candidates[best : best + 1]]), distances[best]
     return chosen
 
@@ -112,13 +128,12 @@ def _distances_with(x, squares, candidates, nearest):
     return torch.minimum(distances.clamp_(min=0), nearest, out=distances)
 
 
-def distinct_rows(x, n_clusters, generator, weight=None):
+def distinct_rows(x, n_clusters, generator, weight=None, ranks=ALONE):
     """Indices of rows drawn with probability proportional to weight (n_clusters,), distinct if that many are found."""
-    order = canonical_order(x, weight)
-    mass = torch.ones(len(x), dtype=wide_dtype(x), device=x.device) if weight is None else weight
+    order, mass, _ = rows_of_all(x, weight, ranks)
     drawn = draw_rows(order, mass, n_clusters, generator)
     for _ in range(MAX_DRAWS):
-        kinds = x[drawn].unique(dim=0, return_inverse=True)[1]
+        kinds = ranks.take(x, drawn).unique(dim=0, return_inverse=True)[1]
         firsts = [int((kinds == kind).nonzero()[0]) for kind in range(int(kinds.max()) + 1)]
         if len(firsts) >= n_clusters:
             return drawn[sorted(firsts)[:n_clusters]]
@@ -126,7 +141,7 @@ def distinct_rows(x, n_clusters, generator, weight=None):
     return drawn[:n_clusters]
 
 
-def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None):
+def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, ranks=ALONE):
     """Lloyd's algorithm from given centres (Lloyd 1982).
 
     A centre that no row is nearest to moves to the row that is farthest from all centres. The rows that it then takes
@@ -143,27 +158,29 @@ def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None):
         Stops when the squared movement of the centres is at most this share of the mean variance of the features.
     weight : Tensor of shape (n,), optional
         Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
+    ranks : Alone or Group
+        The processes that have shards of the rows.
 
     Returns
     -------
     centers : Tensor of shape (k, d)
     labels : Tensor of shape (n,)
     """
-    threshold = tol * _mean_variance(x, weight) if tol else 0.0
+    threshold = tol * _mean_variance(x, weight, ranks) if tol else 0.0
     bounded = x.device.type == "cpu" and len(x) * len(centers) >= BOUNDS_FROM
     sums_of = BoundedRows(x, weight).sums if bounded else partial(cluster_sums, x, weight=weight)
     for _ in range(max_iter):
-        sums, counts = sums_of(centers)
+        sums, counts = ranks.totals(*sums_of(centers))
         moved = torch.where(counts[:, None] > 0, (sums / counts[:, None]).to(centers), centers)
         if not (counts > 0).all():
-            moved = _relocate(x, moved, counts == 0, weight)
+            moved = _relocate(x, moved, counts == 0, weight, ranks)
         shift, centers = float((moved - centers).square().sum()), moved
         if shift <= threshold:
             break
     return centers, assign(x, centers)
 
 
-def kmeans(x, n_clusters, generator, weight=None):
+def kmeans(x, n_clusters, generator, weight=None, ranks=ALONE):
     """k-means++ and Lloyd's algorithm, first on samples of the rows and then on all of them.
 
     The samples grow by a factor, and each starts from the centres of the one before; the smallest one tries a few
@@ -178,27 +195,29 @@ def kmeans(x, n_clusters, generator, weight=None):
     generator : torch.Generator
     weight : Tensor of shape (n,), optional
         Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
+    ranks : Alone or Group
+        The processes that have shards of the rows. All have the smallest sample, and parts of the others.
 
     Returns
     -------
     centers : Tensor of shape (k, d)
     labels : Tensor of shape (n,)
     """
-    projections = project(x)
-    order = _order(projections, weight)
+    order, mass, projections = rows_of_all(x, weight, ranks)
     sizes, size = [], count_distinct(projections[order]) // GROWTH  # equal rows count once, as one with a weight would
     while size >= MIN_SAMPLE_PER_CLUSTER * n_clusters:
         sizes, size = [size, *sizes], size // GROWTH
     if not sizes:
-        return lloyd(x, x[seed_centers(x, n_clusters, generator, weight)], weight=weight)
-    mass = torch.ones(len(x), dtype=wide_dtype(x), device=x.device) if weight is None else weight
-    centers = None
-    for size in sizes:
-        sample = x.index_select(0, draw_rows(order, mass, size, generator, stratified=True))
-        if centers is None:
-            centers = _best_start(sample, n_clusters, generator)
-        centers, _ = lloyd(sample, centers)
-    return lloyd(x, centers, weight=weight)
+        chosen = seed_centers(x, n_clusters, generator, weight, ranks)
+        return lloyd(x, ranks.take(x, chosen), weight=weight, ranks=ranks)
+    sample = ranks.take(x, draw_rows(order, mass, sizes[0], generator, stratified=True))
+    centers, _ = lloyd(sample, _best_start(sample, n_clusters, generator))
+    centers, start = ranks.first(centers), ranks.start(len(x))
+    for size in sizes[1:]:
+        drawn, _ = ranks.deal(draw_rows(order, mass, size, generator, stratified=True), start, len(x))
+        own = {} if len(drawn) else {"weight": mass.new_zeros(1)}  # a row of no weight stands for none
+        centers, _ = lloyd(x.index_select(0, drawn) if len(drawn) else x[:1], centers, ranks=ranks, **own)
+    return lloyd(x, centers, weight=weight, ranks=ranks)
 
 
 def _best_start(x, n_clusters, generator):
@@ -210,15 +229,17 @@ def _best_start(x, n_clusters, generator):
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _mean_variance(x, weight=None):
+def _mean_variance(x, weight=None, ranks=ALONE):
     """Mean over the features of the variance of the rows, which are centred."""
     weight = torch.ones(len(x), dtype=wide_dtype(x), device=x.device) if weight is None else weight.to(wide_dtype(x))
-    squares = torch.linalg.vector_norm(x, dim=1).square_().to(weight) @ weight / weight.sum()
-    mean = (weight.to(x) @ x).to(weight) / weight.sum()
+    squares, sums, total = ranks.totals(
+        torch.linalg.vector_norm(x, dim=1).square_().to(weight) @ weight, (weight.to(x) @ x).to(weight), weight.sum()
+    )
+    squares, mean = squares / total, sums / total
     return max(0.0, float(squares - mean.square().sum())) / x.shape[1]
 
 
-def _relocate(x, centers, empty, weight=None):
+def _relocate(x, centers, empty, weight=None, ranks=ALONE):
     """Move empty centres, one after another, to the row that is farthest from all centres.
 
     Rows that are equally far but for rounding are told apart by their projection, so that the choice does not depend on
@@ -230,10 +251,13 @@ def _relocate(x, centers, empty, weight=None):
     projections = project(x)
     for cluster in empty.nonzero().flatten():
         distances = torch.where(counted & (distances > noise), distances, 0)
-        if not distances.any():
+        largest = ranks.gather(distances.max()[None]).max()
+        if not largest > 0:
             break
-        farthest = distances >= distances.max() * (1 - 1e-6)
-        row = torch.where(farthest, projections, -torch.inf).argmax()
-        centers[cluster] = x[row]
-        distances = torch.minimum(distances, squared_residuals(x, x[row, None], torch.zeros_like(projections).long()))
+        places = torch.where(distances >= largest * (1 - 1e-6), projections, -torch.inf)
+        row = places.argmax()  # the candidate of this process
+        best = ranks.gather(places[row, None]).argmax()
+        found = ranks.gather(x[row, None])[best]
+        centers[cluster] = found
+        distances = torch.minimum(distances, squared_residuals(x, found[None], torch.zeros_like(projections).long()))
     return centers

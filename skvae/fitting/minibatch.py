@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 import torch
 
+from .distributed import ALONE, Alone, Deal
 from .lloyd import count_distinct, distinct_rows, draw_rows, projection, seed_centers
 from .nearest import assign, cluster_sums, squared_residuals, wide_dtype
 from .rows import row_chunks
 
 SCAN_BYTES = 2**20  # a chunk in float64, when all rows are visited once
 REASSIGN_EVERY = 10  # steps between two looks at centres that have seen few rows
+MOST_TOLD = 2**22  # rows of all processes, of each of which they tell one another a number
 
 
 class MiniBatchFit(NamedTuple):
@@ -22,6 +24,14 @@ class MiniBatchFit(NamedTuple):
     batch_size: int
 
 
+class Batch(NamedTuple):
+    """Rows of a batch that a process has."""
+
+    x: torch.Tensor  # (b, d), less the offset of the rows
+    weight: torch.Tensor | None  # (b,), one each if None
+    ranks: Alone | Deal = ALONE  # the processes that have its rows
+
+
 class WeightedRows:
     """Rows less their mean, from which batches are drawn with probability proportional to weight.
 
@@ -29,12 +39,16 @@ class WeightedRows:
     weight two is drawn as two equal rows would be. For the same reason the length is the number of distinct rows. The
     rows are not copied.
 
+    With more than four million rows of several processes, the order is that of the rows, and the length their number.
+
     Parameters
     ----------
-    x : Tensor of shape (n, d)
-        Rows.
+    x : Tensor or StreamedRows of shape (n, d)
+        Rows; streamed ones should be quick to read in any order.
     weight : Tensor of shape (n,), optional
         Nonnegative weights, not all zero; one each if not given.
+    ranks : Alone or Group
+        The processes that have shards of the rows.
 
     Attributes
     ----------
@@ -43,15 +57,19 @@ class WeightedRows:
     total_weight : float
     """
 
-    def __init__(self, x, weight=None):
-        self.x, wide = x, wide_dtype(x)
+    def __init__(self, x, weight=None, ranks=ALONE):
+        self.x, self.ranks, wide = x, ranks, wide_dtype(x)
         self.weight = torch.ones(len(x), dtype=wide, device=x.device) if weight is None else weight.to(wide)
-        self.total_weight = float(self.weight.sum())
+        (self.total_weight,) = ranks.totals(float(self.weight.sum()))
+        self.first, n_rows = ranks.start(len(x)), sum(ranks.each(len(x)))
         self.offset, projections = self._scan()
-        order = projections.argsort()
-        self.order = order if weight is None else order[self.weight[order] > 0]
-        self.cumulative = None if weight is None else self.weight[self.order].cumsum(0)
-        self.n_distinct = count_distinct(projections[self.order])
+        told = ranks.size == 1 or n_rows <= MOST_TOLD
+        projections = ranks.gather(projections) if told else None
+        order = projections.argsort() if told else torch.arange(n_rows, device=x.device)
+        of_all = None if weight is None else ranks.gather(self.weight)
+        self.order = order if weight is None else order[of_all[order] > 0]
+        self.cumulative = None if weight is None else of_all[self.order].cumsum(0)
+        self.n_distinct = count_distinct(projections[self.order]) if told else len(self.order)
 
     def __len__(self):
         return self.n_distinct
@@ -59,14 +77,15 @@ class WeightedRows:
     def _scan(self):
         """Mean of the rows, and their projections on a fixed direction (n,), in one visit."""
         x, direction, projections = self.x, projection(self.x), []
-        sums, reference = torch.zeros_like(direction), x[0].to(direction)
+        sums, reference = torch.zeros_like(direction), self.ranks.first(x[slice(0, 1)][0].to(direction))
         chunks = row_chunks(len(x), x.shape[1], n_bytes=SCAN_BYTES)
         buffer = direction.new_empty(x[chunks[0]].shape)
         for rows in chunks:
             chunk = buffer[: len(x[rows])].copy_(x[rows]).sub_(reference)
             sums += self.weight[rows] @ chunk
             projections.append(chunk @ direction)
-        return (reference + sums / self.total_weight).to(x), torch.cat(projections)
+        (sums,) = self.ranks.totals(sums)
+        return (reference + sums / self.total_weight).to(x.dtype), torch.cat(projections)
 
     def centered(self, x):
         """Any rows less the offset, in the dtype of these."""
@@ -74,27 +93,44 @@ class WeightedRows:
 
     def take(self, indices, out=None):
         """Copies of rows, less the offset."""
+        if not isinstance(self.x, torch.Tensor):
+            return self.x.read(indices.cpu()).sub_(self.offset)
         return torch.index_select(self.x, 0, indices, out=out).sub_(self.offset)
 
-    def draw(self, n_rows, generator, out=None):
-        """Rows and their weights: as many as asked for, which count one each (None), or all if no more are distinct.
+    def draw(self, n_rows, generator):
+        """The rows of a batch and their weights, of all processes."""
+        return whole(self.batch(n_rows, generator))
+
+    def batch(self, n_rows, generator, out=None):
+        """Rows: as many as asked for, which count one each, or all if no more are distinct.
 
         Drawn rows are written to the buffer ``out`` (n_rows, d), if it is given.
         """
         if n_rows >= len(self):
-            return self.take(self.order), self.weight[self.order]
+            own, ranks = self.ranks.deal(self.order, self.first, len(self.x))
+            return Batch(self.take(own), self.weight[own], ranks)
         draws = torch.rand(n_rows, dtype=torch.float64, generator=generator).to(self.weight)
         if self.cumulative is None:
             positions = (draws * len(self.order)).long()
         else:
             positions = torch.searchsorted(self.cumulative, draws * self.total_weight, right=True)
-        return self.take(self.order[positions.clamp_(max=len(self.order) - 1)], out), None
+        picked = self.order[positions.clamp_(max=len(self.order) - 1)]
+        own, ranks = self.ranks.deal(picked, self.first, len(self.x))
+        return Batch(self.take(own, None if out is None else out[: len(own)]), None, ranks)
 
     def variance(self):
         """Mean over the features of the variance of the rows."""
         chunks = row_chunks(len(self.x), self.x.shape[1], n_bytes=SCAN_BYTES)
         parts = [self.weight[rows] @ (self.x[rows] - self.offset).to(self.weight).square().sum(1) for rows in chunks]
-        return float(sum(parts)) / self.total_weight / self.x.shape[1]
+        (total,) = self.ranks.totals(float(sum(parts)))
+        return total / self.total_weight / self.x.shape[1]
+
+
+def whole(batch):
+    """The rows of a batch and their weights (None: one each), of all processes."""
+    if batch.ranks.size == 1:
+        return batch.x, batch.weight
+    return batch.ranks.gather(batch.x), None if batch.weight is None else batch.ranks.gather(batch.weight)
 
 
 def by_counts(masses, counts):
@@ -111,7 +147,7 @@ def constant_rate(learning_rate):
     return rates
 
 
-def mini_batch_step(x, weight, centers, counts, rates):
+def mini_batch_step(x, weight, centers, counts, rates, ranks=ALONE):
     """Move each centre towards the mean of its rows.
 
     ``centers + r * (means - centers)``, with a rate r for each centre that has rows.
@@ -127,6 +163,8 @@ def mini_batch_step(x, weight, centers, counts, rates):
         Weight that each centre has seen before.
     rates : callable, (masses, counts) -> Tensor of shape (k,)
         Learning rates from the weight in the batch and the weight so far, the batch included.
+    ranks : Alone or Deal
+        The processes that have the rows of the batch.
 
     Returns
     -------
@@ -136,16 +174,17 @@ def mini_batch_step(x, weight, centers, counts, rates):
         Mean squared distance of the rows to their centres before the step.
     """
     sums, masses = cluster_sums(x, centers, weight)
-    counts, wide = counts + masses, centers.to(sums)
-    moves = torch.where(masses[:, None] > 0, sums / masses[:, None] - wide, 0)
     squares = torch.linalg.vector_norm(x, dim=1).to(sums).square_()
     squares = squares.sum() if weight is None else squares @ weight.to(sums)
+    sums, masses, squares = ranks.totals(sums, masses, squares)
+    counts, wide = counts + masses, centers.to(sums)
+    moves = torch.where(masses[:, None] > 0, sums / masses[:, None] - wide, 0)
     inertia = squares - 2 * (sums * wide).sum() + masses @ wide.square().sum(1)
     moved = (wide + rates(masses, counts)[:, None] * moves).to(centers)
     return moved, counts, max(0.0, float(inertia / masses.sum()))
 
 
-def reassign(x, weight, centers, counts, ratio, generator):
+def reassign(x, weight, centers, counts, ratio, generator, ranks=ALONE):
     """Move centres whose count is below a share of the largest one to rows of the batch.
 
     Rows are drawn with probability proportional to weight times squared distance to the nearest centre; if all rows
@@ -161,12 +200,12 @@ def reassign(x, weight, centers, counts, ratio, generator):
     if not low.any() or low.all():
         return centers, counts
     mass = squared_residuals(x, centers, assign(x, centers))
-    mass = mass if weight is None else mass * weight
+    mass = ranks.gather(mass if weight is None else mass * weight)
     if not mass.any():
         return centers, counts
-    rows = draw_rows(torch.arange(len(x), device=x.device), mass, int(low.sum()), generator)
+    rows = draw_rows(torch.arange(len(mass), device=x.device), mass, int(low.sum()), generator)
     centers, counts = centers.clone(), counts.clone()
-    centers[low] = x[rows]
+    centers[low] = ranks.take(x, rows)
     counts[low] = counts[~low].min()
     return centers, counts
 
@@ -233,15 +272,15 @@ def fit_mini_batches(
     n_steps = max_iter * len(rows) // batch_size
     patience = Patience(batch_size / (len(rows) + 1), tol * rows.variance() if tol else 0.0, max_no_improvement)
     counts = torch.zeros(len(centers), dtype=wide_dtype(centers), device=centers.device)
-    whole = rows.draw(batch_size, generator) if batch_size == len(rows) else None
+    all_rows = rows.batch(batch_size, generator) if batch_size == len(rows) else None
     buffer = centers.new_empty(
         batch_size, centers.shape[1]
     )  # fresh memory for every batch would cost as much as a step
     for step in range(n_steps):
-        x, weight = whole or rows.draw(batch_size, generator, buffer)
-        moved, counts, mean = mini_batch_step(x, weight, centers, counts, rates)
+        x, weight, ranks = all_rows or rows.batch(batch_size, generator, buffer)
+        moved, counts, mean = mini_batch_step(x, weight, centers, counts, rates, ranks)
         if needs_look(step, counts):
-            moved, counts = reassign(x, weight, moved, counts, reassignment_ratio, generator)
+            moved, counts = reassign(x, weight, moved, counts, reassignment_ratio, generator, ranks)
         shift, centers = float((moved - centers).square().sum()) if tol else 0.0, moved
         stop = patience.exhausted(step, mean, shift)
         if report:

@@ -8,7 +8,10 @@ expectation, and the covariance of what it completed enters the sums (Ghahramani
 import torch
 
 from ..models.covariances import LOG_2PI, Mixture
+from ..models.moments import Moments
+from .distributed import ALONE
 from .em import m_step
+from .rows import lowest_of_all
 
 BLOCK_BYTES = 2**22  # what a block of patterns works on should stay in a cache
 MAX_ROWS = 1024  # of one pattern in a block
@@ -133,6 +136,8 @@ class PatternRows:
     covariance : Tensor, optional
         The covariance whose variances are to be one, in the form of the family; that of the observed values if not
         given.
+    ranks : Alone or Group
+        The processes that have shards of the rows; sums are those over all of them.
 
     Raises
     ------
@@ -140,17 +145,15 @@ class PatternRows:
         If the squares of the values are out of the range of float64.
     """
 
-    def __init__(self, x, family, reg_covar, weight=None, covariance=None):
-        self.family = family
+    def __init__(self, x, family, reg_covar, weight=None, covariance=None, ranks=ALONE):
+        self.family, self.ranks = family, ranks
         self.weight = x.new_ones(len(x)) if weight is None else weight.to(x)
-        self.total_weight = float(self.weight.sum())
         self.patterns = Patterns(~x.isnan())
-        counts = self.weight @ self.patterns.observed.to(x)
         self.x = torch.where(self.patterns.observed, x, 0.0)
-        if covariance is None:
-            variances = self.weight @ self.x.square() / counts
-        else:
-            variances = family.variances(covariance)[0].expand(x.shape[1])
+        self.n_rows, self.total_weight, counts, squares = ranks.totals(
+            len(x), float(self.weight.sum()), self.weight @ self.patterns.observed.to(x), self.weight @ self.x.square()
+        )
+        variances = squares / counts if covariance is None else family.variances(covariance)[0].expand(x.shape[1])
         if not torch.isfinite(variances).all():
             wrong = (~torch.isfinite(variances)).nonzero().flatten().tolist()
             raise ValueError(f"The variances of features {wrong} are not finite; scale the input data.")
@@ -175,7 +178,8 @@ class PatternRows:
         """
         resp = resp_of(slice(0, len(self.x))).to(self.x) * self.weight[:, None]
         means = self.x.new_zeros(n_components, self.x.shape[1])
-        return self.family.moments(self._whole(), resp, means), means
+        moments = self.family.moments(self._whole(), resp, means)
+        return type(moments)(*self.ranks.totals(*moments)), means
 
     def expect(self, mixtures):
         """E-step of several mixtures: for each, moments, the reference that they are about, and the log-likelihood."""
@@ -192,7 +196,8 @@ class PatternRows:
             evidence[rows], rows_of[rows] = posterior(found, mixture)[0], _expected(found, mixture)
         # A value of unit variance has this expected log-density.
         evidence = evidence + 0.5 * (LOG_2PI + 1) * self.patterns.observed.to(evidence).sum(1)
-        return rows_of[evidence.topk(n_rows, largest=False).indices]
+        lowest, indices = evidence.topk(min(n_rows, len(evidence)), largest=False)
+        return lowest_of_all(lowest, rows_of[indices], self.ranks)
 
     def filled(self):
         """Rows completed by a single Gaussian after a few steps of EM, in the coordinates of the data (n, d)."""
@@ -209,10 +214,11 @@ class PatternRows:
         return self._completed
 
     def _expect(self, mixture):
-        moments, total = self.family.empty_moments(mixture.means), 0.0
+        moments, total = self.family.empty_moments(mixture.means), self.x.new_zeros(())
         for rows, missing, found in _conditionals(self.x, self.patterns, mixture, self.family):
             evidence, log_resp = posterior(found, mixture)
             weight = self.weight[rows]
             total = total + (weight * evidence).sum()
             self.family.accumulate_conditional(moments, found, missing, log_resp.exp_().mul_(weight))
-        return self.family.complete(moments), mixture.means, float(total)
+        *moments, total = self.ranks.totals(*moments, total)
+        return self.family.complete(Moments(*moments)), mixture.means, float(total)

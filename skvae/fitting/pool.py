@@ -2,6 +2,8 @@
 
 import torch
 
+from .distributed import ALONE, Deal
+from .minibatch import Batch, whole
 from .nearest import wide_dtype
 from .streams import draw_indices
 
@@ -24,6 +26,8 @@ class PooledRows:
     run_length : int
         Rows in a run.
     generator : torch.Generator
+    ranks : Alone or Group
+        The processes that have shards of the rows. Each has a pool of its own, and a share of each batch.
 
     Attributes
     ----------
@@ -36,15 +40,19 @@ class PooledRows:
         The pool, whose rows are not centred.
     """
 
-    def __init__(self, x, weight, size, run_length, generator):
-        self.stream, self.weight, self.run_length, self.largest = x, weight, run_length, 0.0
+    def __init__(self, x, weight, size, run_length, generator, ranks=ALONE):
+        self.stream, self.weight, self.run_length, self.largest, self.ranks = x, weight, run_length, 0.0, ranks
+        generator = ranks.private(generator)
         self.cumulative = None if weight is None else weight.cpu().double().cumsum(0)
-        self.n_counted = len(x) if weight is None else int((weight > 0).sum())
-        self.total_weight = float(len(x) if weight is None else self.cumulative[-1])
+        self.own_weight = float(len(x) if weight is None else self.cumulative[-1])
+        n_counted = len(x) if weight is None else int((weight > 0).sum())
+        self.n_counted, self.total_weight = ranks.totals(n_counted, self.own_weight)
+        self.weights = ranks.gather(torch.tensor([self.own_weight], dtype=torch.float64))  # of the processes' rows
         self._sums = torch.zeros(x.shape[1], dtype=wide_dtype(x), device=x.device)
-        self._reference = x[slice(0, 1)][0].clone()
+        self._reference = ranks.first(x[slice(0, 1)][0].clone())
         self.x = x.take(draw_indices(x, size, generator, weight), self._visit)
-        self.offset = (self._reference.to(self._sums) + self._sums / self.total_weight).to(self.x)
+        (sums,) = ranks.totals(self._sums)
+        self.offset = (self._reference.to(sums) + sums / self.total_weight).to(self.x)
         self._order, self._next = torch.randperm(size, generator=generator), 0
 
     def __len__(self):
@@ -59,15 +67,28 @@ class PooledRows:
         """Any rows less the offset, in the dtype of these."""
         return (x - self.offset.to(x)).to(self.x.dtype)
 
-    def draw(self, n_rows, generator, out=None):
-        """Rows of the pool, and their weights (None: one each). The pool is renewed by as many.
+    def draw(self, n_rows, generator):
+        """The rows of a batch and their weights, of all processes."""
+        return whole(self.batch(n_rows, generator))
 
-        Drawn rows are written to the buffer ``out`` (n_rows, d), if it is given.
+    def batch(self, n_rows, generator, out=None):
+        """Rows of the pool, which is renewed by as many.
+
+        Of several processes, each has as many as it has a share of all rows. Drawn rows are written to the buffer
+        ``out`` (n_rows, d), if it is given.
         """
-        places = torch.randint(len(self.x), (n_rows,), generator=generator).to(self.x.device)
-        drawn = torch.index_select(self.x, 0, places, out=out).sub_(self.offset)
-        self._renew(n_rows, generator)
-        return drawn, None
+        shares = n_rows * self.weights / self.total_weight
+        sizes, own = shares.round().long().clamp(1, n_rows), self.ranks.rank
+        n_own, generator = int(sizes[own]), self.ranks.private(generator)
+        places = torch.randint(len(self.x), (n_own,), generator=generator).to(self.x.device)
+        drawn = torch.index_select(self.x, 0, places, out=None if out is None else out[:n_own]).sub_(self.offset)
+        self._renew(n_own, generator)
+        if self.ranks.size == 1:
+            return Batch(drawn, None)
+        first = int(sizes[:own].sum())
+        dealt = Deal(self.ranks, torch.arange(first, first + n_own, device=drawn.device), int(sizes.sum()))
+        weight = self._sums.new_full((n_own,), float(shares[own]) / n_own)  # which makes up for the rounding of shares
+        return Batch(drawn, weight, dealt)
 
     def _renew(self, n_rows, generator):
         """Replace the oldest rows of the pool by runs from random places."""
@@ -81,7 +102,7 @@ class PooledRows:
         """Indices of the rows of runs (n_runs, run_length): as they stand or, if they have weights, drawn by these."""
         draws = torch.rand(n_runs, dtype=torch.float64, generator=generator)
         steps = torch.arange(self.run_length) + torch.rand(n_runs, 1, dtype=torch.float64, generator=generator)
-        total = torch.tensor(self.total_weight, dtype=torch.float64)
+        total = torch.tensor(self.own_weight, dtype=torch.float64)
         first = self._row_at(draws * total, total) // self.run_length * self.run_length
         last = (first + self.run_length).clamp_(max=len(self.stream))
         low, high = self._weight_before(first), self._weight_before(last)
@@ -104,4 +125,5 @@ class PooledRows:
         for rows in self.stream.blocks:
             squares = (self.stream[rows] - self.offset).to(self._sums).square().sum(1)
             total += float(squares.sum() if self.weight is None else self.weight[rows].to(squares) @ squares)
+        (total,) = self.ranks.totals(total)
         return total / self.total_weight / self.x.shape[1]

@@ -38,16 +38,30 @@ def axes_of_scatter(scatter):
     return squares.flip(0).clamp(min=0), _with_signs(vectors.flip(1).mT)
 
 
-def axes_of_rows(x):
+def axes_of_rows(columns, n_features):
     """As `axes_of_scatter`, but for fewer rows than features: axes (n, d) and sums of squares (n,).
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
-        Centred rows, times the roots of their weights.
+    columns : iterable of Tensor (n, b)
+        Blocks of columns of centred rows, times the roots of their weights. It is gone through once here, and once for
+        each time that axes are asked for.
+    n_features : int
     """
-    squares, vectors = axes_of_scatter((x @ x.mT).to(torch.float64))
-    return squares, _with_signs(torch.linalg.qr((vectors @ x.to(torch.float64)).mT).Q.mT)
+    squares, vectors = axes_of_scatter(sum((block @ block.mT).to(torch.float64) for block in columns))
+    return squares, RowAxes(vectors, columns, n_features)
+
+
+class RowAxes:
+    """Principal axes of rows (n, d), of which only those are computed that are asked for."""
+
+    def __init__(self, vectors, columns, n_features):
+        self.vectors, self.columns, self.shape = vectors, columns, (len(vectors), n_features)
+
+    def __getitem__(self, first):
+        """Axes of a slice that begins with the first (m, d)."""
+        axes = torch.cat([self.vectors[first] @ block.to(torch.float64) for block in self.columns], 1)
+        return _with_signs(torch.linalg.qr(axes.mT).Q.mT)
 
 
 def _with_signs(axes):
@@ -92,7 +106,7 @@ def fit_ppca(squares, axes, n_samples, n_components, dtype):
     ----------
     squares : Tensor of shape (m,)
         Weighted sums of squares along the principal axes, in decreasing order.
-    axes : Tensor of shape (m, d)
+    axes : Tensor or RowAxes of shape (m, d)
     n_samples : float
         Total weight of the rows.
     n_components : int, float, "mle" or None

@@ -4,6 +4,8 @@ from functools import partial
 
 import torch
 
+from .distributed import ALONE
+
 LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
 MIN_CHUNK = 256  # rows
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
@@ -50,6 +52,14 @@ def scatter_of(x, family, weight=None, chunk_size=None):
     return sum(part.to(torch.float64) for part in parts)
 
 
+def lowest_of_all(values, rows, ranks):
+    """Of the rows (m, d) with the lowest values (m,) of each process, those with the lowest ones of all."""
+    if ranks.size == 1:
+        return rows
+    n_rows, values, rows = max(ranks.each(len(values))), ranks.gather(values), ranks.gather(rows)
+    return rows[values.topk(n_rows, largest=False).indices]
+
+
 def _whitened(family, whitener, x):
     """A whitened copy of rows."""
     out = torch.empty_like(x)
@@ -93,14 +103,24 @@ class WhitenedRows:
     covariance : Tensor, optional
         The covariance that is to become the identity, in the form of the family and float64; that of the rows if not
         given.
+    ranks : Alone or Group
+        The processes that have shards of the rows; sums are those over all of them.
+
+    Attributes
+    ----------
+    n_rows : int
+        Of all processes.
+    total_weight : float
+        Of these.
     """
 
-    def __init__(self, x, family, reg_covar, weight=None, chunk_size=None, covariance=None):
-        self.family, self.weight, self.chunk_size = family, weight, chunk_size
-        self.total_weight = float(len(x) if weight is None else weight.sum(dtype=torch.float64))
+    def __init__(self, x, family, reg_covar, weight=None, chunk_size=None, covariance=None, ranks=ALONE):
+        self.family, self.weight, self.chunk_size, self.ranks = family, weight, chunk_size, ranks
+        total_weight = float(len(x) if weight is None else weight.sum(dtype=torch.float64))
+        self.n_rows, self.total_weight = ranks.totals(len(x), total_weight)
         scatter = None
         if covariance is None:
-            scatter = scatter_of(x, family, weight, chunk_size)
+            (scatter,) = ranks.totals(scatter_of(x, family, weight, chunk_size))
             covariance = scatter / self.total_weight
         unit = family.identity(covariance, x.shape[1])
         self.whitener = family.whitener(covariance + family.regularization(reg_covar, unit))
@@ -123,6 +143,7 @@ class WhitenedRows:
             moments = self.family.empty_moments(means)
             for block in blocks_of(self.x):
                 self.accumulate(moments, resp_of, means, block)
+            moments = type(moments)(*self.ranks.totals(*moments))
             return self.family.complete(moments), means.to(torch.float64)
         sums, scatter = self.empty_sums(n_components), 0.0
         for block in blocks_of(self.x):
@@ -131,6 +152,7 @@ class WhitenedRows:
                 sums += _sums_of(resp.mT, parts)
                 if self.family.tied:  # responsibilities may sum to less than one: a start may use some rows only
                     scatter = scatter + self.family.scatter(self.x[rows], resp.sum(1)).to(sums)
+        sums, scatter = self.ranks.totals(sums, scatter)
         return self.family.moments_of(sums, self.x.shape[1], scatter), means.to(sums)
 
     def expect(self, mixtures):
@@ -139,14 +161,16 @@ class WhitenedRows:
         Mixtures in the linear form share their products. Streamed rows are read once for all mixtures.
         """
         dtypes = [self._linear_dtype(mixture) for mixture in mixtures]
-        groups = [[i for i, own in enumerate(dtypes) if own == dtype] for dtype in {*dtypes} - {None}]
+        groups = [[i for i, own in enumerate(dtypes) if own == dtype] for dtype in dict.fromkeys(dtypes) if dtype]
         passes = [(group, _LinearPass(self, [mixtures[i] for i in group], dtypes[group[0]])) for group in groups]
         passes += [([i], _ResidualPass(self, mixtures[i])) for i, dtype in enumerate(dtypes) if dtype is None]
         for block in blocks_of(self.x):
             for _, one in passes:
                 one.add(block)
+        totals = iter(self.ranks.totals(*(part for _, one in passes for part in one.sums)))
         found = [None] * len(mixtures)
         for group, one in passes:
+            one.sums = [next(totals) for _ in one.sums]
             for index, part in zip(group, one.results(), strict=True):
                 found[index] = part
         return found
@@ -177,7 +201,7 @@ class WhitenedRows:
                 values, indices = values.topk(min(n_rows, len(values)), largest=False)
                 rows = rows[indices]
             lowest, found = values, rows
-        return found.to(mixture.means)
+        return lowest_of_all(lowest, found, self.ranks).to(mixture.means)
 
     def is_linear(self):
         """Whether the linear form is the faster one."""
@@ -245,7 +269,7 @@ class WhitenedRows:
         """Scatter of the whitened rows: from that of the rows where this loses nothing, else summed again."""
         scales = self.whitener.diagonal() if self.whitener.ndim == 2 else self.whitener
         if scatter is None or self.x.dtype != torch.float64 or scales.amax() > MAX_RATIO * scales.amin():
-            return scatter_of(self.x, self.family, self.weight, self.chunk_size)
+            return self.ranks.totals(scatter_of(self.x, self.family, self.weight, self.chunk_size))[0]
         return self.family.whiten_covariances(scatter, self.whitener)
 
     def _chunks(self, block, n_components):
@@ -260,8 +284,8 @@ class _LinearPass:
     def __init__(self, rows, mixtures, dtype):
         self.rows, self.mixtures, self.dtype = rows, mixtures, dtype
         self.natural = torch.cat([rows.family.natural(mixture) for mixture in mixtures]).to(dtype)
-        self.sums = rows.empty_sums(len(self.natural))
-        self.totals = self.natural.new_zeros(len(mixtures), dtype=torch.float64)
+        # Of features weighted by responsibilities, and of log-likelihoods.
+        self.sums = [rows.empty_sums(len(self.natural)), self.natural.new_zeros(len(mixtures), dtype=torch.float64)]
 
     def add(self, block):
         """Add the rows of a slice."""
@@ -274,14 +298,14 @@ class _LinearPass:
             evidence, scale = peak.add_(norm.log()), norm.reciprocal_()
             if weight is not None:
                 evidence, scale = evidence * weight[rows], scale * weight[rows]
-            self.totals += evidence.sum((1, 2), dtype=torch.float64)
-            self.sums += _sums_of(resp.mul_(scale).flatten(0, 1), parts)
+            self.sums[1] += evidence.sum((1, 2), dtype=torch.float64)
+            self.sums[0] += _sums_of(resp.mul_(scale).flatten(0, 1), parts)
 
     def results(self):
         """What `WhitenedRows.expect` gives, for each mixture."""
         family, n_features = self.rows.family, self.rows.x.shape[1]
-        sums = self.sums.split(len(self.sums) // len(self.mixtures))
-        for mixture, part, total in zip(self.mixtures, sums, self.totals, strict=True):
+        sums = self.sums[0].split(len(self.natural) // len(self.mixtures))
+        for mixture, part, total in zip(self.mixtures, sums, self.sums[1], strict=True):
             shared = self.rows.scatter if family.tied else None
             total = total + family.common(mixture, shared)
             yield family.moments_of(part, n_features, shared), torch.zeros_like(mixture.means), float(total)
@@ -291,9 +315,10 @@ class _ResidualPass:
     """E-step of one mixture with residuals from its means."""
 
     def __init__(self, rows, mixture):
-        self.rows, self.total = rows, 0.0
-        self.mixture = mixture.to(rows.x.device, rows.x.dtype)
+        self.rows, self.mixture = rows, mixture.to(rows.x.device, rows.x.dtype)
         self.moments = rows.family.empty_moments(self.mixture.means)
+        self.total = self.moments.weight.new_zeros(())
+        self.sums = [*self.moments, self.total]
 
     def add(self, block):
         """Add the rows of a slice."""
@@ -301,10 +326,11 @@ class _ResidualPass:
 
     def _resp_of(self, rows):
         evidence, log_resp = e_step(self.rows.x[rows], self.mixture, self.rows.family)
-        self.total = self.total + self.rows.weighted(evidence[:, None], rows).sum(dtype=torch.float64)
+        self.total += self.rows.weighted(evidence[:, None], rows).sum(dtype=torch.float64)
         return log_resp.exp()
 
     def results(self):
         """What `WhitenedRows.expect` gives, in a list of one."""
-        moments = self.rows.family.complete(self.moments)
-        return [(moments, self.mixture.means.to(torch.float64), float(self.total))]
+        *moments, total = self.sums
+        moments = self.rows.family.complete(type(self.moments)(*moments))
+        return [(moments, self.mixture.means.to(torch.float64), float(total))]

@@ -12,6 +12,7 @@ from skorch.callbacks import LRScheduler
 from .callbacks import Resumable
 
 FORMAT = 1
+OWN_STATES = ("generator", "torch")  # of random numbers, which each process has for itself
 
 
 def take_snapshot(net, model, generator):
@@ -124,6 +125,46 @@ class Checkpoint:
             with suppress(OSError):
                 os.unlink(name)
             raise
+
+
+class JointCheckpoint:
+    """A `Checkpoint` of several processes, with the states of the random numbers of each.
+
+    The first process reads and writes the file.
+
+    Parameters
+    ----------
+    path, fingerprint, seed
+        As for `Checkpoint`.
+    ranks : Group
+    """
+
+    def __init__(self, path, fingerprint, seed, ranks):
+        self.ranks = ranks
+        self.file = Checkpoint(path, fingerprint, seed) if ranks.rank == 0 else None
+
+    def begin(self):
+        """See `Checkpoint`."""
+        snapshot, finished = self.ranks.objects(self.file.begin() if self.file else None)[0]
+        return snapshot and snapshot | snapshot["processes"][self.ranks.rank], finished
+
+    def keep(self, snapshot, *, finished=False):
+        """See `Checkpoint`."""
+        states = self.ranks.objects({name: snapshot[name] for name in OWN_STATES})
+        if self.file:
+            self.file.keep(snapshot | {"processes": states}, finished=finished)
+
+    def remove(self):
+        """See `Checkpoint`."""
+        if self.file:
+            self.file.remove()
+
+
+def checkpoint_of(path, fingerprint, seed, ranks):
+    """The file that a training is written to."""
+    if ranks.size == 1:
+        return Checkpoint(path, fingerprint, seed)
+    return JointCheckpoint(path, "".join(ranks.objects(fingerprint)), seed, ranks)
 
 
 def read_checkpoint(path):

@@ -37,7 +37,7 @@ class RowSource:
 
 def select_rows(rows, indices):
     """Some rows of a tensor or of a source."""
-    return rows.select(indices) if isinstance(rows, RowSource) else rows[indices]
+    return rows.select(indices) if isinstance(rows, RowSource) else rows[indices.to(rows.device)]
 
 
 def shuffled(rows, generator, n_together):

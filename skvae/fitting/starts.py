@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import torch
 
+from .distributed import ALONE, Alone, Group
 from .lloyd import distinct_rows, kmeans, seed_centers
 from .nearest import NearestCenters
 from .streams import sample_indices
 
+MOST_TOLD = 2**22  # rows of all processes, of each of which they tell one another a number; of more, of a sample only
 FREQUENCY = 1e3  # of random responsibilities: rows this share of a standard deviation apart have nothing in common
 
 
@@ -26,17 +28,27 @@ class Sample(NamedTuple):
     x: torch.Tensor  # (m, d)
     weight: torch.Tensor | None  # (m,), one each if None
     indices: torch.Tensor | None  # (m,) places among all rows; None: these are all
+    start: int = 0  # place of the first row of this process among all
+    ranks: Alone | Group = ALONE
+
+    @property
+    def owners(self):
+        """The processes that have parts of the sample."""
+        return self.ranks if self.indices is None else ALONE
 
 
-def _sample(x, n_components, generator, weight):
-    """All rows of a tensor, or some of streamed ones."""
-    if isinstance(x, torch.Tensor):
-        return Sample(x, weight, None)
-    indices, weight = sample_indices(x, n_components, generator, weight)
-    return Sample(x.take(indices), weight, indices)
+def _sample(x, n_components, generator, weight, ranks):
+    """All rows of tensors, or some of streamed ones, which are on all processes."""
+    held, start = isinstance(x, torch.Tensor), ranks.start(len(x))
+    if all(ranks.each(held)) and (ranks.size == 1 or sum(ranks.each(len(x))) <= MOST_TOLD):
+        return Sample(x, weight, None, start, ranks)
+    indices, weight = sample_indices(x, n_components, generator, weight, ranks)
+    rows = ranks.gather(x[indices.to(x.device)] if held else x.take(indices))
+    weight = None if weight is None else ranks.gather(weight)
+    return Sample(rows, weight, ranks.gather(indices + start), start, ranks)
 
 
-def draw_starts(name, n_starts, x, n_components, generator, weight=None):
+def draw_starts(name, n_starts, x, n_components, generator, weight=None, ranks=ALONE):
     """Responsibilities to start from, drawn a number of times.
 
     Parameters
@@ -45,27 +57,30 @@ def draw_starts(name, n_starts, x, n_components, generator, weight=None):
         One of `STARTS`.
     n_starts : int
     x : Tensor or StreamedRows of shape (n, d)
-        Centred rows. A start is looked for in all rows of a tensor, and in a random sample of streamed ones.
+        Centred rows. A start is looked for in all rows of a tensor, and in a random sample of streamed ones, or of more
+        than four million rows of several processes.
     n_components : int
     generator : torch.Generator
     weight : Tensor of shape (n,), optional
         Weights of the rows.
+    ranks : Alone or Group
+        The processes that have shards of the rows.
 
     Yields
     ------
     resp_of : callable, slice -> Tensor (b, k)
         Responsibilities of the rows of a slice. A tensor of rows is not needed for them, and may be overwritten.
     """
-    sample = _sample(x, n_components, generator, weight)
+    sample = _sample(x, n_components, generator, weight, ranks)
     for _ in range(n_starts):
         yield STARTS[name](x, sample, n_components, generator, weight)
 
 
 def _kmeans_labels(x, sample, n_components, generator, weight):
-    centers, labels = kmeans(sample.x, n_components, generator, sample.weight)
+    centers, labels = kmeans(sample.x, n_components, generator, sample.weight, sample.owners)
     if sample.indices is None:
         return from_labels(labels, n_components, x.dtype)
-    nearest = NearestCenters(centers)
+    nearest = NearestCenters(sample.ranks.first(centers))
     return lambda rows: _members(nearest(x[rows]), n_components, x.dtype)
 
 
@@ -73,8 +88,9 @@ def _from_seeds(choose):
     """Responsibilities that give each component the one row chosen for it, whatever the weight of that row."""
 
     def start(x, sample, n_components, generator, weight):
-        seeds = choose(sample.x, n_components, generator, sample.weight)
+        seeds = choose(sample.x, n_components, generator, sample.weight, sample.owners)
         seeds = seeds if sample.indices is None else sample.indices.to(seeds.device)[seeds]
+        seeds = sample.ranks.first(seeds) - sample.start
         # One row starts one component: equal components would stay equal for ever.
         seeds = seeds.where(~(seeds[:, None] == seeds).triu(1).any(1), -1)
         size, kind = len(x), {"dtype": x.dtype, "device": x.device}  # the rows themselves are not kept
@@ -98,7 +114,9 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
     """
     draws = {"dtype": torch.float64, "generator": generator}
     squares, theirs = sample.x.square(), sample.weight
-    scale = squares.mean(0).sqrt() if theirs is None else (theirs @ squares / theirs.sum()).sqrt()
+    mass = float(len(squares)) if theirs is None else theirs.sum()
+    sums, mass = sample.owners.totals(squares.sum(0) if theirs is None else theirs @ squares, mass)
+    scale = (sums / mass).sqrt()
     direction = torch.randn(x.shape[1], **draws).to(sample.x) / torch.where(scale > 0, scale, 1.0)
     frequencies, phases = (draw(n_components, **draws).to(sample.x) for draw in (torch.randn, torch.rand))
     epsilon = torch.finfo(x.dtype).eps

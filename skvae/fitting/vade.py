@@ -8,6 +8,7 @@ from torch.nn.utils import skip_init
 
 from ..models import Mixture
 from .callbacks import Resumable
+from .distributed import ALONE
 from .lloyd import distinct_rows
 
 POSTERIOR_SHARE = 0.1  # of the variance of codes: that of posteriors when the mixture comes in
@@ -51,7 +52,7 @@ class WithLogScales(nn.Module):
         return torch.cat([mean, self.log_scale(mean)], -1)
 
 
-def standardize_codes(model, mean, log_scale):
+def standardize_codes(model, mean, log_scale, ranks=ALONE):
     """Give codes mean zero and standard deviation one, and posteriors a spread; decoded rows stay what they are.
 
     Parameters
@@ -62,25 +63,35 @@ def standardize_codes(model, mean, log_scale):
         Posterior means of training rows.
     log_scale : Tensor of shape (n, d)
         Raw log-scales of the same rows, of a head that was not trained yet.
+    ranks : Alone or Group
+        The processes that have shards of the rows.
 
     Returns
     -------
     z : Tensor of shape (n, d)
         The means in their new units.
     """
-    center, spread = mean.mean(0), mean.std(0, correction=0)
+    (center, spread), middle = mean_and_scale(mean, ranks), mean_and_scale(log_scale, ranks)[0]
     # A code that hardly varies is rounding, and stays small.
     spread = torch.where(spread > 1e-4 * spread.max(), spread, 1.0)
     start = 0.5 * math.log(POSTERIOR_SHARE)
     scale = torch.cat([1 / spread, torch.ones_like(spread)])
-    model.encoder = nn.Sequential(
-        model.encoder, Affine(scale, torch.cat([-center / spread, start - log_scale.mean(0)]))
-    )
+    model.encoder = nn.Sequential(model.encoder, Affine(scale, torch.cat([-center / spread, start - middle])))
     model.decoder = nn.Sequential(Affine(spread, center), model.decoder)
     return (mean - center) / spread
 
 
-def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3):
+def mean_and_scale(z, ranks):
+    """Means and standard deviations of the columns (d,) of the rows of all processes."""
+    if ranks.size == 1:
+        return z.mean(0), z.std(0, correction=0)
+    sums, n_rows = ranks.totals(z.sum(0, dtype=torch.float64), len(z))
+    mean = sums / n_rows
+    (squares,) = ranks.totals((z - mean).square().sum(0))
+    return mean.to(z), (squares / n_rows).sqrt().to(z)
+
+
+def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3, ranks=ALONE):
     """Mixtures with means at random rows, all with the covariance of all rows, so that responsibilities are soft.
 
     Parameters
@@ -92,16 +103,19 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
     generator : torch.Generator
     reg_covar : float, default=1e-3
         Added to the variances.
+    ranks : Alone or Group
+        The processes that have shards of the rows.
 
     Returns
     -------
     mixtures : list of Mixture
     """
-    covariance = family.scatter(z - z.mean(0)) / len(z) + reg_covar * family.identity(z, z.shape[1])
+    scatter, n_rows = ranks.totals(family.scatter(z - mean_and_scale(z, ranks)[0]), len(z))
+    covariance = scatter / n_rows + reg_covar * family.identity(z, z.shape[1])
     factor, _ = family.factor(covariance)
     shape = (n_components, *factor.shape[1:])
     weights = z.new_full((n_components,), -math.log(n_components))
-    means = (z[distinct_rows(z, n_components, generator, None)] for _ in range(n_mixtures))
+    means = (ranks.take(z, distinct_rows(z, n_components, generator, None, ranks)) for _ in range(n_mixtures))
     return [Mixture(weights, mean, covariance.expand(shape), factor.expand(shape)) for mean in means]
 
 
@@ -116,10 +130,12 @@ class PruneMixtures(Resumable):
     prior : GaussianMixturePrior
     stages : list of (int, int)
         Steps after which mixtures are dropped, and how many are kept.
+    ranks : Alone or Group
+        The processes that train.
     """
 
-    def __init__(self, prior, stages):
-        self.prior, self.stages = prior, stages
+    def __init__(self, prior, stages, ranks=ALONE):
+        self.prior, self.stages, self.ranks = prior, stages, ranks
 
     def on_train_begin(self, net, **kwargs):
         """Start to count."""
@@ -138,6 +154,11 @@ class PruneMixtures(Resumable):
         due = [n_kept for step, n_kept in self.stages if self.begun_ < step <= self.step_]
         if due:
             self._drop(net, min(due))
+
+    def on_epoch_end(self, net, **kwargs):
+        """Let all processes have the same losses."""
+        if self.losses_ and self.ranks.size > 1:
+            self.losses_ = list(self._shared(torch.stack(self.losses_)))
 
     def state(self, net):
         """What `resume` needs."""
@@ -161,10 +182,15 @@ class PruneMixtures(Resumable):
 
     def _drop(self, net, n_kept):
         window = min(WINDOW, math.ceil(len(self.losses_) / 2))
-        scores = torch.stack(self.losses_[-window:]).mean(0)
+        scores = self._shared(torch.stack(self.losses_[-window:]).mean(0))
         hand_over(net.optimizer_, self.prior.keep(scores.argsort()[:n_kept]))
         self.scores_.append(scores.tolist())
         self.begun_, self.losses_ = self.step_, []
+
+    def _shared(self, losses):
+        """Means of the losses of all processes."""
+        losses, n_processes = self.ranks.totals(losses, 1)
+        return losses / n_processes
 
 
 def hand_over(optimizer, replaced):

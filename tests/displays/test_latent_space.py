@@ -1,14 +1,18 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.mixture import GaussianMixture
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skvae import TorchGMM
 from skvae.displays import LatentSpaceDisplay
-from skvae.displays.latent_space import ellipse_of, full_covariances
+from skvae.displays.codes import full_covariances
+from skvae.displays.drawing import COLORS, ellipse_of
 from skvae.models import COVARIANCES
 
 
@@ -91,3 +95,76 @@ def test_unfitted_mixture():
     X, y = load_iris(return_X_y=True)
     with pytest.raises(NotFittedError):
         LatentSpaceDisplay.from_estimator(TorchGMM(3), X, y)
+
+
+def test_class_means_are_marked():
+    X, y = load_iris(return_X_y=True)
+    display = LatentSpaceDisplay.from_predictions(X[:, :2], y)
+    assert_allclose(display.class_means_, [X[y == c, :2].mean(0) for c in range(3)])
+    marks = [line for line in display.ax_.get_lines() if line.get_marker() == "X"]
+    assert_allclose(np.concatenate([mark.get_xydata() for mark in marks]), display.class_means_)
+    assert [mark.get_markerfacecolor() for mark in marks] == list(COLORS[:3])
+    assert [text.get_text() for text in display.ax_.texts] == ["0", "1", "2"]
+
+
+def test_colours_and_markers_of_many_classes():
+    rng = np.random.default_rng(0)
+    display = LatentSpaceDisplay.from_predictions(rng.normal(size=(300, 2)), np.arange(300) % 25)
+    looks = {
+        (tuple(part.get_facecolor()[0]), part.get_paths()[0].vertices.tobytes()) for part in display.ax_.collections
+    }
+    assert len(looks) == 25
+
+
+@pytest.mark.parametrize("n_std", [1.0, 2.5])
+def test_ellipses_are_where_the_components_are(n_std):
+    means, covariances = [[1.0, 2.0], [-3.0, 0.0]], [[[4.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 9.0]]]
+    given = {"means": means, "covariances": covariances, "n_std": n_std}
+    ax = LatentSpaceDisplay.from_predictions(np.zeros((3, 2)), **given).ax_
+    one, two = ellipses(ax)
+    assert_allclose([one.get_center(), two.get_center()], means)
+    assert_allclose([one.width, one.height, one.angle % 180], [4 * n_std, 2 * n_std, 0], atol=1e-9)
+    assert_allclose([two.width, two.height, two.angle % 180], [6 * n_std, 2 * n_std, 90], atol=1e-9)
+    assert ax.get_aspect() == 1
+    (crosses,) = [line for line in ax.get_lines() if line.get_marker() == "+"]
+    assert_allclose(crosses.get_xydata(), means)
+
+
+def test_vade_encodes_the_rows(vade, images):
+    display = LatentSpaceDisplay.from_estimator(vade, images)
+    plane = PCA(2).fit(vade.transform(images))
+    assert_allclose(display.codes, plane.transform(vade.transform(images)), atol=1e-5)
+    assert_allclose(display.means, plane.transform(vade.means_), atol=1e-5)
+    assert_allclose(display.covariances, plane.components_ @ vade.covariances_ @ plane.components_.T, atol=1e-5)
+    assert_array_equal(display.labels, vade.labels_)
+    assert len(ellipses(display.ax_)) == 3
+
+
+def test_pipeline_of_an_embedder_and_a_mixture(pipeline, images):
+    display = LatentSpaceDisplay.from_estimator(pipeline, images, projection="discriminant")
+    assert_array_equal(display.labels, pipeline.predict(images))
+    given = {"means": pipeline[-1].means_, "covariances": pipeline[-1].covariances_}
+    same = LatentSpaceDisplay.from_predictions(pipeline[0].transform(images), projection="discriminant", **given)
+    assert_allclose(display.codes, same.codes)
+    assert_allclose(display.covariances, same.covariances)
+
+
+def test_embedders_without_a_mixture(pipeline, images):
+    scaled = Pipeline([("scale", StandardScaler()), ("pca", PCA(2))]).fit(images)
+    display = LatentSpaceDisplay.from_estimator(scaled, images)
+    assert_allclose(display.codes, scaled.transform(images))
+    assert display.labels is None
+    assert display.means is None
+    vae = pipeline[0]
+    display = LatentSpaceDisplay.from_estimator(vae, images, np.arange(120) % 3)
+    assert_allclose(display.codes, PCA(2).fit_transform(vae.transform(images)), atol=1e-5)
+
+
+def test_wrong_mixtures():
+    X, _ = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match="There are covariances but no means"):
+        LatentSpaceDisplay.from_predictions(X, covariances=np.eye(4)[None])
+    with pytest.raises(ValueError, match=r"means should be of shape \(n_components, 4\), but are of \(2, 3\)"):
+        LatentSpaceDisplay.from_predictions(X, means=np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"covariances should be of shape \(2, 4, 4\), one matrix for each mean, but"):
+        LatentSpaceDisplay.from_predictions(X, means=np.zeros((2, 4)), covariances=np.ones((2, 4)))

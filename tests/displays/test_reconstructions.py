@@ -1,9 +1,11 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 
 from skvae import VAEEmbedder
 from skvae.displays import ReconstructionDisplay
+from skvae.metrics import reconstruction_error
 
 
 def test_reconstructions():
@@ -16,4 +18,26 @@ def test_reconstructions():
     (picture,) = ax.get_images()
     shown = picture.get_array()
     assert_allclose(shown[1:4, 1:5], X[0].reshape(3, 4))
+    assert_allclose(shown[6:9, 7:11], vae.reconstruct(X[[1]]).reshape(3, 4), atol=1e-6)  # below the second one
+    assert display.errors.mean() == pytest.approx(reconstruction_error(vae, X[:5]))
+    assert [text.get_text() for text in ax.get_xticklabels()] == [f"{error:.2g}" for error in display.errors]
+    assert_allclose(ax.get_xticks(), np.arange(5) * 6 + 2.5)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["input", "output"]
     assert display.plot() is display
+
+
+def test_shape_of_the_estimator_and_colours():
+    X = np.random.default_rng(0).random((30, 3, 4, 4))
+    settings = {"architecture": "mlp", "hidden_layer_sizes": (8,), "max_epochs": 1}
+    vae = VAEEmbedder(2, image_shape=(3, 4, 4), **settings).fit(X)
+    display = ReconstructionDisplay.from_estimator(vae, X[:2])
+    assert display.images.shape == (2, 4, 4, 3)
+    assert_allclose(display.images[1, :, :, 2], X[1, 2])
+
+
+def test_wrong_inputs():
+    X = np.zeros((3, 12))
+    with pytest.raises(ValueError, match="inconsistent"):
+        ReconstructionDisplay.from_predictions(X, X[:2], image_shape=(3, 4))
+    with pytest.raises(ValueError, match="X_reconstructed has 6 features, but image_shape=.3, 4. has 12"):
+        ReconstructionDisplay.from_predictions(X, X[:, :6], image_shape=(3, 4))

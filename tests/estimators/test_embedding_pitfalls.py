@@ -32,7 +32,7 @@ from skorch.callbacks import (
 from torch import nn
 
 from skvae import AutoencoderEmbedder, VAEEmbedder
-from skvae.estimators import _embedding
+from skvae.estimators import _trainings
 from skvae.fitting.callbacks import BestWeights
 from skvae.models import LIKELIHOODS, LatentModel
 
@@ -379,7 +379,7 @@ def test_one_row_is_a_clear_error(cls, X):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_low_precision_is_for_the_networks_alone(likelihood, monkeypatch):
     """Cross-entropies and densities in half precision were unsafe; their terms are float32 here, and close."""
-    monkeypatch.setattr(_embedding, "has_bf16", lambda device: True)
+    monkeypatch.setattr(_trainings, "has_bf16", lambda device: True)
     seen, original = [], LatentModel.forward
 
     def spy(self, *args, **kwargs):

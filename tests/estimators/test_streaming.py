@@ -64,6 +64,7 @@ def X():
 def source(request, X, tmp_path, monkeypatch):
     """Rows that are read a chunk at a time, and the same in memory."""
     monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", 0)
     kind, _, dtype = request.param.partition(" ")
     if kind == "sparse":
         return csr_matrix(X.astype(dtype)), X
@@ -108,7 +109,7 @@ def test_edges_of_blocks_change_nothing(estimator, X, monkeypatch):
 
     weight = np.random.default_rng(0).uniform(size=len(X))
     held = clone(estimator).fit(X, sample_weight=weight)
-    monkeypatch.setattr("skvae.estimators._base.row_chunks", short)
+    monkeypatch.setattr("skvae.estimators._chunks.row_chunks", short)
     streamed = clone(estimator).fit(Slices(X), sample_weight=weight)
     assert_same(streamed, held)
     assert_allclose(streamed.transform(Slices(X)), held.transform(X), atol=1e-8)

@@ -71,6 +71,7 @@ over_files = pytest.mark.parametrize("kind", ON_DISK)
 def no_memory(monkeypatch):
     """As if every table were too large to be held."""
     monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", 0)
 
 
 ROWS = {
@@ -257,7 +258,9 @@ def test_memory_maps_that_were_copied(X, tmp_path, no_memory):
 @pytest.mark.filterwarnings("ignore:Constructing a DIA matrix")
 @pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int32, np.uint8])
-def test_sparse_formats(make, dtype, X):
+@pytest.mark.parametrize("one_chunk", [0, 2**23])
+def test_sparse_formats(make, dtype, one_chunk, X, monkeypatch):
+    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", one_chunk)
     X = np.abs(X).astype(dtype)
     tolerance = 1e-4 if dtype == np.float32 else 1e-9
     held = TorchPPCA(2).fit(X)

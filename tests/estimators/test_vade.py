@@ -24,7 +24,7 @@ from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.estimators import vade as module
-from skvae.estimators._base import repeated_rows
+from skvae.estimators._rows import repeated_rows
 from skvae.fitting.training import mean_elbo
 from skvae.models import NETWORKS
 
@@ -246,7 +246,7 @@ def test_held_out_scores_are_bounds_and_agreement_of_views(images, monkeypatch):
     """What the end of the training maximises: the weight of the agreement is a tenth there."""
     bounds, agreements = [], []
 
-    def bound(model, rows, device):
+    def bound(model, rows, device, ranks):
         bounds.append(mean_elbo(model, rows, device))
         views = [rotated(rows), rows]
         agreements.append(model.prior.agreement(*(model.posterior(view).mean for view in views))[0].item())

@@ -15,7 +15,7 @@ from skorch.callbacks import EarlyStopping
 from torch import nn
 
 from skvae import TorchGMM, VaDEClusterer
-from skvae.fitting.training import NegativeELBO
+from skvae.fitting.nets import NegativeELBO
 
 SMALL = {
     "latent_dim": 2,

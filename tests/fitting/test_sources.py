@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from skvae.fitting.batches import RowBatches, Rows
 from skvae.fitting.sources import RowSource, select_rows, shuffled
-from skvae.fitting.training import RowBatches, Rows
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_variance_in_a_pass(x, weighted):
 
 def test_batches_of_a_pool_are_drawn_into_a_buffer(x):
     rows, buffer = PooledRows(stream_of(x, 300)[0], None, 64, 16, generator()), x.new_empty(50, 3)
-    drawn, _ = rows.draw(50, generator(), buffer)
+    drawn = rows.batch(50, generator(), buffer).x
     assert drawn.data_ptr() == buffer.data_ptr()
     again = PooledRows(stream_of(x, 300)[0], None, 64, 16, generator())
     assert_close(again.draw(50, generator())[0], drawn)

@@ -4,7 +4,10 @@ import pytest
 import torch
 from skorch.callbacks import Callback
 
-from skvae.fitting.training import EpochNet, NegativeELBO, Plan, RowBatches, Rows, fit_module
+from skvae.fitting.batches import RowBatches, Rows
+from skvae.fitting.nets import EpochNet, NegativeELBO
+from skvae.fitting.points import balanced_points
+from skvae.fitting.training import Plan, fit_module
 from skvae.models import ELBO, NETWORKS, Bernoulli, LatentModel, StandardNormal
 
 
@@ -204,6 +207,22 @@ def test_model_is_left_in_evaluation_mode():
     model = make_model()
     train(model, torch.rand(20, 4))
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 7, 16, 17, 40, 128])
+def test_balanced_points_have_the_moments_of_the_normal(n_components):
+    points = balanced_points(n_components)
+    n_points = max(32, 2 * n_components)
+    assert points.shape == (n_points, n_components)
+    assert torch.equal(points[: n_points // 2], -points[n_points // 2 :])
+    torch.testing.assert_close(points.mT @ points / n_points, torch.eye(n_components, dtype=torch.float64))
+    assert torch.equal(points, balanced_points(n_components))
+
+
+def test_balanced_points_of_many_dimensions_are_orthogonal():
+    points = balanced_points(300)
+    assert points.shape == (256, 300)
+    torch.testing.assert_close(points[:128] @ points[:128].mT, 300 * torch.eye(128, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("shift", [0.0, 5.0])

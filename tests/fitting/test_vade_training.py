@@ -8,7 +8,9 @@ from skorch.callbacks import Callback
 from torch import nn
 from torch.testing import assert_close
 
-from skvae.fitting.training import NegativeELBO, Plan, count_batches, fit_module, mean_elbo
+from skvae.fitting.nets import NegativeELBO
+from skvae.fitting.parallel import count_batches
+from skvae.fitting.training import Plan, fit_module, mean_elbo
 from skvae.fitting.vade import (
     LessConsistency,
     PruneMixtures,

@@ -138,7 +138,5 @@ class Unknown(IsolationForest):
 
 def test_without_the_libraries(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(
-        ImportError, match=r"needs onnxscript, which is not installed; `pip install skvae\[onnx"
-    ):
+    with pytest.raises(ImportError, match=r"needs onnxscript, which is not installed; `pip install skvae\[onnx"):
         to_onnx(TorchPPCA(2).fit(DIGITS), tmp_path / "it.onnx")

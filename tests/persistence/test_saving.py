@@ -32,7 +32,7 @@ from skvae import (
     VAEEmbedder,
 )
 from skvae.estimators._descriptions import NAMES, describe, foreign_part, rebuild
-from skvae.fitting.training import NegativeELBO
+from skvae.fitting.nets import NegativeELBO
 from skvae.models import ACTIVATIONS, COVARIANCES, LIKELIHOODS, NETWORKS, FeatureSummary, Observed
 from skvae.models.likelihoods import FixedGaussian
 from skvae.persistence import container

@@ -1,0 +1,131 @@
+"""Where the codes of an estimator come from, how they are distributed, and what they are decoded into."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from ..estimators import TorchPPCA, VAEEmbedder
+from ..estimators._arrays import generator_from
+
+
+def last_step(estimator):
+    """The estimator itself, or the last step of a pipeline."""
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    return last.estimator if isinstance(last, FrozenEstimator) else last
+
+
+def is_over_inputs(last):
+    """Whether an estimator, such as a mixture, works on what it is given, and has no codes of its own."""
+    return not hasattr(last, "inverse_transform")
+
+
+def codes_of(estimator, X):
+    """Codes of rows: what the encoder makes of them, or for mixtures and other clusterers what these see."""
+    if not is_over_inputs(last_step(estimator)):
+        return estimator.transform(X)
+    if isinstance(estimator, Pipeline) and len(estimator) > 1:
+        return estimator[:-1].transform(X)
+    return X
+
+
+class CodeDistribution(NamedTuple):
+    """A Gaussian mixture over codes, perhaps of one component, and what decodes them."""
+
+    weights: np.ndarray  # (k,)
+    means: np.ndarray  # (k, d)
+    covariances: np.ndarray  # (k, d, d)
+    decode: Callable | None  # ndarray (n, d) -> ndarray (n, n_features); None if there is nothing to decode
+
+    @property
+    def mean(self):
+        """Mean of the mixture (d,)."""
+        return self.weights @ self.means
+
+    def component(self, index):
+        """The distribution of the codes of one component."""
+        one = slice(index, index + 1)
+        return self._replace(weights=np.ones(1), means=self.means[one], covariances=self.covariances[one])
+
+    def quantiles(self, axis, probabilities):
+        """Quantiles of the marginal distribution along an axis (n,)."""
+        means, scales = self.means[:, axis], np.sqrt(self.covariances[:, axis, axis])
+
+        def excess(z, probability):
+            return self.weights @ ndtr((z - means) / scales) - probability
+
+        def quantile(probability):
+            ends = means + scales * ndtri(probability)  # that of the mixture is between those of its components
+            margin = 1e-9 * (1 + np.ptp(ends))
+            return brentq(excess, ends.min() - margin, ends.max() + margin, args=(probability,), xtol=1e-12)
+
+        return np.array([quantile(probability) for probability in probabilities])
+
+    def sample(self, n_samples, generator):
+        """Codes of each component (k, n_samples, d)."""
+        k, d = self.means.shape
+        noise = torch.randn(k, n_samples, d, dtype=torch.float64, generator=generator).numpy()
+        variances, axes = np.linalg.eigh(self.covariances)
+        roots = axes * np.sqrt(variances.clip(0))[:, None]
+        return self.means[:, None] + noise @ np.swapaxes(roots, 1, 2)
+
+
+def code_distribution(estimator):
+    """The distribution of codes before a row is seen: the prior, a mixture that was fitted to them, or their moments.
+
+    Raises
+    ------
+    TypeError
+        If the estimator does not say it.
+    """
+    check_is_fitted(estimator)
+    last = last_step(estimator)
+    if is_over_inputs(last):
+        before = isinstance(estimator, Pipeline) and len(estimator) > 1
+        decode = estimator[:-1].inverse_transform if before else None
+    else:
+        decode = estimator.inverse_transform
+    if hasattr(last, "covariances_"):
+        means = np.asarray(last.means_, dtype=float)
+        covariances = full_covariances(last.covariances_, last.covariance_type, means).astype(float)
+        weights = np.asarray(last.weights_, dtype=float)
+        return CodeDistribution(weights / weights.sum(), means, covariances, decode)
+    if hasattr(last, "code_covariance_"):
+        return CodeDistribution(np.ones(1), last.code_mean_[None], last.code_covariance_[None], decode)
+    if isinstance(last, VAEEmbedder | TorchPPCA):
+        size = last._n_features_out
+        return CodeDistribution(np.ones(1), np.zeros((1, size)), np.eye(size)[None], decode)
+    raise TypeError(
+        f"{type(last).__name__} does not say how codes are distributed; give a VAEEmbedder, AutoencoderEmbedder, "
+        "VaDEClusterer or TorchPPCA, a Gaussian mixture, or a pipeline that ends in one."
+    )
+
+
+def mixture_of(last):
+    """Means and covariance matrices of an estimator with a mixture, or None and None."""
+    if not hasattr(last, "covariances_"):
+        return None, None
+    return last.means_, full_covariances(last.covariances_, last.covariance_type, last.means_)
+
+
+def full_covariances(covariances, covariance_type, means):
+    """Covariance matrices (n_components, n_features, n_features) from the compact shape of any covariance type."""
+    k, d = np.shape(means)
+    covariances = np.asarray(covariances)
+    if covariance_type in ("full", "tied"):
+        return np.broadcast_to(covariances, (k, d, d))
+    if covariance_type == "spherical":
+        covariances = covariances[:, None]
+    return np.broadcast_to(covariances, (k, d))[:, :, None] * np.eye(d)
+
+
+def generator_of(estimator, random_state):
+    """A private generator, seeded by a random state, or if it is None by the estimator's own."""
+    own = getattr(last_step(estimator), "random_state", None)
+    return generator_from(own if random_state is None else random_state)

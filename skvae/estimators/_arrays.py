@@ -1,0 +1,101 @@
+"""Arrays and tensors: dtypes, devices and seeds."""
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+FLOATS = (np.float64, np.float32)
+DEVICES = ("cuda", "mps", "cpu")
+
+
+def host_array(value):
+    """A tensor as an array on the host, in float64 where NumPy has no such dtype; anything else as it is.
+
+    Raises
+    ------
+    TypeError
+        If the tensor is sparse.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value
+    check_dense(value)
+    if value.is_floating_point() and value.dtype not in (torch.float64, torch.float32, torch.float16):
+        value = value.detach().cpu().double()
+    return value.numpy(force=True)
+
+
+def check_dense(tensor):
+    """Raise if a tensor is sparse."""
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"Got a tensor of layout {tensor.layout}; give tensor.to_dense(), or a CSR matrix of scipy.sparse, whose "
+            "rows are made dense a chunk at a time."
+        )
+
+
+def resolve_device(device, *, dtype=torch.float32):
+    """The torch device for a ``device`` parameter; "auto" is the first of cuda, mps and cpu that can be used.
+
+    Parameters
+    ----------
+    device : str or torch.device
+    dtype : torch.dtype, default=torch.float32
+        What has to be computed there (mps has no float64).
+
+    Raises
+    ------
+    ValueError
+        If torch does not know the device, or the machine does not have it, or it can not compute in the dtype.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = [name for name in DEVICES if available[name] and not (name == "mps" and dtype == torch.float64)]
+    try:
+        resolved = torch.device(there[0] if device == "auto" else device)
+        torch.empty(0, device=resolved, dtype=dtype)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"device={device!r} can not be used here; use 'auto' or one of {there}.") from error
+    return resolved
+
+
+def generator_from(random_state):
+    """A private torch generator, seeded by an int, a RandomState or, for None, by the operating system."""
+    return torch.Generator().manual_seed(seed_from(random_state))
+
+
+def seed_from(random_state):
+    """A seed below 2**31, from an int, a RandomState or, for None, the operating system."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def compute_dtype(dtype, device):
+    """The torch dtype in which arrays of a dtype are computed with on a device."""
+    single = dtype == np.float32 or torch.device(device).type == "mps"  # mps has no float64
+    return torch.float32 if single else torch.float64
+
+
+def to_tensor(array, dtype, device):
+    """A copy of an array as a tensor; the array may be read-only or have negative strides."""
+    return torch.tensor(np.asarray(array, order="C"), dtype=dtype, device=device)
+
+
+def tensor_dtypes(dtypes, device):
+    """NumPy's dtypes as those of tensors, without what a device does not have."""
+    found = [tensor_dtype(dtype) for dtype in dtypes]
+    return [dtype for dtype in found if device.type != "mps" or dtype != torch.float64]
+
+
+def tensor_dtype(dtype):
+    """The dtype of tensors that is this one of NumPy."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def to_dtype(array, dtype):
+    """The array in the floating dtype that belongs to data of a dtype; integers stay what they are."""
+    return array.astype(float_dtype(dtype), copy=False) if array.dtype.kind == "f" else array
+
+
+def float_dtype(dtype):
+    """The dtype of what is computed from data of a dtype: the same, or float64 for integers."""
+    return dtype if np.dtype(dtype).kind == "f" else np.dtype(np.float64)

@@ -1,0 +1,140 @@
+"""Rows and their weights: how many there are, which count, in what order, how often."""
+
+from functools import partial
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils import check_scalar
+from sklearn.utils.validation import _check_sample_weight
+
+from ..fitting.distributed import current
+from ..fitting.lloyd import canonical_order
+from ..fitting.rows import blocks_of
+from ._arrays import host_array, seed_from, tensor_dtype
+from ._missing import has_missing
+from ._streams import streamed
+from ._tables import Table, select_rows
+
+
+def check_row_count(n_rows, n_needed, name):
+    """Raise if a table has fewer rows than an estimator needs."""
+    if n_rows < n_needed:
+        raise ValueError(f"X has {n_rows} sample(s), but {name} needs at least {n_needed}; add rows.")
+
+
+def check_enough_rows(X, n_components, name="n_components"):
+    """Raise if there are fewer rows than components, in all processes that fit together."""
+    n_samples = row_count(X)
+    if n_samples < n_components:
+        raise ValueError(f"{name}={n_components} is larger than n_samples={n_samples}; decrease {name}, or add rows.")
+
+
+def row_count(X):
+    """Rows of all processes that fit together."""
+    return sum(current().each(len(X)))
+
+
+def check_processes(estimator, X):
+    """Raise if the processes that fit together were given different parameters, or other kinds of rows."""
+    ranks = current()
+    if ranks.size == 1:
+        return
+    local = {"device", "verbose", "verbose_interval", "chunk_size", "checkpoint", "callbacks"}
+    facts = {"estimator": type(estimator).__name__, "n_features": X.shape[1], "dtype": str(X.dtype)}
+    for name, value in estimator.get_params(deep=False).items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        if name not in local and all(isinstance(part, str | Real | None) for part in parts):
+            facts[name] = repr(value)
+    all_facts = ranks.objects(facts)
+    for name, value in facts.items():
+        found = [theirs.get(name) for theirs in all_facts]
+        if any(other != value for other in found):
+            raise ValueError(f"{name} should be the same in all processes, but is {', '.join(map(str, found))}.")
+
+
+def fit_seed(random_state):
+    """`seed_from` for a fit: that of the first of the processes that fit together."""
+    return current().each(seed_from(random_state))[0]
+
+
+def fit_generator(random_state):
+    """`generator_from` for a fit, the same in all processes that fit together."""
+    return torch.Generator().manual_seed(fit_seed(random_state))
+
+
+def check_sample_size(n_samples):
+    """The number of rows to draw, or an error.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is less than one.
+    """
+    return check_scalar(n_samples, "n_samples", Integral, min_val=1)
+
+
+def counted_rows(X, sample_weight):
+    """Rows of positive weight, their weights (float64, None if all are one) and what selects them.
+
+    Raises
+    ------
+    ValueError
+        If the weights are not finite, negative, all zero, or not one for each row.
+    """
+    if sample_weight is None:
+        return X, None, slice(None)
+    weight = check_weights(sample_weight, X)
+    counted = weight > 0
+    return (X, weight, slice(None)) if counted.all() else (select_rows(X, counted), weight[counted], counted)
+
+
+def check_weights(sample_weight, X):
+    """Weights of rows in float64.
+
+    Raises
+    ------
+    ValueError
+        If they are not finite, negative, all zero, or not one for each row.
+    """
+    weight = _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+    if not weight.any():
+        raise ValueError("Every sample_weight is zero; at least one row should count.")
+    return weight
+
+
+def repeated_rows(X, sample_weight, seed):
+    """Rows as often as their weights say, in an order that does not depend on where they stood, but in files as there.
+
+    Whole weights are numbers of rows. Others are rounded up or down at random, so that their sum is kept; if they are
+    smaller than one on average, they are scaled to be one.
+    """
+    X, weight, _ = counted_rows(X, sample_weight)
+    in_file = isinstance(X, Table) and X.run_length > 1
+    if in_file and weight is None:
+        return X
+    order = np.arange(len(X)) if in_file else order_of(X)
+    if weight is None:
+        return select_rows(X, order)
+    n_rows, total_weight = current().totals(len(weight), weight.sum())
+    ends = np.cumsum(weight[order] * max(1.0, n_rows / total_weight))
+    # The share of the last row that is cut off is no whole row: rounding of sums of whole numbers is none.
+    counted = np.floor(ends + np.random.default_rng(seed).uniform(1e-9, 1)).astype(np.int64)
+    return select_rows(X, np.repeat(order, np.diff(counted, prepend=0)))
+
+
+def order_of(X):
+    """Indices of the rows of X, in an order that depends neither on where they stand nor on linear units."""
+    if isinstance(X, Table):
+        x = streamed(X, tensor_dtype(X.dtype), "cpu")
+        x = x.then(partial(torch.nan_to_num, nan=0.0)) if X.has_missing() else x
+    else:
+        x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
+        x = x.nan_to_num(nan=0.0) if has_missing(X) else x
+    low, high = (torch.stack([extreme(x[block], 0) for block in blocks_of(x)]) for extreme in (torch.amin, torch.amax))
+    low, high = low.amin(0).double(), high.amax(0).double()
+    span = high - low
+    in_units = bool((low >= 0).all() and (high <= 1).all())  # already, as pixels and probabilities are
+    return canonical_order(x, unit=1.0 if in_units else torch.where(span > 0, span, 1.0)).numpy()

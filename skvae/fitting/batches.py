@@ -1,0 +1,104 @@
+"""Rows in batches: shuffled for training, in order for validation."""
+
+import math
+
+import torch
+from torch.utils.data import Dataset
+
+from .distributed import ALONE
+from .parallel import count_steps, dealt_sizes, step_weights
+from .sources import RowSource, select_rows, shuffled
+
+BLOCK = 64  # batches that go to the device at a time if the rows are too large for it
+BLOCK_BYTES = 2**22  # but no more than this, or one, of rows that can be read in any order
+
+
+class Rows(Dataset):
+    """Rows, a tensor or a source, in the form in which skorch passes data on."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+class RowBatches:
+    """Shuffled batches of rows and the noise for their codes, sliced from one tensor.
+
+    The rows are dealt to batches of nearly equal size, so that none is dropped and none has a single row (which
+    batch normalisation could not use). They lie on the device of the generator, or are brought there a block of
+    batches at a time.
+
+    Of several processes, all have as many batches, which are parts of those of all rows. With them comes the weight of
+    their loss, where otherwise there is nothing; two rows that count nothing stand for none.
+    """
+
+    def __init__(
+        self, dataset, batch_size, noise_shape, generator, standardize, view_of=None, n_block=None, ranks=ALONE
+    ):
+        self.rows = dataset.rows
+        n_rows = ranks.each(len(self.rows))
+        self.n_batches = count_steps(n_rows, batch_size)
+        self.sizes = dealt_sizes(len(self.rows), self.n_batches).tolist()
+        self.weights = step_weights(n_rows, self.n_batches, ranks)
+        self.noise_shape, self.generator = noise_shape, generator
+        self.standardize, self.view_of = standardize, view_of
+        held = isinstance(self.rows, torch.Tensor) and self.rows.device.type == generator.device.type
+        self.n_block = n_block or (1 if held else batches_together(self.rows, batch_size))
+
+    def __len__(self):
+        return self.n_batches
+
+    def __iter__(self):
+        source = {"generator": self.generator, "device": self.generator.device}
+        n_together = self.n_block * math.ceil(len(self.rows) / self.n_batches)
+        batches = shuffled(self.rows, self.generator, n_together).split(self.sizes)
+        for first in range(0, self.n_batches, self.n_block):
+            indices = batches[first : first + self.n_block]
+            block = self.rows[torch.cat(indices).to(self.rows.device)].to(self.generator.device, non_blocking=True)
+            parts = block.split([len(batch) for batch in indices])
+            # Where memory begins decides the last bits of sums: batches of a block have their own, as single ones do.
+            parts = parts if len(parts) == 1 else [part.clone() for part in parts]
+            for step, stored in enumerate(parts, first):
+                u = self.standardize(stored if len(stored) else self.rows[:2].to(block.device))
+                batch = {"u": u, "noise": torch.randn(len(u), *self.noise_shape, **source)}
+                if self.view_of is not None:
+                    batch["view"] = self.view_of(u, self.generator)
+                yield batch, u[:0] if self.weights is None else self.weights[step]
+
+
+class FixedBatches:
+    """Batches of validation rows in order, each with the same noise, so that epochs can be compared."""
+
+    def __init__(self, dataset, batch_size, points, standardize):
+        self.rows = dataset.rows
+        self.batch_size, self.points, self.standardize = batch_size, points, standardize
+
+    def __len__(self):
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self):
+        for stored in self.rows.split(self.batch_size):
+            u = self.standardize(stored.to(self.points.device))
+            yield {"u": u, "noise": self.points.expand(len(u), *self.points.shape)}, u[:0]
+
+
+def batches_together(rows, batch_size):
+    """How many batches of rows that are not on the device go there at a time."""
+    if isinstance(rows, RowSource) and rows.run_length == 1:
+        return max(1, min(BLOCK, BLOCK_BYTES // (batch_size * rows[:1].nbytes)))
+    return BLOCK
+
+
+def standardized(model, rows):
+    """What the model works on: the rows themselves, or if they are whole numbers, their standardised form."""
+    return rows if rows.is_floating_point() else model.standardize(rows)
+
+
+def some_rows(rows, n_rows):
+    """Every so many-th row of a tensor or a source, at most ``n_rows``."""
+    return select_rows(rows, torch.arange(0, len(rows), math.ceil(len(rows) / n_rows)))

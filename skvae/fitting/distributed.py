@@ -1,0 +1,349 @@
+"""Several processes that fit one model: the sums, rows and errors that they share.
+
+Each process has a shard of the rows. The rows of all are the shards, one after another in the order of the ranks. What
+fits a model takes an object with the verbs of `Alone`: for one process they do nothing, for a `Group` they are those of
+`torch.distributed`.
+
+Before each of them the processes tell one another, in a few bytes, what they are about to do. A process that has failed
+says so instead, and the others raise its error where they would wait for it. So do processes that are out of step.
+"""
+
+import math
+import multiprocessing
+import os
+import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.distributed as dist
+
+VERBS = ("failed", "done", "each", "totals", "gather", "spread", "first", "objects")
+ERRORS = {"ValueError": ValueError, "TypeError": TypeError, "MemoryError": MemoryError}  # others are a RuntimeError
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what launchers such as torchrun set
+_CURRENT = ContextVar("processes", default=None)
+_LEFT = []  # not empty when this process has left its group
+
+
+class Alone:
+    """One process, which has all rows."""
+
+    rank, size = 0, 1
+
+    def each(self, number):
+        """A whole number of every process, by rank."""
+        return [number]
+
+    def totals(self, *parts):
+        """Sums over the processes of numbers and tensors, in float64: the same to the last bit on all."""
+        return parts
+
+    def gather(self, rows):
+        """The rows (n, ...) of all processes, from those of each (m, ...)."""
+        return rows
+
+    def take(self, rows, indices):
+        """Rows with these indices among those of all processes (b, ...), on all."""
+        return rows[indices]
+
+    def start(self, n_rows):
+        """How many rows the processes before this one have, if it has so many."""
+        return 0
+
+    def deal(self, indices, start, n_rows):
+        """Which of the rows with these indices a process has: indices among its own, and the `Deal`."""
+        return indices, self
+
+    def first(self, value):
+        """The tensor of the first process, on all."""
+        return value
+
+    def objects(self, value):
+        """A small value of any kind of every process, by rank."""
+        return [value]
+
+    def private(self, generator):
+        """A generator with draws of its own for each process."""
+        return generator
+
+    def fail(self, error):
+        """Tell the others of an error."""
+
+    def leave(self):
+        """Take part no more, where the others can not be told why: they see a closed connection."""
+
+    def close(self):
+        """Wait for the others, and raise if one of them has failed."""
+
+
+ALONE = Alone()
+
+
+class Group:
+    """The processes of the default group of `torch.distributed`, with the verbs of `Alone`."""
+
+    def __init__(self):
+        self.rank, self.size, self.is_open = dist.get_rank(), dist.get_world_size(), True
+        self._backends = dict(part.split(":") for part in dist.get_backend_config().split(","))
+        self._device = torch.device("cpu" if "cpu" in self._backends else next(iter(self._backends)))
+
+    def each(self, number):
+        """See `Alone`."""
+        return self._announce("each", value=int(number))
+
+    def totals(self, *parts):
+        """See `Alone`."""
+        flat = torch.cat([self._wide(part).flatten() for part in parts])
+        self._announce("totals", flat.numel())
+        self._run(dist.all_reduce, flat)
+        sizes = [part.numel() if isinstance(part, torch.Tensor) else 1 for part in parts]
+        return tuple(_like(part, total) for part, total in zip(parts, flat.split(sizes), strict=True))
+
+    def gather(self, rows):
+        """See `Alone`."""
+        sizes = self._announce("gather", math.prod(rows.shape[1:]), rows.element_size(), len(rows))
+        sent = torch.zeros(max(sizes), *rows.shape[1:], dtype=rows.dtype, device=self._place(rows))
+        sent[: len(rows)] = rows
+        found = [torch.empty_like(sent) for _ in sizes]
+        self._run(dist.all_gather, found, sent)
+        return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)]).to(rows.device)
+
+    def take(self, rows, indices):
+        """See `Alone`."""
+        own, deal = self.deal(indices, self.start(len(rows)), len(rows))
+        return deal.gather(rows[own])
+
+    def start(self, n_rows):
+        """See `Alone`."""
+        return sum(self.each(n_rows)[: self.rank])
+
+    def deal(self, indices, start, n_rows):
+        """See `Alone`."""
+        places = ((indices >= start) & (indices < start + n_rows)).nonzero().flatten()
+        return indices[places] - start, Deal(self, places, len(indices))
+
+    def spread(self, rows, places, n_rows):
+        """Rows (n_rows, ...) on all processes, from those that each has and their places."""
+        whole = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype, device=self._place(rows))
+        whole[places.to(whole.device)] = rows.to(whole.device)
+        self._announce("spread", whole.numel(), whole.element_size())
+        self._run(dist.all_reduce, whole)  # to add zeros changes nothing
+        return whole.to(rows.device)
+
+    def first(self, value):
+        """See `Alone`."""
+        sent = value.to(self._place(value), copy=True).contiguous()
+        self._announce("first", sent.numel(), sent.element_size())
+        self._run(dist.broadcast, sent, 0)
+        return sent.to(value.device)
+
+    def objects(self, value):
+        """See `Alone`."""
+        self._announce("objects")
+        return self._objects(value)
+
+    def private(self, generator):
+        """See `Alone`."""
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        return torch.Generator(generator.device).manual_seed(seed + self.rank)
+
+    def fail(self, error):
+        """See `Alone`."""
+        if not self.is_open:
+            return
+        kind = next((name for name, known in ERRORS.items() if isinstance(error, known)), type(error).__name__)
+        try:
+            self._announce("failed", item_size=0)
+            self._objects((self.rank, kind, str(error)))
+        except RuntimeError:  # the others are gone; the reason to fail is what matters
+            pass
+        self.is_open = False
+
+    def leave(self):
+        """See `Alone`."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        _LEFT.append(self.rank)
+        if "nccl" not in self._backends.values():  # whose end waits for what the others do not send any more
+            dist.destroy_process_group()
+
+    def close(self):
+        """See `Alone`."""
+        self._announce("done")
+
+    def _announce(self, verb, n_numbers=0, item_size=8, value=0):
+        """Tell the others what comes next, and a number; return the numbers of all.
+
+        Raises
+        ------
+        Exception
+            What another process has raised.
+        RuntimeError
+            If the processes are out of step, or not to be reached.
+        """
+        if not self.is_open:
+            raise RuntimeError("These processes have stopped to fit together; start all of them again.")
+        code = VERBS.index(verb) * 2**52 + item_size * 2**46 + n_numbers  # zero for "failed"
+        own = torch.tensor([code, value], device=self._device)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        self._run(dist.all_gather, found, own)
+        codes, values = zip(*(part.tolist() for part in found), strict=True)
+        if verb != "failed" and len({*codes}) > 1:
+            self.is_open = False
+            if 0 in codes:
+                raise _error_of(self.size, self._objects(None))
+            raise RuntimeError(
+                f"The {self.size} processes are out of step: they did not call the same methods with the same "
+                "parameters and as many features. Start all of them again, with the same script."
+            )
+        return list(values)
+
+    def _objects(self, value):
+        found = [None] * self.size
+        self._run(dist.all_gather_object, found, value)
+        return found
+
+    def _run(self, function, *args):
+        try:
+            function(*args)
+        except RuntimeError as error:
+            raise self.lost(error) from error
+
+    def means_loss(self, error):
+        """Whether an error of a call of torch says that the others are not to be reached."""
+        return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "ProcessGroup"))
+
+    def lost(self, error):
+        """The error to raise where the others can not be reached; nothing is asked of them any more."""
+        self.is_open = False
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        return RuntimeError(
+            f"Another of the {self.size} processes has stopped, or can not be reached, so that process {self.rank} "
+            f"stops too. Start all of them again; a fit with checkpoint= goes on from its last epoch. ({reason})"
+        )
+
+    def _place(self, tensor):
+        """Where a tensor is brought to be sent."""
+        kind = tensor.device.type
+        fits = kind in self._backends and (kind == "cpu" or self._backends[kind] == "nccl")
+        return tensor.device if fits else self._device
+
+    def _wide(self, part):
+        """A number or a tensor in float64, where it is sent from."""
+        part = part.detach() if isinstance(part, torch.Tensor) else torch.tensor(part, dtype=torch.float64)
+        return part.to(self._place(part)).to(torch.float64)
+
+
+class Deal:
+    """Rows dealt to the processes of a group, with the verbs of `Alone`; indices are places among the rows of all.
+
+    Parameters
+    ----------
+    group : Group
+    places : Tensor of shape (b,)
+        Of the rows that this process has.
+    n_rows : int
+        Rows of all processes.
+    """
+
+    def __init__(self, group, places, n_rows):
+        self.group, self.places, self.n_rows = group, places, n_rows
+        self.rank, self.size, self.totals = group.rank, group.size, group.totals
+
+    def gather(self, rows):
+        """See `Alone`."""
+        return self.group.spread(rows, self.places, self.n_rows)
+
+    def take(self, rows, indices):
+        """See `Alone`."""
+        own = self.places.new_full((self.n_rows,), -1)
+        own[self.places] = torch.arange(len(self.places), device=own.device)
+        found = own[indices]
+        places = (found >= 0).nonzero().flatten()
+        return self.group.spread(rows[found[places]], places, len(indices))
+
+
+@contextmanager
+def jointly():
+    """Fit with the processes of the default group, if there is one, and fail together.
+
+    Within another such block nothing changes. Where a launcher such as torchrun has set the environment, and there is
+    no group yet, it is made. Threads beside the main one fit alone, and so do processes started by `multiprocessing`,
+    unless they have made a group.
+
+    Raises
+    ------
+    Exception
+        What another process has raised, with its number.
+    """
+    if _CURRENT.get() is not None:
+        yield
+        return
+    ranks = _find()
+    token = _CURRENT.set(ranks)
+    try:
+        yield
+        ranks.close()
+    except Exception as error:
+        ranks.fail(error)
+        raise
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def alone():
+    """Fit without the other processes."""
+    token = _CURRENT.set(ALONE)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current():
+    """The processes that fit together now."""
+    return _CURRENT.get() or ALONE
+
+
+def _find():
+    """The group of this process, or `ALONE`."""
+    if threading.current_thread() is not threading.main_thread() or not dist.is_available():
+        return ALONE
+    if _LEFT:
+        raise RuntimeError("An earlier fit of these processes was broken off in the middle; start all of them again.")
+    if not dist.is_initialized():
+        launched = all(name in os.environ for name in LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
+        if not launched or multiprocessing.current_process().name != "MainProcess":
+            return ALONE
+        _make_group()
+    return Group() if dist.get_world_size() > 1 else ALONE
+
+
+def _make_group():
+    """Make the default group from the environment; on GPUs, each process has that of its local rank."""
+    from torch.distributed.rendezvous import rendezvous  # not every build of torch has it
+
+    on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    # The store of the launcher outlives a restart, and knows where the processes of the time before were.
+    store, rank, size = next(iter(rendezvous("env://")))
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
+def _like(part, total):
+    """A sum in the form of what was summed."""
+    if isinstance(part, torch.Tensor):
+        return total.view(part.shape).to(part.device, part.dtype)
+    return int(total) if isinstance(part, int) else float(total)
+
+
+def _error_of(n_processes, found):
+    """The error of the first process that has failed."""
+    rank, kind, text = next(part for part in found if part is not None)
+    detail = text if kind in ERRORS else f"{kind}: {text}"
+    return ERRORS.get(kind, RuntimeError)(f"Process {rank} of {n_processes} has failed: {detail}")

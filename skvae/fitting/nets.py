@@ -1,0 +1,153 @@
+"""skorch's nets for trainings: the objective, the optimizer, the schedules and the callbacks."""
+
+import inspect
+import math
+from functools import partial
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import GradientNormClipping, LRScheduler
+from skorch.helper import predefined_split
+from torch import nn
+
+from .batches import FixedBatches, RowBatches, Rows, standardized
+from .callbacks import ELBOTerms, EpochProgress, KLWarmUp
+from .parallel import JointLosses, JointSteps, stands_in
+from .points import normal_points
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+# Factors of the learning rate, by the share of the training that is done.
+LR_SCHEDULES = {
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "exponential": lambda share: 0.01**share,
+    "linear": lambda share: 1 - 0.99 * share,
+}
+COMPILE_MODES = {mode: mode for mode in ("reduce-overhead", "max-autotune")}  # other than torch's default
+
+
+class NegativeELBO(nn.Module):
+    """The loss: mean over rows of ``beta * kl - log_likelihood``, in nats.
+
+    With ``beta = 1`` it is minus the evidence lower bound; other values are the beta-VAE of Higgins et al. 2017. Where
+    the rows have two views, ``consistency`` is the weight of what these agree on, which is taken off the loss. In
+    training the KL may be warmed up, and each latent dimension has ``free_bits`` nats without cost, in the mean over
+    the batch (Kingma et al. 2016, equation 15).
+    """
+
+    def __init__(self, beta=1.0, free_bits=0.0, consistency=0.0):
+        super().__init__()
+        self.beta, self.free_bits, self.consistency, self.warmth = beta, free_bits, consistency, 1.0
+
+    def forward(self, elbo, target):
+        """Loss of a batch; the rows are already inside the ELBO, so the target is not used."""
+        parts, beta = elbo.kl_parts.mean(0), self.beta
+        if self.training:
+            beta = beta * self.warmth
+            parts = parts.clamp(min=self.free_bits) if self.free_bits else parts
+        loss = beta * parts.sum() - elbo.log_likelihood.mean()
+        return loss if elbo.agreement is None else loss - self.consistency * elbo.agreement.mean()
+
+
+class EpochNet(NeuralNet):
+    """skorch's net, but without waiting for the device after each batch: on an accelerator, the losses stay there.
+
+    The history of batches has tensors until the epoch is over, and numbers then.
+    """
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        """Train or validate for an epoch."""
+        if iterator is None:
+            return
+        losses, later = [], self._reads_losses_later()
+        for batch in iterator:
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            loss = step["loss"].detach()
+            losses.append(loss)
+            self.history.record_batch(f"{prefix}_loss", loss if later else loss.item())
+            self.history.record_batch(f"{prefix}_batch_size", 0 if stands_in(batch) else len(batch[0]["u"]))
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+        if later:
+            for row, loss in zip(
+                self.history[-1]["batches"][-len(losses) :], torch.stack(losses).tolist(), strict=True
+            ):
+                row[f"{prefix}_loss"] = loss
+        self.history.record(f"{prefix}_batch_count", len(losses))
+
+    def _reads_losses_later(self):
+        """Whether reading a loss would wait for the device."""
+        return torch.device(self.device).type != "cpu"
+
+
+class JointNet(JointSteps, EpochNet):
+    """A net that several processes train."""
+
+
+def make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best, ranks):
+    """The net that trains a model as a plan says; see `fit_module`."""
+    optimizer = OPTIMIZERS.get(plan.optimizer, plan.optimizer)
+    settings = {"lr": plan.lr, "weight_decay": plan.weight_decay}
+    if "fused" in inspect.signature(optimizer).parameters:
+        settings["fused"] = True  # one kernel for all parameters: the largest single saving in an epoch
+    validation = {}
+    if validation_rows is not None:
+        points = normal_points(8, noise_size).to(device, torch.float32)
+        validation = {"iterator_valid": FixedBatches, "iterator_valid__points": points}
+        validation["iterator_valid__standardize"] = partial(standardized, model)
+    net = (EpochNet if ranks.size == 1 else JointNet)(
+        torch.compile(model, mode=COMPILE_MODES.get(plan.compile)) if plan.compile else model,
+        criterion=NegativeELBO,
+        criterion__beta=plan.beta,
+        criterion__free_bits=plan.free_bits,
+        criterion__consistency=plan.consistency,
+        optimizer=optimizer,
+        **{f"optimizer__{name}": value for name, value in settings.items()},
+        max_epochs=plan.max_epochs,
+        batch_size=plan.batch_size,
+        iterator_train=RowBatches,
+        iterator_train__noise_shape=(noise_size,) if plan.n_draws == 1 else (plan.n_draws, noise_size),
+        iterator_train__generator=generator,
+        iterator_train__standardize=partial(standardized, model),
+        iterator_train__view_of=plan.view_of,
+        iterator_train__ranks=ranks,
+        **validation,
+        # Without this skorch would hold out a fifth of the rows.
+        train_split=None if validation_rows is None else predefined_split(Rows(validation_rows)),
+        callbacks=_callbacks(plan, n_steps, best, ranks),
+        device=device,
+        verbose=0,
+    ).initialize()
+    return net if ranks.size == 1 else net.begin(ranks, uses_all=not plan.own_modules)
+
+
+def remember(optimizer, state):
+    """Give an optimizer the state of an earlier one, but not its settings, which may have changed."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, fresh in zip(optimizer.param_groups, settings, strict=True):
+        for name in set(group) - set(fresh) - {"params"}:
+            del group[name]
+        group.update(fresh)
+
+
+def _callbacks(plan, n_steps, best, ranks):
+    """The plan's callbacks, ours before the user's."""
+    found = [ELBOTerms(ranks)] if ranks.size == 1 else [JointLosses(), ELBOTerms(ranks)]
+    if plan.kl_warmup_epochs:
+        found.append(KLWarmUp(plan.kl_warmup_epochs))
+    if plan.lr_schedule is not None:
+        factor = LR_SCHEDULES.get(plan.lr_schedule) if isinstance(plan.lr_schedule, str) else plan.lr_schedule
+        by_step = partial_schedule(factor, n_steps)
+        found.append(LRScheduler(policy="LambdaLR", lr_lambda=by_step, step_every="batch"))
+    if plan.max_grad_norm is not None:
+        found.append(GradientNormClipping(plan.max_grad_norm))
+    if best is not None:
+        found.append(best)
+    if plan.progress is not None:
+        found.append(EpochProgress(plan.progress))
+    return [*found, *plan.callbacks]
+
+
+def partial_schedule(factor, n_steps):
+    """The factor of the learning rate in a step, counted from zero."""
+    return lambda step: factor(min(step / n_steps, 1.0))

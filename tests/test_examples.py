@@ -1,0 +1,30 @@
+"""Examples of the studies run on scikit-learn's digits, with trainings of a few epochs."""
+
+import runpy
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("plot_study_*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_study_runs(path, tmp_path, monkeypatch, capsys):
+    """Without MNIST: it prints what was reported beside kept results, and draws pictures."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.delenv("SKVAE_DATA_HOME", raising=False)
+    monkeypatch.chdir(path.parent)  # as when the documentation is built
+    monkeypatch.setattr(sys, "argv", [str(path), "--epochs", "2", "--output", str(tmp_path)])
+    plt.switch_backend("agg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # trainings of two epochs leave much to say
+        runpy.run_path(str(path), run_name="__main__")
+    plt.close("all")
+    assert "reported" in capsys.readouterr().out
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) >= 2
+    assert all(picture.stat().st_size > 2_000 for picture in pictures)
