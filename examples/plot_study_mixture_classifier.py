@@ -79,7 +79,7 @@ vae = VAEEmbedder(
 n_parameters = sum(parameter.numel() for parameter in vae.module_.parameters())
 print(f"{n_parameters:,} parameters, bound of test images {vae.score(X_test):.2f} nats")
 
-TrainingCurveDisplay.from_estimator(vae, terms=["elbo", "mse", "ssim"])
+_ = TrainingCurveDisplay.from_estimator(vae, terms=["elbo", "mse", "ssim"])
 
 # %%
 # The mixture
@@ -112,7 +112,7 @@ for folder in (Path.cwd(), *Path.cwd().parents):
 # (their means: +).
 
 display = LatentSpaceDisplay.from_estimator(gmm, Z_test, y_test)
-display.ax_.set_title(f"Test images, accuracy {accuracy:.3f}")
+_ = display.ax_.set_title(f"Test images, accuracy {accuracy:.3f}")
 
 # %%
 # How the clusters form

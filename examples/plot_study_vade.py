@@ -95,14 +95,14 @@ print(f"\n{len(X_train)} images of {image_shape[0]} x {image_shape[1]} pixels, {
 for part, rows, labels in (("train", X_train, y_train), ("test", X_test, y_test)):
     print(f"V-measure, {part}: {100 * v_measure_score(labels, vade.predict(rows)):.2f}")
 
-TrainingCurveDisplay.from_estimator(vade)
+_ = TrainingCurveDisplay.from_estimator(vade)
 
 # %%
 # How the clusters form
 # ---------------------
 # Codes by digit in the plane where the final clusters lie farthest apart, and the ellipses of the mixture.
 
-ClusterEvolutionDisplay.from_estimator(vade, y_test[:1_000], projection="discriminant", n_panels=3)
+_ = ClusterEvolutionDisplay.from_estimator(vade, y_test[:1_000], projection="discriminant", n_panels=3)
 
 # %%
 # Samples of each cluster

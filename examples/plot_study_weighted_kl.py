@@ -99,7 +99,7 @@ figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.5), layout="constrained")
 LatentSpaceDisplay.from_estimator(gmm, Z_test[:3_000], y_test[:3_000], ax=axes[0])
 axes[0].set(title="Test images by digit", xlabel="first principal axis", ylabel="second principal axis")
 ConfusionMatrixDisplay.from_predictions(y_test, classifier.predict(Z_test), ax=axes[1], cmap="Blues", colorbar=False)
-axes[1].set(title=f"Digits and named clusters, accuracy {classifier.score(Z_test, y_test):.3f}")
+_ = axes[1].set(title=f"Digits and named clusters, accuracy {classifier.score(Z_test, y_test):.3f}")
 
 # %%
 # Inputs above their reconstructions
