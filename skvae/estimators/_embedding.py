@@ -29,6 +29,7 @@ from ..models.priors import Posterior
 from ._arrays import FLOATS, compute_dtype, generator_from, host_array, resolve_device
 from ._base import LatentMixin, TorchEstimator, fit_method
 from ._columns import Columns
+from ._datasets import batch_by_batch
 from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, stored_rows
 from ._networks import built_in_networks, make_network
 from ._rows import check_processes, check_sample_size, fit_seed, repeated_rows, row_count
@@ -80,6 +81,7 @@ class Embedder(LatentMixin, TorchEstimator):
         "verbose": ["verbose"],
     }
 
+    @batch_by_batch
     @fit_method
     def partial_fit(self, X, y=None, sample_weight=None):
         """Train for one pass over the rows of X, from where the networks are.
@@ -89,7 +91,7 @@ class Embedder(LatentMixin, TorchEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows. A `torch.utils.data.DataLoader` or an iterator of batches is one pass for each.
         y : Ignored
             Present for API consistency.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -275,13 +277,24 @@ class Embedder(LatentMixin, TorchEstimator):
             "_widest": max(widths),
         }
 
-    def _train(self, X, X_val, seed, *, max_epochs, going_on, given, checkpointed=True):
-        """Build the model, or take the one that there is, train it and publish the result.
+    def _train(self, X, X_val, seed, **settings):
+        """Build the model, or take the one that there is, train it and publish the result: see `_train_on`."""
+        check_processes(self, X)
+        device = resolve_device(self.device)
+        check_precision(self.precision, device)
+        # Modules of the user's may draw wherever they are called: in training, but also for starts and diagnostics.
+        private = torch.Generator(device).manual_seed(seed)
+        with own_randomness(private) if self._has_own_modules() else nullcontext():
+            self._train_on(device, X, X_val, seed, **settings)
+
+    def _train_on(self, device, X, X_val, seed, *, max_epochs, going_on, given, checkpointed=True):
+        """Train on a device.
 
         If it is interrupted, but kept what was learnt before, this is raised when all is published.
 
         Parameters
         ----------
+        device : torch.device
         X, X_val : ndarray or Table
             Rows to train on, and those whose loss is recorded, or None.
         seed, max_epochs : int
@@ -291,10 +304,7 @@ class Embedder(LatentMixin, TorchEstimator):
         checkpointed : bool
             Whether the training is written to the file that there may be.
         """
-        check_processes(self, X)
-        device, ranks = resolve_device(self.device), current()
-        check_precision(self.precision, device)
-        seeds = torch.Generator().manual_seed(seed)
+        ranks, seeds = current(), torch.Generator().manual_seed(seed)
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
         generator, columns = ranks.private(generator), Columns(X, ranks)
         if going_on:
