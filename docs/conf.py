@@ -25,6 +25,17 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 
+
+def setup(app):
+    """Link to the page of the site where a page says where a file is in the repository."""
+    app.connect("source-read", lambda app, name, source: source.__setitem__(0, on_site(source[0])))
+
+
+def on_site(text):
+    """A page with links to pages of the site."""
+    return text.replace("](../CONTRIBUTING.md", "](contributing.md")
+
+
 autosummary_generate = True
 autodoc_typehints = "none"
 numpydoc_class_members_toctree = False
@@ -50,11 +61,12 @@ html_title = "skvae"
 html_static_path = ["_static"]
 html_css_files = ["skvae.css"]
 html_theme_options = {
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
+    "show_toc_level": 2,
     "navbar_end": ["theme-switcher"],
     "show_prev_next": False,
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"benchmarks": [], "changes": [], "getting_started": []}
+html_sidebars = {"benchmarks": [], "changes": [], "getting_started": [], "index": []}
 html_show_sourcelink = False

@@ -33,3 +33,23 @@ def test_links_lead_somewhere():
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there."
+
+
+def test_code_of_others_is_python():
+    """Blocks that show other packages do not run, but are code."""
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for block in re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL):
+            compile(block, page.name, "exec")
+
+
+def test_design_names_every_module():
+    tree = (ROOT / "docs" / "design.md").read_text().split("```")[1]
+    modules = {path.stem for path in (ROOT / "skvae").rglob("*.py")} - {"__init__", "_version"}
+    assert set(re.findall(r"(\w+)\.py\b", tree)) == modules
+
+
+def test_design_names_the_modules_of_each_folder():
+    tree = (ROOT / "docs" / "design.md").read_text().split("```")[1]
+    for folder, lines in re.findall(r"^  (\w+)/.*\n((?:    .*\n)+)", tree, re.MULTILINE):
+        modules = {path.stem for path in (ROOT / "skvae" / folder).glob("*.py")} - {"__init__"}
+        assert set(re.findall(r"(\w+)\.py\b", lines)) == modules, folder

@@ -25,7 +25,7 @@ from ..models import (
 )
 from ..models.counts import Categorical
 from ..models.covariances import Mixture
-from ..models.likelihoods import FixedGaussian, Normal
+from ..models.likelihoods import FixedGaussian, Standardized
 from ..models.networks import Dropout, Flatten, Heads, Unflatten
 
 FIELDS = ("kind", "settings", "arrays", "parts", "frozen", "channels_last", "training")
@@ -84,7 +84,7 @@ def likelihood(cls, *names):
         check_names("settings", settings, names)
         if not shapes:
             return cls(**settings)
-        (size,) = shapes["feature_mean" if issubclass(cls, Normal) else "log_mean"]
+        (size,) = shapes["feature_mean" if issubclass(cls, Standardized) else "log_mean"]
         return cls(torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64), **settings)
 
     return Kind(cls, settings, build)

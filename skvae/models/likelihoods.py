@@ -127,12 +127,8 @@ def langevin(h, near=0.25):
     return torch.where(h.abs() < near, small * terms, (1 / size.tanh() - 1 / size) * h.sign())
 
 
-class Normal(nn.Module):
-    """What likelihoods with normal features share; they differ in the noise scale.
-
-    Subclasses have ``n_outputs(n_features)`` and ``noise(params)``, which returns expected standardised rows (n, d)
-    and the log of the noise scale of standardised features. The last axis of the latter has length d, or 1 if
-    features share the scale; the others broadcast with rows.
+class Standardized(nn.Module):
+    """What likelihoods of features share that are standardised for the networks: any real numbers.
 
     Parameters
     ----------
@@ -141,7 +137,6 @@ class Normal(nn.Module):
     """
 
     support = Support()
-    min_scale = 1e-3
 
     def __init__(self, mean, scale):
         super().__init__()
@@ -165,6 +160,26 @@ class Normal(nn.Module):
         """What the encoder sees."""
         return u
 
+    def in_units(self, u):
+        """Standardised values in the units of the data."""
+        return u * self.feature_scale + self.feature_mean
+
+
+class Normal(Standardized):
+    """What likelihoods with normal features share; they differ in the noise scale.
+
+    Subclasses have ``n_outputs(n_features)`` and ``noise(params)``, which returns expected standardised rows (n, d)
+    and the log of the noise scale of standardised features. The last axis of the latter has length d, or 1 if
+    features share the scale; the others broadcast with rows.
+
+    Parameters
+    ----------
+    mean, scale : Tensor of shape (d,)
+        Feature means and standard deviations, by which rows are standardised.
+    """
+
+    min_scale = 1e-3
+
     def log_prob(self, u, params):
         """Log-density of the rows in nats, in the data's units (n,)."""
         location, log_scale = self.noise(params)
@@ -183,16 +198,13 @@ class Normal(nn.Module):
 
     def mean(self, params):
         """Expected rows in the data's units."""
-        return self._in_units(self.noise(params)[0])
+        return self.in_units(self.noise(params)[0])
 
     def sample(self, params, generator):
         """Draw rows in the data's units."""
         location, log_scale = self.noise(params)
         noise = torch.empty_like(location).normal_(generator=generator)
-        return self._in_units(location + log_scale.exp() * noise)
-
-    def _in_units(self, u):
-        return u * self.feature_scale + self.feature_mean
+        return self.in_units(location + log_scale.exp() * noise)
 
 
 class LearnedNormal(Normal):
