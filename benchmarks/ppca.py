@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
+from vae import environment
 
 from skvae import TorchPPCA
 
@@ -63,7 +64,7 @@ def main():
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    X, record = make_images(*SHAPE), {"threads": args.threads, "shape": SHAPE, "rows": {}}
+    X, record = make_images(*SHAPE), environment(args.threads) | {"shape": SHAPE, "rows": {}}
     print(f"{'work':24}{'ours s':>9}{'theirs s':>10}{'ratio':>7}{'range':>12}{'error':>10}{'theirs':>10}")
     with threadpool_limits(args.threads):
         for dtype in ("float64", "float32"):

@@ -179,6 +179,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--missing", action="store_true", help="only runs that have no record")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/vade"), help="folder of the records")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -191,8 +192,11 @@ def main():
             if args.rows not in name:
                 continue
             for seed in range(args.first_seed, args.first_seed + args.seeds):
+                path = args.output / f"{name.replace(', ', '_').replace(' ', '-')}_{seed}.json"
+                if args.missing and path.exists():
+                    continue
                 record = environment(args.threads) | {"row": name, "seed": seed} | measure(seed)
-                write_record(args.output / f"{name.replace(', ', '_').replace(' ', '-')}_{seed}.json", record)
+                write_record(path, record)
                 print(line(name, [record]), flush=True)
     columns = "".join(f"{score:>9}{'sd':>8}{'worst':>8}" for score in ("V", "accuracy"))
     print(f"\n{'row':36}{'seeds':>6}{columns}{'min':>7}{'bound':>9}  weight")

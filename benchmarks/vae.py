@@ -301,7 +301,15 @@ def environment(threads, *packages):
     """What the results depend on: machine, threads, versions."""
     installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     versions = {name: installed.get(name) for name in ("torch", "numpy", "scikit-learn", "skorch", *packages)}
-    return {"machine": platform.processor() or platform.machine(), "threads": threads, "versions": versions}
+    return {"machine": processor(), "threads": threads, "versions": versions}
+
+
+def processor():
+    """Name of the processor, as Linux tells it, or what else is known of it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main():

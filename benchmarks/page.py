@@ -1,0 +1,346 @@
+"""Tables of docs/benchmarks.md, made of the records in benchmarks/results; `run.py --tables` puts them into the page.
+
+The page has a pair of marks for each table, with its name in the first: ``<!-- table: gmm -->`` and ``<!-- end -->``.
+"""
+
+import json
+import re
+import statistics
+
+from plan import BENCHMARKS, RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+KINDS = ("full", "tied", "diag", "spherical")
+NETWORKS = {
+    "mlp 784-400-196-48-16-2": "784-400-196-48-16-2, tanh, batch norm",
+    "mlp 784-500-500-2000-10": "784-500-500-2000-10",
+    "conv 16-32-2": "convolutions 1-16-32, 2 latents",
+}
+DAMAGES = {
+    "bytes": "bytes flipped, cut, inserted, repeated, exchanged",
+    "plants": "pickles planted, alone or in the file",
+    "forgeries": "forged: text, values or arrays changed, with a checksum that fits",
+}
+OURS = {  # rows of vade.py beside other clusterers of the same data
+    "mnist": {"mnist, defaults": "`VaDEClusterer`"},
+    "fashion": {"fashion, defaults": "`VaDEClusterer`"},
+    "digits": {
+        "digits, views, defaults": "`VaDEClusterer`, with views",
+        "digits, no views": "`VaDEClusterer`, convolutions, no views",
+        "digits, mlp": "`VaDEClusterer`, perceptrons",
+    },
+    "satellite": {},
+}
+VADE_ROWS = [
+    "mnist, defaults",
+    "mnist 20k, defaults",
+    "mnist, 14 clusters",
+    "mnist, conv, no views, 25 epochs",
+    "mnist, conv, no views, 25 epochs, 14 clusters",
+    "mnist, conv, no views, 100 epochs",
+    "mnist, mlp, plain bound, 25 epochs",
+    "mnist, mlp, plain bound, 300 epochs",
+    "fashion, defaults",
+    "letters, defaults",
+    "digits, views, defaults",
+    "digits, no views",
+    "digits, mlp",
+    "digits, full mixture",
+    "digits, k-means",
+]
+
+
+def record(name):
+    """A record of one file."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def records(folder):
+    """Records of a folder, those of each row in the order of the seeds."""
+    rows = {}
+    for path in sorted((RESULTS / folder).glob("*.json")):
+        run = json.loads(path.read_text())
+        rows.setdefault(run["row"], []).append(run)
+    return {row: sorted(found, key=lambda run: run["seed"]) for row, found in rows.items()}
+
+
+def table(head, rows):
+    """Lines of a Markdown table."""
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["--"] * len(head), *rows))
+
+
+def spread(row, digits=1):
+    """Median, lowest and highest ratio."""
+    return "{:.{n}f} ({:.{n}f}-{:.{n}f})".format(row["ratio"], row["lowest"], row["highest"], n=digits)
+
+
+def deviation(values, digits=3):
+    """Mean and standard deviation, if there are several."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else mean
+
+
+def worst(values):
+    """Mean, standard deviation and the lowest."""
+    return f"{deviation(values)}, {min(values):.3f}" if len(values) > 1 else deviation(values)
+
+
+def by_shape(rows, head, works, cell):
+    """A table of works and shapes; names of rows are the work and the shape."""
+    shapes = list(dict.fromkeys(name[name.index("(") :] for name in rows if not name.startswith("whole")))
+    lines = [
+        [label, *(cell(rows[f"{work} {shape}"]) if f"{work} {shape}" in rows else "" for shape in shapes)]
+        for label, work in works.items()
+    ]
+    return table([head, *(f"`{shape}`" for shape in shapes)], lines)
+
+
+def gmm():
+    """Ratios of times on one thread."""
+    works = ["full float64", "full float32", *(f"{kind} float64" for kind in KINDS[1:])]
+    return by_shape(record("gmm")["rows"], "work", {work: work for work in works}, spread)
+
+
+def gmm_two_threads():
+    """The same on two threads."""
+    return by_shape(
+        record("gmm_2_threads")["rows"], "work", {f"{kind} float64": f"{kind} float64" for kind in KINDS}, spread
+    )
+
+
+def gmm_memory():
+    """Peak memory, ours and theirs."""
+    works = {kind: f"{kind} float64" for kind in KINDS}
+    cell = "{skvae:.0f} / {scikit-learn:.0f}"
+    return by_shape(record("gmm")["rows"], "peak memory, MB", works, lambda row: cell.format(**row["peak_mb"]))
+
+
+def gmm_whole():
+    """Whole fits from defaults."""
+    lines = []
+    for name, row in record("gmm")["rows"].items():
+        if name.startswith("whole fit"):
+            shape, starts = re.fullmatch(r"whole fit (\(.+\))(?: (\d+) starts)?", name).groups()
+            ours, theirs = row["mean_lower_bound"].values()
+            seconds = "{skvae:.2f} / {scikit-learn:.2f}".format(**row["seconds"])
+            lines.append([f"`{shape}`", starts or 1, spread(row), seconds, f"{ours - theirs:+.1g}"])
+    return table(["shape", "starts", "ratio", "seconds, ours / theirs", "mean bound, ours less theirs"], lines)
+
+
+def gmm_peers():
+    """Time of an iteration of other packages over ours."""
+    content = record("gmm_peers")
+    names = ["scikit-learn", "scikit-learn on torch", "pomegranate", "tgmm", "torchgmm"]
+    lines = []
+    for work, row in content["rows"].items():
+        cells = [
+            f"{row[name]['ratio']:.1f}" if "ratio" in row[name] else row[name]["failed"].split(": ", 1)[1]
+            for name in names
+        ]
+        lines.append([f"full {work}", *cells])
+    versions = {name: content["versions"].get(name) for name in names}
+    return table(["work", *(f"{name} {versions[name]}" if versions[name] else name for name in names)], lines)
+
+
+def gmm_edges():
+    """Where ours gains least, or loses."""
+    lines = []
+    for name, row in record("gmm_edges")["rows"].items():
+        seconds = [f"{1e3 * value:,.{0 if value > 0.1 else 2}f}" for value in row["seconds"].values()]
+        ratio = spread(row, 2) if "lowest" in row else f"{row['ratio']:.2f}"
+        lines.append([name, ratio, *seconds, f"{row['float32']:.0e}" if "float32" in row else ""])
+    return table(["work", "ratio", "ours, ms", "theirs, ms", "error of the bound in float32"], lines)
+
+
+def kmeans():
+    """Ratios and inertias."""
+    lines = []
+    for name, row in record("kmeans")["rows"].items():
+        ours, theirs = (f"{value:.2f}" for value in row["mean_inertia"].values())
+        lines.append([name, spread(row, 2), ours, theirs])
+    return table(["work", "ratio", "inertia, ours", "inertia, theirs"], lines)
+
+
+def ppca():
+    """Ratios, and errors of float32."""
+    lines = []
+    for name, row in record("ppca")["rows"].items():
+        errors = [f"{value:.0e}" for value in row["errors"].values()] if name.startswith("float32") else ["", ""]
+        lines.append([name.replace("q=", "") + " components", spread(row, 2), *errors])
+    return table(["work", "ratio", "error of variances, ours", "theirs"], lines)
+
+
+def vae():
+    """Seconds of an epoch."""
+    content, lines = record("vae"), []
+    for name, label in NETWORKS.items():
+        row = content["rows"][name]
+        ours, plain = row["skvae"], row["plain loop"]
+        ratio = spread({"ratio": plain["ratio"], "lowest": plain["ratio_lowest"], "highest": plain["ratio_highest"]}, 2)
+        seconds = [f"{value:.2f}" for value in (ours["seconds"], plain["seconds"])]
+        images = f"{row.get('n_images', content['n_images']):,}"
+        lines.append([label, images, *seconds, ratio, f"{ours['bare_step']:.2f}", f"{100 * ours['beside']:.0f} %"])
+    return table(["network", "images", "ours", "plain loop", "ratio", "bare", "beside"], lines)
+
+
+def vae_quality():
+    """Bounds and errors on MNIST."""
+    content, lines = record("vae_quality"), []
+    labels = {"skvae": "skvae", "plain loop": "plain PyTorch loop", "pythae": "pythae"}
+    for work, network in (("mlp", "perceptrons"), ("conv", "convolutions")):
+        for latents in (2, 10):
+            row = content["rows"].get(f"{work}, {latents} latents", {})
+            for name, found in row.items():
+                less = "" if name == "skvae" else f"{found['against']:+.2f}"
+                scores = [f"{found[s]:.{n}f} ({found[s + '_sd']:.{n}f})" for s, n in (("elbo", 2), ("mse", 4))]
+                lines.append([network, latents, labels[name], len(found["runs"]), *scores, less])
+            if f"{work}, {latents} latents" in content["published"]:
+                elbo, mse = content["published"][f"{work}, {latents} latents"]
+                lines.append([network, latents, "published comparison", "", f"{elbo:.2f}", f"{mse:.4f}", ""])
+    return table(["network", "latents", "trainer", "seeds", "bound", "squared error", "ours less"], lines)
+
+
+def vae_tables():
+    """Classifiers on codes."""
+    lines = []
+    for name, row in record("vae_tables")["rows"].items():
+        for embedding, found in row["embeddings"].items():
+            if embedding == "all features":
+                continue
+            scores = [
+                f"{100 * found[s]['mean']:.1f} ± {100 * found[s]['sd']:.1f}" for s in ("k-NN", "logistic regression")
+            ]
+            bound = f"{found['bound']['mean']:.1f}" if embedding == "VAEEmbedder" else ""
+            lines.append([name, embedding, row["n_components"], *scores, f"{found['units']['mean']:.1f}", bound])
+    return table(["table", "embedding", "size", "k-NN", "logistic regression", "units", "bound"], lines)
+
+
+def scores(runs, average=statistics.mean):
+    """Cells of V-measure, accuracy and minutes."""
+    minutes = average(run["minutes"] + run.get("minutes_to_predict", 0) for run in runs)
+    shown = f"{minutes:.2f}" if minutes >= 0.01 else "< 0.01"
+    return [worst([run[score] for run in runs]) for score in ("v_measure", "accuracy")] + [shown]
+
+
+def vade():
+    """All settings of `VaDEClusterer`."""
+    found, lines = records("vade"), []
+    for row in (row for row in VADE_ROWS if row in found):
+        runs = found[row]
+        bound = f"{statistics.mean(run['bound'] for run in runs):.1f}" if "bound" in runs[0] else ""
+        lines.append([row, len(runs), *scores(runs), bound])
+    head = ["data and settings", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes", "bound"]
+    return table(head, lines)
+
+
+def vade_weights():
+    """What both weights of the agreement of views would have given."""
+    found, lines = records("vade"), []
+    for row in (row for row in VADE_ROWS if row in found):
+        runs = [run for run in found[row] if len(run.get("held_out_scores", ())) > 1 and "arms" in run]
+        if not runs:
+            continue
+        cells = []
+        for arm in (0, 1):
+            values = [run["arms"][arm][1]["v_measure"] for run in runs]
+            held_out = statistics.mean(run["held_out_scores"][arm][1] for run in runs)
+            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}), {held_out:.1f}")
+        lines.append([row, len(runs), *cells, f"{sum(run['weight'] > 0 for run in runs)} of {len(runs)}"])
+    head = ["plain: V, held-out score", "with the term: V, held-out score", "the term was chosen"]
+    return table(["data", "seeds", *head], lines)
+
+
+def clusterers(data):
+    """All clusterers of one data set, the best mean first."""
+    ours, rows = records("vade"), {}
+    for row, label in OURS[data].items():
+        rows[label] = ours.get(row, [])
+    for row, runs in records("clustering_peers").items():
+        where, method = row.split(", ", 1)
+        if where == data:
+            rows[f"`{method}`" if method in ("TorchGMM", "VaDEClusterer") else method] = runs
+    rows = {label: runs for label, runs in rows.items() if runs}
+    order = sorted(rows, key=lambda label: -statistics.mean(run["v_measure"] for run in rows[label]))
+    lines = [[label, len(rows[label]), *scores(rows[label], statistics.median)] for label in order]
+    return table(["method", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes"], lines)
+
+
+def streaming():
+    """Speed and memory of methods on a large file."""
+    lines = []
+    for name, methods in record("streaming")["visit"].items():
+        for method, row in methods.items():
+            sizes = [f"{row[size]:.0f}" for size in ("peak_mb", "growth_mb", "result_mb")]
+            lines.append([f"`{name}.{method}`", f"{row['rows_per_second']:,.0f}", *sizes])
+    return table(["method", "rows a second", "peak, MB", "growth, MB", "result, MB"], lines)
+
+
+def kills():
+    """Kills of each estimator, and what was different in the end."""
+    content = record("kills")
+    lines = [
+        [f"`{name}`", len(row["stopped_in"]), ", ".join(row["different"]) or "none"]
+        for name, row in content["rows"].items()
+    ]
+    return table(["estimator", "kills", "arrays that differ in the end"], lines)
+
+
+def corrupted_files():
+    """What became of damaged files."""
+    lines = []
+    for kind, label in DAMAGES.items():
+        counts = record("corrupted_files")["counts"][kind]
+        other = sum(n for name, n in counts.items() if name.startswith("another model"))
+        cells = [sum(counts.values()), *(counts.get(name, 0) for name in ("refused", "unchanged", "equal")), other]
+        lines.append([label, *(f"{n:,}" for n in cells)])
+    head = ["files", "refused", "the same bytes by chance", "an equal model", "another model"]
+    return table(["what was done", *head], lines)
+
+
+def plan():
+    """What can be run, with its command and minutes, and the versions of its records."""
+    lines = []
+    for name, benchmark in BENCHMARKS.items():
+        paths = [path for pattern in benchmark.records for path in RESULTS.glob(pattern)]
+        lacking = len(benchmark.missing_records())
+        state = "all" if not lacking else f"{len(benchmark.records) - lacking} of {len(benchmark.records)}"
+        versions = {json.loads(path.read_text()).get("versions", {}).get("torch") for path in paths} - {None}
+        lines.append([name, f"`{benchmark.command.split()[0]}`", benchmark.minutes, state, ", ".join(sorted(versions))])
+    return table(["name", "script", "minutes", "records", "torch"], lines)
+
+
+TABLES = {
+    "gmm": gmm,
+    "gmm, memory": gmm_memory,
+    "gmm, whole fits": gmm_whole,
+    "gmm, 2 threads": gmm_two_threads,
+    "gmm, peers": gmm_peers,
+    "gmm, edges": gmm_edges,
+    "k-means": kmeans,
+    "ppca": ppca,
+    "vae": vae,
+    "vae, quality": vae_quality,
+    "vae, tables": vae_tables,
+    "vade": vade,
+    "vade, weights": vade_weights,
+    **{f"clusterers, {data}": lambda data=data: clusterers(data) for data in OURS},
+    "large files": streaming,
+    "kills": kills,
+    "corrupted files": corrupted_files,
+    "plan": plan,
+}
+
+
+def filled(page):
+    """The page with every table as the records have it."""
+
+    def replace(match):
+        before, name, after = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"The page has a mark for the table {name!r}, but there are only {', '.join(TABLES)}.")
+        return f"{before}\n{TABLES[name]()}\n{after}"
+
+    if page.count("<!-- table: ") != len(MARKED.findall(page)):
+        raise ValueError("The page has the mark of a table without a mark of its end.")
+    return MARKED.sub(replace, page)
