@@ -7,6 +7,7 @@ processes together: each gives its own rows, and all get the same parameters.
 import os
 
 import torch.distributed as dist
+from torch.utils.data import Dataset, Subset
 
 from .fitting.distributed import alone
 
@@ -19,7 +20,7 @@ def shard(*arrays):
     Parameters
     ----------
     *arrays : array-like of shape (n_samples, ...)
-        Of equal length. Of a memory map only the slice is read.
+        Of equal length. Of a memory map only the slice is read, and a `torch.utils.data.Dataset` becomes a `Subset`.
 
     Returns
     -------
@@ -45,7 +46,7 @@ def shard(*arrays):
     rank, size = _place()
     n_rows = lengths.pop()
     rows = slice(n_rows * rank // size, n_rows * (rank + 1) // size)
-    parts = [array[rows] for array in arrays]
+    parts = [Subset(array, range(n_rows)[rows]) if isinstance(array, Dataset) else array[rows] for array in arrays]
     return parts[0] if len(parts) == 1 else parts
 
 

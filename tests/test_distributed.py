@@ -17,6 +17,7 @@ from joint_fits import CLASSES, EQUAL_NETS, FITS, NETS, ODD_NETS, OTHER_DRAWS, R
 
 from skvae import TorchGMM
 from skvae.distributed import shard
+from skvae.fitting.distributed import _end_group
 from skvae.fitting.parallel import count_batches, count_steps, dealt_sizes, step_weights
 
 HERE = Path(__file__).parent
@@ -198,6 +199,15 @@ def test_a_killed_process_stops_the_others_and_a_restart_goes_on(found, tmp_path
     restarted = torch.load(tmp_path / "found.pt", weights_only=False)
     assert restarted.pop("attempt") == 1
     assert_same(restarted, found[0]["long"])
+
+
+def test_a_group_that_the_script_made_is_left_to_it(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    _end_group(lambda: None)  # the one that a fit has made is gone
+    assert torch.distributed.is_initialized()
+    _end_group(lambda: torch.distributed.group.WORLD)
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("n_rows", [[100, 57], [40, 40, 41], [1490, 10], [2, 2, 2], [7, 300, 2]])

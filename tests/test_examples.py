@@ -1,6 +1,8 @@
-"""Examples of the studies run on scikit-learn's digits, with trainings of a few epochs."""
+"""Examples run on scikit-learn's digits, with trainings of a few epochs."""
 
+import os
 import runpy
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -28,3 +30,18 @@ def test_study_runs(path, tmp_path, monkeypatch, capsys):
     pictures = sorted(tmp_path.glob("*.png"))
     assert len(pictures) >= 2
     assert all(picture.stat().st_size > 2_000 for picture in pictures)
+
+
+def test_workers_find_what_one_process_finds(tmp_path):
+    """The workers of Dask import the example when they start, which is why it has a process of its own."""
+    pytest.importorskip("dask.distributed")
+    picture = tmp_path / "search.png"
+    script = [str(ROOT / "examples" / "plot_dask_search.py"), "--epochs", "1", "--output", str(picture)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "6 candidates, 3 folds" in done.stdout
+    assert "largest difference of a score: 0\n" in done.stdout
+    assert picture.stat().st_size > 2_000

@@ -16,6 +16,7 @@ from ..fitting.epochs import Interrupted
 from ..fitting.rows import row_chunks
 from ._arrays import FLOATS, check_dense, host_array, tensor_dtypes
 from ._chunks import map_chunks
+from ._datasets import table_of
 from ._descriptions import describe, foreign_part, rebuild
 from ._missing import has_missing
 from ._rows import check_row_count
@@ -75,6 +76,7 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
         """
         if not reset:
             check_is_fitted(self)
+        X = table_of(X)
         allows_nan = self._allows_nan and (reset or allows_nan or self._knows_missing())
         settings = {"dtype": self._dtypes, "ensure_all_finite": "allow-nan" if self._allows_nan else True}
         if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:

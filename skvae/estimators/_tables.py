@@ -10,7 +10,7 @@ from sklearn.utils import assert_all_finite
 
 IN_MEMORY = 2**30  # bytes of a dense table from a file that is held as a whole
 ONE_CHUNK = 2**23  # bytes of a sparse one that is: no more than what is made dense at a time in any case
-RUN = 256  # rows that lie together in a file and are read together
+RUN, RUN_BYTES = 256, 2**17  # rows that lie together in a file and are read together are no more, but at least one
 
 
 class Table:
@@ -54,7 +54,10 @@ class Table:
     @property
     def run_length(self):
         """How many neighbouring rows are best read together: one where rows can be read in any order."""
-        return 1 if issparse(self._source) else RUN
+        if issparse(self._source):
+            return 1
+        n_bytes = math.prod(self._source.shape[1:]) * np.dtype(self._source.dtype).itemsize
+        return min(RUN, max(1, RUN_BYTES // max(1, n_bytes)))
 
     def has_missing(self):
         """Whether a stored value of a sparse matrix is NaN. In files this is not known before they are read."""
@@ -67,8 +70,11 @@ class Table:
 
     def select(self, rows):
         """The table with some of the rows: of a slice, a mask, or an array of indices."""
-        order = np.arange(len(self)) if self._order is None else self._order
-        return self._with(order=order[rows])
+        if self._order is not None:
+            return self._with(order=self._order[rows])
+        n_rows = len(self)  # of which not even indices are held
+        is_slice = isinstance(rows, slice)
+        return self._with(order=np.arange(*rows.indices(n_rows)) if is_slice else _indices(rows, n_rows))
 
     def clip(self, low, high):
         """The table with values clipped to bounds, numbers or arrays (d,)."""
@@ -90,15 +96,25 @@ class Table:
 
     def _take(self, indices):
         """Rows of the source with these indices, read in runs of neighbours."""
-        indices = np.asarray(indices, dtype=None if len(indices) else np.intp)
-        indices = np.flatnonzero(indices) if indices.dtype == bool else indices
-        indices = np.where(indices < 0, indices + self._source.shape[0], indices)
+        indices = _indices(indices, self._source.shape[0])
         if isinstance(self._source, np.ndarray) or issparse(self._source):
             return self._read(indices)
         wanted, place = np.unique(indices, return_inverse=True)
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
-        parts = [self._read(slice(int(run[0]), int(run[-1]) + 1)) for run in runs if len(run)]
-        return np.concatenate(parts)[place] if parts else self._read(slice(0, 0))
+        found, done = None, 0
+        for run in runs if len(wanted) else ():
+            part = self._read(slice(int(run[0]), int(run[-1]) + 1))
+            found = np.empty((len(wanted), *part.shape[1:]), part.dtype) if found is None else found
+            found[done : done + len(run)] = part
+            done += len(run)
+        return self._read(slice(0, 0)) if found is None else found[place]
+
+
+def _indices(rows, n_rows):
+    """Rows that a mask or indices choose, as indices that are not negative."""
+    rows = np.asarray(rows, dtype=None if len(rows) else np.intp)
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    return np.where(rows < 0, rows + n_rows, rows)
 
 
 class TensorRows:

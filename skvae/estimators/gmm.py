@@ -23,6 +23,7 @@ from ..models.covariances import COVARIANCES, Mixture
 from ._arrays import FLOATS, compute_dtype, generator_from, host_array, resolve_device, to_tensor
 from ._base import ScoreMixin, TorchEstimator, fit_method
 from ._chunks import centered, column_means
+from ._datasets import batch_by_batch
 from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ._rows import check_enough_rows, check_processes, check_sample_size, counted_rows, fit_generator, fit_seed
 from ._starts import (
@@ -338,6 +339,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         self._weight_seen = rows.total_weight
         return self
 
+    @batch_by_batch
     @fit_method
     def partial_fit(self, X, y=None, sample_weight=None):
         """Make one step of stepwise EM with a batch of rows.
@@ -348,7 +350,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            A batch; NaN is a missing value.
+            A batch; NaN is a missing value. A `torch.utils.data.DataLoader` or an iterator of batches is one step for
+            each.
         y : array-like of shape (n_samples,), default=None
             Class labels to start from, as in `fit`; used in the first batch only.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -358,7 +361,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         -------
         self : TorchGMM
             The fitted estimator. ``n_iter_`` counts the batches; ``lower_bounds_`` holds the mean log-likelihood of
-            each before its step.
+            each before its step, in a mixture that is wider by as much as few earlier rows ask for.
 
         Raises
         ------

@@ -31,6 +31,7 @@ from ..fitting.streams import draw_indices
 from ._arrays import compute_dtype, resolve_device, to_dtype, to_tensor
 from ._base import TorchEstimator, fit_method
 from ._chunks import map_chunks
+from ._datasets import batch_by_batch
 from ._rows import check_processes, check_weights, fit_generator, row_count
 from ._streams import streamed
 from ._tables import Table
@@ -262,6 +263,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         self._warn_of_empty_clusters(X)
         return self
 
+    @batch_by_batch
     @fit_method
     def partial_fit(self, X, y=None, sample_weight=None):
         """Make one step with X as the batch; the first call chooses the starting centres among its rows.
@@ -269,7 +271,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Batch.
+            Batch. A `torch.utils.data.DataLoader` or an iterator of batches is one step for each.
         y : Ignored
             Present for API consistency.
         sample_weight : array-like of shape (n_samples,), default=None

@@ -16,9 +16,11 @@ from sklearn.utils import _safe_indexing, check_consistent_length, get_tags
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted, has_fit_parameter
+from torch.utils.data import Dataset, Subset
 
 from ._arrays import host_array
 from ._base import guarded
+from ._datasets import dataset_of
 from ._labels import labelled_rows, sorted_classes
 
 MAX_NAMED = 10  # clusters that a warning names
@@ -170,6 +172,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         UserWarning
             If clusters have no labelled row, or if the clusterer does not take the weights.
         """
+        X = dataset_of(X)
         rows, labels, mark = labelled_rows(y, self.unlabelled)
         check_consistent_length(X, y, sample_weight)
         weight = np.ones(_num_samples(y))
@@ -267,11 +270,14 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
             If no row is labelled.
         """
         check_is_fitted(self)
+        X = dataset_of(X)
         check_consistent_length(X, y, sample_weight)
         rows, labels, _ = labelled_rows(host_array(y), self._mark)
         if sample_weight is not None:
             sample_weight = _safe_indexing(host_array(sample_weight), rows)
-        found = self.predict(X if len(rows) == _num_samples(y) else _safe_indexing(X, rows))
+        if len(rows) < _num_samples(y):
+            X = Subset(X, rows.tolist()) if isinstance(X, Dataset) else _safe_indexing(X, rows)
+        found = self.predict(X)
         return accuracy_score(labels, host_array(found), sample_weight=sample_weight)
 
     @property

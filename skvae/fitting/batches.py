@@ -11,6 +11,7 @@ from .sources import RowSource, select_rows, shuffled
 
 BLOCK = 64  # batches that go to the device at a time if the rows are too large for it
 BLOCK_BYTES = 2**22  # but no more than this, or one, of rows that can be read in any order
+POOL_BYTES = 2**25  # of rows that are read in runs together, so that many runs are mixed
 
 
 class Rows(Dataset):
@@ -55,12 +56,12 @@ class RowBatches:
 
     def __iter__(self):
         source = {"generator": self.generator, "device": self.generator.device}
-        n_together = self.n_block * math.ceil(len(self.rows) / self.n_batches)
-        batches = shuffled(self.rows, self.generator, n_together).split(self.sizes)
-        for first in range(0, self.n_batches, self.n_block):
-            indices = batches[first : first + self.n_block]
-            block = self.rows[torch.cat(indices).to(self.rows.device)].to(self.generator.device, non_blocking=True)
-            parts = block.split([len(batch) for batch in indices])
+        firsts = range(0, self.n_batches, self.n_block)
+        sizes = [self.sizes[first : first + self.n_block] for first in firsts]
+        blocks = shuffled(self.rows, self.generator, [*map(sum, sizes)])
+        for first, indices, dealt in zip(firsts, blocks, sizes, strict=True):
+            block = self.rows[indices.to(self.rows.device)].to(self.generator.device, non_blocking=True)
+            parts = block.split(dealt)
             # Where memory begins decides the last bits of sums: batches of a block have their own, as single ones do.
             parts = parts if len(parts) == 1 else [part.clone() for part in parts]
             for step, stored in enumerate(parts, first):
@@ -69,6 +70,7 @@ class RowBatches:
                 if self.view_of is not None:
                     batch["view"] = self.view_of(u, self.generator)
                 yield batch, u[:0] if self.weights is None else self.weights[step]
+            del block, parts, stored  # before the next ones are read
 
 
 class FixedBatches:
@@ -89,9 +91,10 @@ class FixedBatches:
 
 def batches_together(rows, batch_size):
     """How many batches of rows that are not on the device go there at a time."""
-    if isinstance(rows, RowSource) and rows.run_length == 1:
-        return max(1, min(BLOCK, BLOCK_BYTES // (batch_size * rows[:1].nbytes)))
-    return BLOCK
+    if not isinstance(rows, RowSource):
+        return BLOCK
+    n_batches = (BLOCK_BYTES if rows.run_length == 1 else POOL_BYTES) // (batch_size * rows[:1].nbytes)
+    return max(1, min(BLOCK, n_batches) if rows.run_length == 1 else n_batches)
 
 
 def standardized(model, rows):

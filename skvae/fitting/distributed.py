@@ -8,10 +8,12 @@ Before each of them the processes tell one another, in a few bytes, what they ar
 says so instead, and the others raise its error where they would wait for it. So do processes that are out of step.
 """
 
+import atexit
 import math
 import multiprocessing
 import os
 import threading
+import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -22,7 +24,7 @@ VERBS = ("failed", "done", "each", "totals", "gather", "spread", "first", "objec
 ERRORS = {"ValueError": ValueError, "TypeError": TypeError, "MemoryError": MemoryError}  # others are a RuntimeError
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what launchers such as torchrun set
 _CURRENT = ContextVar("processes", default=None)
-_LEFT = []  # not empty when this process has left its group
+_LEFT = []  # not empty when this process has left its group, or lost the others
 
 
 class Alone:
@@ -217,6 +219,7 @@ class Group:
     def lost(self, error):
         """The error to raise where the others can not be reached; nothing is asked of them any more."""
         self.is_open = False
+        _LEFT.append(self.rank)
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         return RuntimeError(
             f"Another of the {self.size} processes has stopped, or can not be reached, so that process {self.rank} "
@@ -333,6 +336,15 @@ def _make_group():
     store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    # By a weak reference: connections of a group that is left have to break.
+    atexit.register(_end_group, weakref.ref(dist.group.WORLD))
+
+
+def _end_group(group):
+    """Let the threads of the group that was made here come to their end before the interpreter does."""
+    is_ours = dist.is_initialized() and dist.group.WORLD is group()
+    if is_ours and not (_LEFT and "nccl" in dist.get_backend_config()):  # which would wait for the others
+        dist.destroy_process_group()
 
 
 def _like(part, total):

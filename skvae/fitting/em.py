@@ -11,6 +11,7 @@ from .squarem import ACCELERATIONS
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
 START_JITTER = 1e-6  # for components that start from one row: they take the rows nearest to it
+PRIOR_ROWS = 2  # of the covariance within components, with which a batch meets covariances of earlier rows
 MIN_ROWS = 1e-8  # a component with less than this share of a row is dead
 
 
@@ -165,7 +166,8 @@ def step_mixture(rows, mixture, weight_seen, decay):
     """One step of stepwise EM (Cappe and Moulines 2009) with the rows of a batch.
 
     A mixture is as good as the moments that it came from: they are those of the rows seen so far, and the moments of
-    the batch enter with the step ``(weight_seen / weight of the batch + 1) ** -decay``.
+    the batch enter with the step ``(weight_seen / weight of the batch + 1) ** -decay``. Responsibilities of its rows
+    are those of a mixture that is wider by as much as few earlier rows ask for.
 
     Parameters
     ----------
@@ -184,8 +186,9 @@ def step_mixture(rows, mixture, weight_seen, decay):
     """
     family = rows.family
     mixture = family.whiten_mixture(mixture, rows.whitener)
-    moments, reference, total = rows.expect([mixture])[0]
     step = (weight_seen / rows.total_weight + 1) ** -decay
+    met = _widened(mixture, rows.total_weight / step, family) if weight_seen else mixture
+    moments, reference, total = rows.expect([met])[0]
     earlier = family.shift(family.moments_from(mixture, rows.regularization), mixture.means, reference)
     share = (1 - step) * rows.total_weight
     moments = type(moments)(*(share * mine + step * theirs for mine, theirs in zip(earlier, moments, strict=True)))
@@ -195,3 +198,19 @@ def step_mixture(rows, mixture, weight_seen, decay):
     lower_bound = total / rows.total_weight + rows.log_scale
     mixture = family.unwhiten_mixture(mixture, rows.whitener)
     return MixtureFit(mixture, [lower_bound], False, regularized, len(dead))
+
+
+def _widened(mixture, n_rows, family):
+    """The mixture as rows should meet it that had no part in it, when it comes from so many.
+
+    The covariance of a few rows is too narrow for others: components that begin with such ones would lose all rows to
+    the widest of them. To the rows of each, `PRIOR_ROWS` are added whose covariance is the mean over the components,
+    as by an inverse Wishart prior; with more rows that have been seen, this vanishes.
+    """
+    if family.tied:
+        return mixture
+    weights = mixture.log_weights.exp().reshape(-1, *[1] * (mixture.covariances.ndim - 1))
+    pooled = (weights * mixture.covariances).sum(0)
+    share = PRIOR_ROWS / (weights * n_rows + PRIOR_ROWS)
+    covariances = mixture.covariances + share * (pooled - mixture.covariances)
+    return mixture._replace(covariances=covariances, factor=family.factor(covariances)[0])

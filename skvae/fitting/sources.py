@@ -40,23 +40,33 @@ def select_rows(rows, indices):
     return rows.select(indices) if isinstance(rows, RowSource) else rows[indices.to(rows.device)]
 
 
-def shuffled(rows, generator, n_together):
-    """Indices of the rows in random order, on the device of the generator.
+def shuffled(rows, generator, sizes):
+    """Indices of the rows in random order, as many at a time as ``sizes`` says, on the device of the generator.
 
-    Rows that are best read in runs are shuffled as runs of neighbours, and then among all that are read together.
+    Rows that are best read in runs are shuffled as runs of neighbours, and then among all that are read together. Of
+    these, a few are known at a time: the indices of all rows would need memory that grows with the table.
 
     Parameters
     ----------
     rows : Tensor or RowSource
     generator : torch.Generator
-    n_together : int
-        Rows that are read at a time.
+    sizes : list of int
+        How many rows are read at a time; together, all.
+
+    Yields
+    ------
+    indices : Tensor of shape (size,)
     """
-    source = {"generator": generator, "device": generator.device}
-    run_length = getattr(rows, "run_length", 1)
+    source, run_length = {"generator": generator, "device": generator.device}, getattr(rows, "run_length", 1)
     if run_length == 1:
-        return torch.randperm(len(rows), **source)
-    runs = torch.arange(len(rows), device=generator.device).split(run_length)
-    order = torch.cat([runs[i] for i in torch.randperm(len(runs), **source).tolist()])
-    parts = order.split(n_together)
-    return torch.cat([part[torch.randperm(len(part), **source)] for part in parts])
+        yield from torch.randperm(len(rows), **source).split(sizes)
+        return
+    starts = torch.randperm(-(-len(rows) // run_length), **source) * run_length
+    steps, waiting = torch.arange(run_length, device=generator.device), starts[:0]
+    for size in sizes:
+        while len(waiting) < size:
+            n_runs = -(-(size - len(waiting)) // run_length)
+            found = (starts[:n_runs, None] + steps).flatten()
+            starts, waiting = starts[n_runs:], torch.cat([waiting, found[found < len(rows)]])
+        part, waiting = waiting[:size], waiting[size:]
+        yield part[torch.randperm(size, **source)]

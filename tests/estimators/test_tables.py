@@ -156,6 +156,8 @@ def test_neighbours_are_read_together(X):
     assert_array_equal(Table(source, np.float64)[[500, 3, 4, 5, 501, 3]], X[[500, 3, 4, 5, 501, 3]])
     assert source.read == [(3, 6), (500, 502)]
     assert Table(source, np.float64).run_length == RUN
+    assert Table(SlicesOnly(np.zeros((9, 4, 1024), np.float32)), np.float64).run_length == 8  # 128 kB
+    assert Table(SlicesOnly(np.zeros((1, 2**15))), np.float64).run_length == 1
     assert Table(sparse.csr_array(X), np.float64).run_length == 1
 
 

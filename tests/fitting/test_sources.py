@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from skvae.fitting.batches import RowBatches, Rows
+from skvae.fitting.batches import RowBatches, Rows, batches_together
 from skvae.fitting.sources import RowSource, select_rows, shuffled
 
 
@@ -30,19 +30,34 @@ def test_a_source_is_asked_like_a_tensor(rows):
 
 @pytest.mark.parametrize("run_length", [1, 4, 7, 100])
 def test_every_row_comes_once(rows, run_length):
-    order = shuffled(source_of(rows, run_length), torch.Generator().manual_seed(0), 16)
-    assert sorted(order.tolist()) == list(range(50))
-    again = shuffled(source_of(rows, run_length), torch.Generator().manual_seed(0), 16)
-    assert torch.equal(order, again)
+    sizes = [16, 1, 0, 20, 13]
+    parts = list(shuffled(source_of(rows, run_length), torch.Generator().manual_seed(0), sizes))
+    assert [len(part) for part in parts] == sizes
+    assert sorted(torch.cat(parts).tolist()) == list(range(50))
+    again = shuffled(source_of(rows, run_length), torch.Generator().manual_seed(0), sizes)
+    assert all(torch.equal(*pair) for pair in zip(parts, again, strict=True))
 
 
 def test_neighbours_are_read_together():
     """Blocks are made of whole runs, but within a block rows are mixed."""
     source = RowSource(1_000, lambda indices: indices, 10)
-    order = shuffled(source, torch.Generator().manual_seed(0), 100)
-    blocks = [block.numpy() for block in order.split(100)]
+    blocks = [block.numpy() for block in shuffled(source, torch.Generator().manual_seed(0), [100] * 10)]
     assert all(len(np.unique(block // 10)) == 10 for block in blocks)
     assert all((np.diff(block) != 1).sum() > 80 for block in blocks)
+
+
+def test_few_indices_are_known_at_a_time():
+    """Those of all rows would need 80 GB."""
+    source = RowSource(10**10, lambda indices: indices, 10**4)
+    part = next(shuffled(source, torch.Generator().manual_seed(0), [100_000, 10**10 - 100_000]))
+    assert len({*part.tolist()}) == 100_000
+    assert len({*(part // 10**4).tolist()}) == 10
+
+
+@pytest.mark.parametrize(("width", "batch_size", "n_batches"), [(1, 128, 65536), (784, 128, 83), (784, 20_000, 1)])
+def test_runs_are_mixed_in_a_pool_of_as_many_bytes(width, batch_size, n_batches):
+    source = RowSource(1000, lambda rows: torch.zeros(1000, width)[rows], 8)
+    assert batches_together(source, batch_size) == n_batches
 
 
 @pytest.mark.parametrize("run_length", [1, 5])
