@@ -33,7 +33,7 @@ from skvae import TorchGMM, VAEEmbedder
 
 parser = argparse.ArgumentParser(description="Search the settings of a pipeline with two Dask workers.")
 parser.add_argument("--epochs", type=int, default=20, help="of each VAE")
-parser.add_argument("--output", default="dask_search.png", help="where to save the figure")
+parser.add_argument("--output", help="where to save the figure")
 args, _ = parser.parse_known_args()
 
 X, y = load_digits(return_X_y=True)
@@ -91,4 +91,5 @@ if __name__ == "__main__":
     axes.errorbar(places + 0.08, others, joint["std_test_score"], fmt="s", label="Dask, two workers")
     axes.set(xticks=places, xticklabels=labels, ylabel="adjusted Rand index")
     axes.legend()
-    figure.savefig(args.output)
+    if args.output:
+        figure.savefig(args.output)
