@@ -4,11 +4,13 @@
 was gone, to files in the folder.
 """
 
+import atexit
 import json
 import os
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import torch
@@ -31,9 +33,16 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def note_end(folder, rank, groups):
+    """Write down that the interpreter comes to its end, and how many groups, with their threads, are still there."""
+    (folder / f"left_{rank}").write_text(str(sum(group() is not None for group in groups)))
+
+
 def main(folder):
-    """Fit; the first process writes down how that ended."""
+    """Fit; the first process writes down how that ended, and each what is left of its group at exit."""
     rank, size, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
+    groups = []
+    atexit.register(note_end, folder, rank, groups)  # before the fit, and so carried out after what a fit registers
     kill = Kill(folder, active=rank == 1 and attempt == 0)
     try:
         found = long_fit(Shard(rank, size), callbacks=[kill], checkpoint=folder / "training.pt")
@@ -42,6 +51,7 @@ def main(folder):
             left = (folder / "training.pt").exists()
             (folder / "error.json").write_text(json.dumps({"text": str(error), "at": time.time(), "left": left}))
         raise
+    groups.append(weakref.ref(torch.distributed.group.WORLD))
     if rank == 0:
         torch.save(found | {"attempt": attempt}, folder / "found.pt")
 

@@ -198,6 +198,7 @@ def test_a_killed_process_stops_the_others_and_a_restart_goes_on(found, tmp_path
     assert not (tmp_path / "training.pt").exists()
     restarted = torch.load(tmp_path / "found.pt", weights_only=False)
     assert restarted.pop("attempt") == 1
+    assert [(tmp_path / f"left_{rank}").read_text() for rank in range(2)] == ["0", "0"]
     assert_same(restarted, found[0]["long"])
 
 

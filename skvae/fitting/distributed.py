@@ -9,6 +9,7 @@ says so instead, and the others raise its error where they would wait for it. So
 """
 
 import atexit
+import gc
 import math
 import multiprocessing
 import os
@@ -326,7 +327,10 @@ def _find():
 
 def _make_group():
     """Make the default group from the environment; on GPUs, each process has that of its local rank."""
-    from torch.distributed.rendezvous import rendezvous  # not every build of torch has it
+    # Not every build of torch has these. Functions of the second have the group of the time of their import as the
+    # default of a parameter: imported later, as DistributedDataParallel does, they would keep it for good.
+    import torch.distributed.nn  # noqa: F401
+    from torch.distributed.rendezvous import rendezvous
 
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     if on_gpus:
@@ -341,7 +345,11 @@ def _make_group():
 
 
 def _end_group(group):
-    """Let the threads of the group that was made here come to their end before the interpreter does."""
+    """Let the threads of the group that was made here come to their end before the interpreter does.
+
+    One that frees a tensor later wants the lock of an interpreter that is gone, and aborts the process.
+    """
+    gc.collect()  # what averages gradients has the group too
     is_ours = dist.is_initialized() and dist.group.WORLD is group()
     if is_ours and not (_LEFT and "nccl" in dist.get_backend_config()):  # which would wait for the others
         dist.destroy_process_group()
