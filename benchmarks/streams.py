@@ -2,7 +2,8 @@
 
     SKVAE_DATA_HOME=... python benchmarks/streams.py --output benchmarks/results/streams.json
 
-The 60,000 training images of MNIST come in their original order, 1,000 at a time; each batch is seen once in a pass.
+The 60,000 training images of MNIST come in their original order, 1,000 at a time, or as many as the name of a row says;
+each batch is seen once in a pass.
 The mixture has full covariances and works on the images' 32 first principal components, k-means on the pixels from 0 to
 1, and the VAE is a perceptron with 10 latent dimensions, whose `fit` makes as many epochs as the stream makes passes.
 
@@ -61,21 +62,23 @@ def score(found, X):
 
 
 WORKS = {
-    "TorchGMM, 10 components": (codes, mixture, 10, (1, 3, 10)),
-    "TorchGMM, 50 components": (codes, mixture, 50, (1, 3, 10)),
-    "TorchMiniBatchKMeans, 10 clusters": (images, kmeans, 10, (1, 3)),
-    "TorchMiniBatchKMeans, 100 clusters": (images, kmeans, 100, (1, 3)),
-    "VAEEmbedder, 10 latents": (images, vae, 10, (1, 5)),
+    "TorchGMM, 10 components": (codes, mixture, 10, (1, 3, 10), BATCH),
+    "TorchGMM, 10 components, 250 rows": (codes, mixture, 10, (1, 3, 10), 250),
+    "TorchGMM, 50 components": (codes, mixture, 50, (1, 3, 10), BATCH),
+    "TorchGMM, 50 components, 5,000 rows": (codes, mixture, 50, (1, 3, 10), 5000),
+    "TorchMiniBatchKMeans, 10 clusters": (images, kmeans, 10, (1, 3), BATCH),
+    "TorchMiniBatchKMeans, 100 clusters": (images, kmeans, 100, (1, 3), BATCH),
+    "VAEEmbedder, 10 latents": (images, vae, 10, (1, 5), BATCH),
 }
 
 
-def scores(make, k, data, n_passes, seed):
+def scores(make, k, data, n_passes, batch, seed):
     """Score of `fit`, and of the stream after each number of passes."""
     X, X_test = data
     fitted = {n: make(k, seed, n).fit(X) for n in (n_passes if make is vae else n_passes[:1])}
     streamed, found = make(k, seed, 1), {}
     for n in range(1, max(n_passes) + 1):
-        streamed.partial_fit(X[start : start + BATCH] for start in range(0, len(X), BATCH))
+        streamed.partial_fit(X[start : start + batch] for start in range(0, len(X), batch))
         if n in n_passes:
             whole = fitted.get(n, fitted[n_passes[0]])
             found[n] = {"fit": score(whole, X_test), "stream": score(streamed, X_test)}
@@ -104,9 +107,9 @@ def main():
         record["works"] = json.loads(args.output.read_text())["works"]
     print(f"{'estimator':36}{'passes':>7}{'fit':>11}{'stream':>11}{'gap':>24}")
     for name in args.works:
-        load, make, k, n_passes = WORKS[name]
+        load, make, k, n_passes, batch = WORKS[name]
         data = load()
-        runs = [scores(make, k, data, n_passes, seed) for seed in range(args.seeds)]
+        runs = [scores(make, k, data, n_passes, batch, seed) for seed in range(args.seeds)]
         record["works"][name] = {n: summary([run[n] for run in runs]) for n in n_passes}
         for n, row in record["works"][name].items():
             gap = "{gap:.2%} ({lowest:.2%} to {highest:.2%})".format(**row)

@@ -361,7 +361,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         -------
         self : TorchGMM
             The fitted estimator. ``n_iter_`` counts the batches; ``lower_bounds_`` holds the mean log-likelihood of
-            each before its step, in a mixture that is wider by as much as few earlier rows ask for.
+            each before its step, in a mixture whose components are wider where they come from too few rows.
 
         Raises
         ------

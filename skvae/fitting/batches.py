@@ -62,15 +62,15 @@ class RowBatches:
         for first, indices, dealt in zip(firsts, blocks, sizes, strict=True):
             block = self.rows[indices.to(self.rows.device)].to(self.generator.device, non_blocking=True)
             parts = block.split(dealt)
-            # Where memory begins decides the last bits of sums: batches of a block have their own, as single ones do.
-            parts = parts if len(parts) == 1 else [part.clone() for part in parts]
-            for step, stored in enumerate(parts, first):
+            for step, part in enumerate(parts, first):
+                # Where memory begins decides the last bits of sums: batches of a block have their own, as single ones.
+                stored = part if len(parts) == 1 else part.clone()
                 u = self.standardize(stored if len(stored) else self.rows[:2].to(block.device))
                 batch = {"u": u, "noise": torch.randn(len(u), *self.noise_shape, **source)}
                 if self.view_of is not None:
                     batch["view"] = self.view_of(u, self.generator)
                 yield batch, u[:0] if self.weights is None else self.weights[step]
-            del block, parts, stored  # before the next ones are read
+            del block, parts, part, stored  # before the next ones are read
 
 
 class FixedBatches:

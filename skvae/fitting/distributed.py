@@ -329,7 +329,7 @@ def _make_group():
     """Make the default group from the environment; on GPUs, each process has that of its local rank."""
     # Not every build of torch has these. Functions of the second have the group of the time of their import as the
     # default of a parameter: imported later, as DistributedDataParallel does, they would keep it for good.
-    import torch.distributed.nn  # noqa: F401
+    import torch.distributed.nn
     from torch.distributed.rendezvous import rendezvous
 
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()

@@ -11,7 +11,8 @@ from .squarem import ACCELERATIONS
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
 START_JITTER = 1e-6  # for components that start from one row: they take the rows nearest to it
-PRIOR_ROWS = 2  # of the covariance within components, with which a batch meets covariances of earlier rows
+PRIOR_ROWS = 2  # of the covariance within components, with which a batch meets covariances of next to no rows
+ENOUGH = 4  # times as many rows as a covariance needs to have an inverse: from there on it is taken as it is
 MIN_ROWS = 1e-8  # a component with less than this share of a row is dead
 
 
@@ -167,7 +168,7 @@ def step_mixture(rows, mixture, weight_seen, decay):
 
     A mixture is as good as the moments that it came from: they are those of the rows seen so far, and the moments of
     the batch enter with the step ``(weight_seen / weight of the batch + 1) ** -decay``. Responsibilities of its rows
-    are those of a mixture that is wider by as much as few earlier rows ask for.
+    are those of a mixture whose components are wider where they come from too few rows.
 
     Parameters
     ----------
@@ -204,13 +205,19 @@ def _widened(mixture, n_rows, family):
     """The mixture as rows should meet it that had no part in it, when it comes from so many.
 
     The covariance of a few rows is too narrow for others: components that begin with such ones would lose all rows to
-    the widest of them. To the rows of each, `PRIOR_ROWS` are added whose covariance is the mean over the components,
-    as by an inverse Wishart prior; with more rows that have been seen, this vanishes.
+    the widest of them. Components that have fewer rows than `ENOUGH` are met as if up to `PRIOR_ROWS` more had been
+    seen whose covariance is the mean over the components, as by an inverse Wishart prior.
     """
     if family.tied:
         return mixture
+    is_full = mixture.covariances.ndim == 3
     weights = mixture.log_weights.exp().reshape(-1, *[1] * (mixture.covariances.ndim - 1))
     pooled = (weights * mixture.covariances).sum(0)
-    share = PRIOR_ROWS / (weights * n_rows + PRIOR_ROWS)
+    enough = ENOUGH * (mixture.means.shape[1] + 1 if is_full else 2)
+    n_rows = weights * n_rows
+    added = PRIOR_ROWS * (1 - n_rows / enough).clamp(min=0)
+    if not added.any():
+        return mixture
+    share = added / (n_rows + added)
     covariances = mixture.covariances + share * (pooled - mixture.covariances)
     return mixture._replace(covariances=covariances, factor=family.factor(covariances)[0])

@@ -58,21 +58,22 @@ class EpochNet(NeuralNet):
         """Train or validate for an epoch."""
         if iterator is None:
             return
-        losses, later = [], self._reads_losses_later()
+        waiting, later, n_batches = [], self._reads_losses_later(), 0
         for batch in iterator:
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
             loss = step["loss"].detach()
-            losses.append(loss)
+            n_batches += 1
+            if later:
+                waiting.append(loss)
             self.history.record_batch(f"{prefix}_loss", loss if later else loss.item())
             self.history.record_batch(f"{prefix}_batch_size", 0 if stands_in(batch) else len(batch[0]["u"]))
             self.notify("on_batch_end", batch=batch, training=training, **step)
-        if later:
-            for row, loss in zip(
-                self.history[-1]["batches"][-len(losses) :], torch.stack(losses).tolist(), strict=True
-            ):
+        if waiting:
+            known = torch.stack(waiting).tolist()
+            for row, loss in zip(self.history[-1]["batches"][-n_batches:], known, strict=True):
                 row[f"{prefix}_loss"] = loss
-        self.history.record(f"{prefix}_batch_count", len(losses))
+        self.history.record(f"{prefix}_batch_count", n_batches)
 
     def _reads_losses_later(self):
         """Whether reading a loss would wait for the device."""

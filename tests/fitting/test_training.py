@@ -1,5 +1,7 @@
 """Batches, objective and the training loop."""
 
+import gc
+
 import pytest
 import torch
 from skorch.callbacks import Callback
@@ -92,6 +94,25 @@ def test_losses_that_stay_on_the_device_are_the_same(monkeypatch):
         assert all(isinstance(batch.get("train_loss", 0.0), float) for batch in batches)
         histories.append([net.history[:, name] for name in ("train_loss", "valid_loss", "train_batch_count")])
     assert histories[0] == histories[1]
+
+
+class CountTensors(Callback):
+    """How many tensors there are after each batch of the first epoch."""
+
+    def __init__(self):
+        self.counts = []
+
+    def on_batch_end(self, net, **kwargs):
+        gc.collect()
+        self.counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+
+
+def test_no_tensor_of_a_batch_is_kept():
+    """Memory would grow with the rows, by much more than the tensors: they leave holes that nothing else fits into."""
+    count = CountTensors()
+    train(make_model(), torch.rand(320, 4), max_epochs=1, callbacks=(count,))
+    assert len(count.counts) == 20
+    assert len(set(count.counts[2:])) == 1
 
 
 def test_loss_does_not_depend_on_the_batch_size():
