@@ -29,6 +29,7 @@ OPSETS = {"": 18, "ai.onnx.ml": 3}
 IR_VERSION = 10  # what runtimes of the last years read
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 INPUT = "X"
+OLDEST_TORCH = (2, 7)  # graphs of 2.5 fix the number of rows, or fail
 
 
 def to_onnx(estimator, path, *, dtype="float32"):
@@ -62,7 +63,7 @@ def to_onnx(estimator, path, *, dtype="float32"):
     Raises
     ------
     ImportError
-        If onnx, onnxscript or skl2onnx are not installed.
+        If onnx, onnxscript or skl2onnx are not installed, or torch is older than 2.7, whose graphs can be wrong.
     TypeError
         If a step is neither of this package nor known to skl2onnx.
     ValueError
@@ -95,6 +96,11 @@ def to_onnx(estimator, path, *, dtype="float32"):
         raise ImportError(
             f"to_onnx needs {error.name}, which is not installed; `pip install skvae[onnx]` has what it needs."
         ) from error
+    if torch.__version__ < OLDEST_TORCH:
+        raise ImportError(
+            f"to_onnx needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, but got torch {torch.__version__}; "
+            "`pip install skvae[onnx]` has what it needs."
+        )
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} should be one of {sorted(DTYPES)}.")
     model = _graph(estimator, DTYPES[dtype])

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
@@ -14,6 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch.torch_version import TorchVersion
 
 from skvae import (
     AutoencoderEmbedder,
@@ -134,6 +136,12 @@ def test_what_can_not_be_written(tmp_path):
 
 class Unknown(IsolationForest):
     """What no converter is registered for."""
+
+
+def test_with_a_torch_that_is_too_old(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.1"))
+    with pytest.raises(ImportError, match=r"to_onnx needs torch 2\.7 or newer, but got torch 2\.6\.1; `pip install"):
+        to_onnx(TorchPPCA(2).fit(DIGITS), tmp_path / "it.onnx")
 
 
 def test_without_the_libraries(tmp_path, monkeypatch):
