@@ -45,8 +45,8 @@ class Table:
         if self._order is not None:
             rows = self._order[rows]
         found = self._slice(rows) if isinstance(rows, slice) else self._take(rows)
-        shared = not issparse(self._source)  # the caller may write to what it gets
-        found = np.array(found, dtype=self.dtype, order="C", copy=shared or None).reshape(len(found), self.shape[1])
+        new = np.asarray if issparse(self._source) else np.array  # the caller may write to what it gets
+        found = new(found, dtype=self.dtype, order="C").reshape(len(found), self.shape[1])
         _release(self._source)
         assert_all_finite(found, allow_nan=self._allow_nan, input_name="X")
         return found if self._bounds is None else found.clip(*self._bounds, out=found)

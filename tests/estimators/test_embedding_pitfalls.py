@@ -849,11 +849,11 @@ def test_pickles_do_not_hold_the_rows_or_the_optimizer():
 
 
 def test_weights_load_with_torchs_safe_loader(with_noise, X, tmp_path):
-    """Since 2.6, torch.load takes weights only."""
+    """That of weights only, the default since 2.6."""
     torch.save(with_noise.module_.state_dict(), tmp_path / "weights.pt")
     other = clone(with_noise).set_params(random_state=5).fit(X)
     assert not same_weights(other, with_noise)
-    other.module_.load_state_dict(torch.load(tmp_path / "weights.pt"))
+    other.module_.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
     assert_same(answers(other, X), answers(with_noise, X))
 
 

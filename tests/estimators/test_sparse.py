@@ -46,7 +46,7 @@ pytestmark = [
 def random_rows(n_rows, n_columns, density=0.1):
     """Sparse rows, half of which have larger values."""
     rng = np.random.default_rng(0)
-    X = sparse.random_array((n_rows, n_columns), density=density, format="csr", random_state=rng)
+    X = sparse.csr_array(sparse.random(n_rows, n_columns, density=density, format="csr", random_state=rng))
     return (X * (1 + np.arange(n_rows) % 2)[:, None]).tocsr()
 
 
