@@ -78,7 +78,7 @@ BAD_WEIGHTS = {
     "NaN": (lambda n: np.full(n, np.nan), "sample_weight contains NaN"),
     "too few": (lambda n: np.ones(n - 1), "inconsistent numbers of samples|sample_weight.shape == "),
     "two columns": (lambda n: np.ones((n, 2)), "Sample weights must be 1D array or scalar|1D array"),
-    "zero": (np.zeros, "at least one (non-zero number|row should count)"),
+    "zero": (np.zeros, "at least one (non-zero number|row .*should count)"),
 }
 
 

@@ -25,6 +25,7 @@ VERBS = ("failed", "done", "each", "totals", "gather", "spread", "first", "objec
 ERRORS = {"ValueError": ValueError, "TypeError": TypeError, "MemoryError": MemoryError}  # others are a RuntimeError
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what launchers such as torchrun set
 _CURRENT = ContextVar("processes", default=None)
+_TENSORS_TO_FILL = torch.inference_mode(False)  # which old versions of torch do not fill if they are made for inference
 _LEFT = []  # not empty when this process has left its group, or lost the others
 
 
@@ -94,6 +95,7 @@ class Group:
         """See `Alone`."""
         return self._announce("each", value=int(number))
 
+    @_TENSORS_TO_FILL
     def totals(self, *parts):
         """See `Alone`."""
         flat = torch.cat([self._wide(part).flatten() for part in parts])
@@ -102,6 +104,7 @@ class Group:
         sizes = [part.numel() if isinstance(part, torch.Tensor) else 1 for part in parts]
         return tuple(_like(part, total) for part, total in zip(parts, flat.split(sizes), strict=True))
 
+    @_TENSORS_TO_FILL
     def gather(self, rows):
         """See `Alone`."""
         sizes = self._announce("gather", math.prod(rows.shape[1:]), rows.element_size(), len(rows))
@@ -125,6 +128,7 @@ class Group:
         places = ((indices >= start) & (indices < start + n_rows)).nonzero().flatten()
         return indices[places] - start, Deal(self, places, len(indices))
 
+    @_TENSORS_TO_FILL
     def spread(self, rows, places, n_rows):
         """Rows (n_rows, ...) on all processes, from those that each has and their places."""
         whole = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype, device=self._place(rows))
@@ -133,6 +137,7 @@ class Group:
         self._run(dist.all_reduce, whole)  # to add zeros changes nothing
         return whole.to(rows.device)
 
+    @_TENSORS_TO_FILL
     def first(self, value):
         """See `Alone`."""
         sent = value.to(self._place(value), copy=True).contiguous()
@@ -175,6 +180,7 @@ class Group:
         """See `Alone`."""
         self._announce("done")
 
+    @_TENSORS_TO_FILL
     def _announce(self, verb, n_numbers=0, item_size=8, value=0):
         """Tell the others what comes next, and a number; return the numbers of all.
 
@@ -202,6 +208,7 @@ class Group:
             )
         return list(values)
 
+    @_TENSORS_TO_FILL
     def _objects(self, value):
         found = [None] * self.size
         self._run(dist.all_gather_object, found, value)

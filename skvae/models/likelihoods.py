@@ -121,10 +121,11 @@ class LogSinhc(torch.autograd.Function):
 
 def langevin(h, near=0.25):
     """coth(h) - 1 / h, the derivative of log(sinh(h) / h); a series between -near and near."""
-    small, size = h.clamp(-near, near), h.abs().clamp(min=near)
+    is_near = h.abs() < near  # not by clamp, whose gradient at the bound differs between versions of torch
+    small, size = torch.where(is_near, h, 0.0), torch.where(is_near, near, h.abs())
     square = small.square()
     terms = 1 / 3 + square * (-1 / 45 + square * (2 / 945 + square * (-1 / 4725 + square * 2 / 93555)))
-    return torch.where(h.abs() < near, small * terms, (1 / size.tanh() - 1 / size) * h.sign())
+    return torch.where(is_near, small * terms, (1 / size.tanh() - 1 / size) * h.sign())
 
 
 class Standardized(nn.Module):
