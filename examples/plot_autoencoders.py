@@ -39,9 +39,10 @@ print(f"importance-weighted: {bounds[0]:.2f} and {bounds[1]:.2f}")
 print(f"{wide.active_units_} of 10 dimensions are in use; training stopped after {wide.n_iter_} epochs")
 
 # %%
-# The codes, and what is decoded from them
-# ----------------------------------------
-# The grid is even in probability: each image stands for the same share of the prior.
+# The codes, what is decoded from them, and the training
+# ------------------------------------------------------
+# The grid is even in probability: each image stands for the same share of the prior. ``history_`` has both terms of the
+# bound; ``kl_per_dimension_`` says which dimensions carry something.
 
 fig, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
 LatentSpaceDisplay.from_predictions(plane.transform(X_test), y_test, ax=axes[0, 0])
@@ -55,11 +56,6 @@ axes[0, 1].set(title="Decoded plane", xlabel="quantile of dimension 1", ylabel="
 
 ReconstructionDisplay.from_estimator(wide, X_test[:8], image_shape=(8, 8), ax=axes[0, 2])
 axes[0, 2].set_title("Reconstructions, 10 dimensions")
-
-# %%
-# The training
-# ------------
-# ``history_`` has both terms of the bound; ``kl_per_dimension_`` says which dimensions carry something.
 
 epochs = [row["epoch"] for row in plane.history_]
 axes[1, 0].plot(epochs, [row["train_loss"] for row in plane.history_], label="training")
