@@ -10,7 +10,7 @@ from sklearn.utils import check_consistent_length, check_scalar
 from ..callbacks import LatentSnapshots, Snapshots
 from ..metrics import match_clusters
 from .codes import mixture_of
-from .drawing import draw_codes, draw_mixture, legend_beside, panels_or_new
+from .drawing import draw_codes, draw_mixture, known_classes, legend_beside, panels_or_new
 from .latent_space import Plane
 
 PANEL_WIDTH, N_COLUMNS = 3.5, 3  # inches
@@ -224,7 +224,7 @@ class ClusterEvolutionDisplay:
 
     @property
     def _classes(self):
-        return None if self.labels is None else np.unique(self.labels)
+        return None if self.labels is None else known_classes(self.labels)
 
     def _limits(self):
         """Corners of a rectangle around the codes of all snapshots, neither very flat nor very tall (2,) (2,)."""

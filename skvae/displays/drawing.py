@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from ..estimators._labels import is_missing, sorted_classes
+
 # Ten colours that can be told apart with every kind of colour vision (Petroff 2021, "Accessible color sequences").
 COLORS = (
     "#3f90da",
@@ -159,6 +161,19 @@ def draw_images(ax, images, margin=0, limits=(None, None)):
     return (np.arange(columns) + 0.5) * width - 0.5, (np.arange(rows) + 0.5) * height - 0.5
 
 
+def known_classes(labels):
+    """Distinct labels (n_classes,) in sorted order, but for those that are None or NaN.
+
+    Raises
+    ------
+    ValueError
+        If they are real numbers and no classes.
+    TypeError
+        If they can not be sorted.
+    """
+    return sorted_classes(labels[~is_missing(labels)])[0]
+
+
 def draw_codes(ax, codes, labels, classes, size=9):
     """Draw codes (n_samples, 2), coloured by label; return the means of the classes (n_classes, 2), NaN without rows.
 
@@ -166,7 +181,7 @@ def draw_codes(ax, codes, labels, classes, size=9):
     ----------
     labels : ndarray of shape (n_samples,) or None
     classes : ndarray of shape (n_classes,)
-        What the labels can be, in the order of the colours.
+        What the labels can be, in the order of the colours. Rows with none of them are grey.
     size : float, default=9
         Size of the mark of a mean, in points.
     """
@@ -176,6 +191,9 @@ def draw_codes(ax, codes, labels, classes, size=9):
     if labels is None:
         ax.scatter(*codes.T, color=COLORS[0], **style)
         return np.empty((0, 2))
+    missing = is_missing(labels)
+    if missing.any():
+        ax.scatter(*codes[missing].T, color="0.8", **style)
     means = np.full((len(classes), 2), np.nan)
     for index, label in enumerate(classes):
         rows, color = codes[labels == label], COLORS[index % len(COLORS)]

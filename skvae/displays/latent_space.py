@@ -3,11 +3,11 @@
 import numpy as np
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
-from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
 from .codes import codes_of, last_step, mixture_of
-from .drawing import axes_or_new, draw_codes, draw_mixture, legend_beside
+from .drawing import axes_or_new, draw_codes, draw_mixture, known_classes, legend_beside
 
 
 class LatentSpaceDisplay:
@@ -101,7 +101,7 @@ class LatentSpaceDisplay:
         Z : array-like of shape (n_samples, n_features)
             Codes, at least two features.
         labels : array-like of shape (n_samples,), default=None
-            Shown by colour.
+            Classes, shown by colour; rows with None or NaN are grey.
         means : array-like of shape (n_components, n_features), default=None
             Means of components.
         covariances : array-like of shape (n_components, n_features, n_features), default=None
@@ -120,12 +120,12 @@ class LatentSpaceDisplay:
         Raises
         ------
         ValueError
-            If Z has fewer than two features, if there are not as many labels as rows, if means and covariances do not
-            fit together, or if the projection is unknown or lacks the mixture that it needs.
+            If Z has fewer than two features, if there are not as many labels as rows, or they are no classes, if means
+            and covariances do not fit together, or if the projection is unknown or lacks the mixture that it needs.
         """
         Z = check_array(Z, ensure_min_features=2, input_name="Z")
         if labels is not None:
-            labels = np.asarray(labels)
+            labels = column_or_1d(labels)
             check_consistent_length(Z, labels)
         means, covariances = check_mixture(means, covariances, Z.shape[1])
         plane = Plane(Z, means, covariances, projection)
@@ -148,7 +148,7 @@ class LatentSpaceDisplay:
         self : LatentSpaceDisplay
         """
         ax = axes_or_new(ax)
-        classes = None if self.labels is None else np.unique(self.labels)
+        classes = None if self.labels is None else known_classes(self.labels)
         self.class_means_ = draw_codes(ax, self.codes, self.labels, classes)
         draw_mixture(ax, self.means, self.covariances, n_std)
         if self.labels is not None:

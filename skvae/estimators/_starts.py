@@ -12,6 +12,7 @@ from ..fitting.starts import from_labels
 from ..fitting.streams import sample_indices
 from ._arrays import to_tensor
 from ._base import TorchEstimator
+from ._labels import is_missing
 from ._tables import Table
 
 
@@ -92,14 +93,14 @@ def responsibilities_of(given, dtype, device, n_components):
 
 
 def _class_labels(y, n_components, counted, n_given):
-    """Places of the labels among the sorted classes; -1 stays."""
+    """Places of the labels among the sorted classes; -1 for rows without a label."""
     if y is None:
         raise ValueError("init_params='labels' needs y, the labels of the rows (-1: unlabelled); give fit(X, y).")
     y = column_or_1d(y, warn=True)
     if len(y) != n_given:
         raise ValueError(f"y should have a label for each of the {n_given} rows of X, but it has {len(y)}.")
     y = y[counted]
-    labelled = np.asarray(y != -1)
+    labelled = np.asarray(y != -1) & ~is_missing(y)
     return _places(y, labelled, n_components, "y holds {} classes (-1 left out)")
 
 

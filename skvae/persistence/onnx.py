@@ -65,7 +65,7 @@ def to_onnx(estimator, path, *, dtype="float32"):
     ImportError
         If onnx, onnxscript or skl2onnx are not installed, or torch is older than 2.7, whose graphs can be wrong.
     TypeError
-        If a step is neither of this package nor known to skl2onnx.
+        If a step is neither of this package nor known to skl2onnx, or chooses columns by name.
     ValueError
         If the classes of a classifier are no integers.
 
@@ -315,6 +315,11 @@ def _foreign(estimator, dtype):
     except (MissingConverter, MissingShapeCalculator) as error:
         raise TypeError(
             f"skl2onnx has no converter for {type(estimator).__name__}; register one with it, or leave the step out."
+        ) from error
+    except (KeyError, RuntimeError) as error:  # what it raises where a converter can not go on
+        raise TypeError(
+            f"skl2onnx can not write this {type(estimator).__name__}. A graph has one table without names: choose "
+            "columns by position, and of a search give best_estimator_."
         ) from error
     del model.opset_import[:]
     for domain, version in OPSETS.items():

@@ -70,6 +70,28 @@ def test_codes_alone_and_strings():
         LatentSpaceDisplay.from_predictions(X[:, :1])
 
 
+def test_rows_without_a_label_are_grey():
+    codes = np.random.default_rng(0).normal(size=(30, 2))
+    labels = np.array(["a", "b", None] * 10, dtype=object)
+    labels[2] = np.nan
+    display = LatentSpaceDisplay.from_predictions(codes, labels)
+    grey, *classes = display.ax_.collections
+    assert_allclose(grey.get_offsets(), codes[2::3])
+    assert [part.get_label() for part in classes] == ["a", "b"]
+    assert_allclose(display.class_means_, [codes[::3].mean(0), codes[1::3].mean(0)])
+
+
+def test_labels_that_are_no_classes():
+    with pytest.raises(ValueError, match="continuous"):
+        LatentSpaceDisplay.from_predictions(np.eye(3), [0.5, 1.5, 2.5])
+
+
+def test_labels_in_a_column():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match="1d array"):
+        LatentSpaceDisplay.from_predictions(np.eye(3), pandas.DataFrame({"a": [0, 1, 1], "b": 1}))
+
+
 def test_discriminant_plane_is_fishers():
     """Against scikit-learn's linear discriminant analysis, with classes of equal size."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis

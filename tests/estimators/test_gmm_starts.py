@@ -51,6 +51,8 @@ def test_unlabelled_rows_wait_for_em(blobs):
     start = TorchGMM(3, init_params="labels", max_iter=0).fit(X, partial)
     assert_allclose(start.means_, [X[partial == c].mean(0) for c in range(3)])
     assert_array_equal(TorchGMM(3, init_params="labels").fit(X, partial).predict(X), y)
+    words = np.where(partial == -1, None, np.array(["a", "b", "c"], dtype=object)[y])
+    assert_array_equal(TorchGMM(3, init_params="labels", max_iter=0).fit(X, words).means_, start.means_)
 
 
 def test_labels_go_through_a_pipeline(blobs):

@@ -4,15 +4,18 @@ import sys
 
 import numpy as np
 import onnxruntime
+import pandas
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.cluster import KMeans
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.torch_version import TorchVersion
@@ -136,6 +139,18 @@ def test_what_can_not_be_written(tmp_path):
 
 class Unknown(IsolationForest):
     """What no converter is registered for."""
+
+
+@pytest.mark.parametrize("step", ["columns by name", "search"])
+def test_what_skl2onnx_can_not_write(step, tmp_path):
+    frame = pandas.DataFrame(DIGITS[:50, 20:24], columns=list("abcd"))
+    chosen = ColumnTransformer([("some", StandardScaler(), ["a", "b"])])
+    steps = {
+        "columns by name": make_pipeline(chosen, TorchPPCA(1)),
+        "search": GridSearchCV(TorchGMM(2, **GMM), {"tol": [1e-3]}, cv=2),
+    }
+    with pytest.raises(TypeError, match="can not write this .*: choose columns by position, and of a search"):
+        to_onnx(steps[step].fit(frame), tmp_path / "it.onnx")
 
 
 def test_with_a_torch_that_is_too_old(tmp_path, monkeypatch):
