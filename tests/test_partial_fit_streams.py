@@ -36,7 +36,7 @@ def test_mixtures_of_a_stream(k, n_rows, digits):
     X, X_test = codes[:1400], codes[1400:]
     fitted = [TorchGMM(k, random_state=seed).fit(X).score(X_test) for seed in range(6)]
     found = [streamed(TorchGMM(k, random_state=seed), X, n_rows, 5).score(X_test) for seed in range(6)]
-    assert gap(fitted, found) < 0.04  # 0.27 with 20 components, if they were not met as wider ones
+    assert gap(fitted, found) < 0.025  # 0.27 with 20 components, if they were not met as wider ones
 
 
 def test_centres_of_a_stream(digits):
