@@ -68,7 +68,8 @@ class ClusterSamplesDisplay:
         order : {"index", "weight"}, default="index"
             Order of the rows: by the number of the cluster, or the largest first.
         image_shape : tuple of int, default=None
-            (height, width) or (channels, height, width); None takes that of the estimator, or else a square.
+            (height, width) or (channels, height, width); None takes that of the estimator, or
+            else a square of 5 x 5 or more.
         random_state : int, RandomState instance or None, default=None
             Seeds the draw; None uses the ``random_state`` of the estimator, or of the last step of the pipeline.
         ax : matplotlib Axes, default=None

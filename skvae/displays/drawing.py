@@ -20,6 +20,7 @@ COLORS = (
     "#92dadd",
 )
 MARKERS = "o^sDv"  # of points, when there are more classes than colours
+LEAST_SIDE = 5  # of images whose shape is not given: with fewer features, rows are those of a table
 
 
 def axes_or_new(ax, size=None):
@@ -94,7 +95,7 @@ def infer_image_shape(image_shape, estimator, n_features):
     Raises
     ------
     ValueError
-        If nothing says it, and the number of features is no square.
+        If nothing says it, and the number of features is no square of five or more.
     """
     if image_shape is not None:
         return tuple(image_shape)
@@ -102,9 +103,10 @@ def infer_image_shape(image_shape, estimator, n_features):
         if getattr(step, "image_shape", None) is not None:
             return tuple(step.image_shape)
     side = math.isqrt(n_features)
-    if side**2 != n_features:
+    if side**2 != n_features or side < LEAST_SIDE:
         raise ValueError(
-            f"{n_features} features are no square image; give image_shape, such as (28, 28) or (3, 32, 32)."
+            f"Nothing says that {n_features} features are an image; if they are, give image_shape, such as (28, 28) or "
+            "(3, 32, 32). For a table, reconstruction_error says how well rows are reconstructed."
         )
     return side, side
 

@@ -120,10 +120,21 @@ class LatentSpaceDisplay:
         Raises
         ------
         ValueError
-            If Z has fewer than two features, if there are not as many labels as rows, or they are no classes, if means
-            and covariances do not fit together, or if the projection is unknown or lacks the mixture that it needs.
+            If Z has fewer than two features or NaN, if there are not as many labels as rows, or they are no classes, if
+            means and covariances do not fit together, or if the projection is unknown or lacks the mixture that it
+            needs.
         """
-        Z = check_array(Z, ensure_min_features=2, input_name="Z")
+        Z = check_array(Z, input_name="Z", ensure_all_finite="allow-nan")
+        if Z.shape[1] < 2:
+            raise ValueError(
+                "The codes have one dimension, and a plane two; draw a histogram of them (matplotlib's hist), or embed "
+                "in two dimensions or more."
+            )
+        if np.isnan(Z).any():
+            raise ValueError(
+                f"{int(np.isnan(Z).any(axis=1).sum())} of {len(Z)} rows have NaN, and no place in the plane; fill them "
+                "in before (the impute method of a mixture does), or leave them out."
+            )
         if labels is not None:
             labels = column_or_1d(labels)
             check_consistent_length(Z, labels)

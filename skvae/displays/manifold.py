@@ -81,7 +81,8 @@ class ManifoldDisplay:
         cluster : int, default=None
             Component of a mixture that takes the place of the prior.
         image_shape : tuple of int, default=None
-            (height, width) or (channels, height, width); None takes that of the estimator, or else a square.
+            (height, width) or (channels, height, width); None takes that of the estimator, or
+            else a square of 5 x 5 or more.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
 

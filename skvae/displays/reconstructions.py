@@ -60,7 +60,8 @@ class ReconstructionDisplay:
         X : array-like of shape (n_images, n_features)
             Images, one flat row each.
         image_shape : tuple of int, default=None
-            (height, width) or (channels, height, width); None takes that of the embedder, or else a square.
+            (height, width) or (channels, height, width); None takes that of the embedder, or
+            else a square of 5 x 5 or more.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
 

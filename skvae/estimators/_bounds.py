@@ -10,7 +10,6 @@ from sklearn.utils import check_scalar
 
 from ..fitting.points import balanced_points, normal_points
 from ._arrays import generator_from, to_dtype
-from ._likelihoods import check_support
 
 
 class BoundMixin:
@@ -44,7 +43,7 @@ class BoundMixin:
         P.-A. Mattei and J. Frellsen, MIWAE: deep generative modelling and imputation of incomplete data sets, 2019.
         """
         X = self._validate(X, reset=False)
-        X = check_support(self.module_.likelihood, X)
+        X = self._within_support(X)
         check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
         points = normal_points(2 * math.ceil(n_importance_samples / 2), self._n_features_out)
         return self._map_array(functools.partial(fill_missing, points=points), X)
@@ -63,7 +62,7 @@ class BoundMixin:
             Variances of the codes, whose means are ``transform(X)``.
         """
         X = self._validate(X, reset=False)
-        return self._map_array(lambda model, x: model.posterior(model.standardize(x)).variance, X)
+        return self._encode(lambda model, x: model.posterior(model.standardize(x)).variance, X)
 
     def score_samples(self, X):
         """Evidence lower bound on the log-likelihood of each row.
@@ -88,7 +87,7 @@ class BoundMixin:
             If X has values that the likelihood can not produce.
         """
         X = self._validate(X, reset=False)
-        X = check_support(self.module_.likelihood, X)
+        X = self._within_support(X)
         return self._map_array(elbo_at_points(balanced_points(self._n_features_out)), X)
 
     def log_likelihood(self, X, n_importance_samples=100, random_state=None):
@@ -115,7 +114,7 @@ class BoundMixin:
         Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted autoencoders, 2016.
         """
         X = self._validate(X, reset=False)
-        X = check_support(self.module_.likelihood, X)
+        X = self._within_support(X)
         check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
         generator = generator_from(self.random_state if random_state is None else random_state)
         points = torch.randn(n_importance_samples, self._n_features_out, dtype=torch.float64, generator=generator)

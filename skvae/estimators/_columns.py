@@ -33,11 +33,18 @@ class Columns:
         Of rows of a tensor, the ranges alone are known.
     ranks : Alone or Group
         The processes that have shards of the rows.
+    names : array-like of shape (d,), optional
+        What errors call the features; otherwise their indices.
     """
 
-    def __init__(self, X, ranks=ALONE):
-        self._X, self._ranks = X, ranks
+    def __init__(self, X, ranks=ALONE, names=None):
+        self._X, self._ranks, self._names = X, ranks, names
         self.dtype = X.dtype
+
+    def named(self, features):
+        """What errors call features with these indices: a list, of ten at most."""
+        features = np.asarray(features[:MAX_NAMED])
+        return (features if self._names is None else np.asarray(self._names)[features]).tolist()
 
     @functools.cached_property
     def ranges(self):
@@ -59,9 +66,7 @@ class Columns:
         """
         empty = np.flatnonzero(self.ranges.n_seen == 0)
         if len(empty):
-            raise ValueError(
-                f"All values of feature(s) {empty.tolist()[:MAX_NAMED]} of X are missing (NaN); leave them out."
-            )
+            raise ValueError(f"All values of feature(s) {self.named(empty)} of X are missing (NaN); leave them out.")
 
     @property
     def n_missing(self):
@@ -100,7 +105,7 @@ class Columns:
         if not np.isfinite(squares).all():
             raise ValueError(
                 f"The squares of the values of X overflow in float64 in feature(s) "
-                f"{np.flatnonzero(~np.isfinite(squares)).tolist()[:MAX_NAMED]}; divide X by a constant."
+                f"{self.named(np.flatnonzero(~np.isfinite(squares)))}; divide X by a constant."
             )
         return mean, np.sqrt(squares / n_seen)
 

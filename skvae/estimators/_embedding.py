@@ -30,7 +30,15 @@ from ._arrays import FLOATS, compute_dtype, generator_from, host_array, resolve_
 from ._base import LatentMixin, TorchEstimator, fit_method
 from ._columns import Columns
 from ._datasets import batch_by_batch
-from ._likelihoods import build_likelihood, check_support, choose_likelihood, likelihood_name, stored_rows
+from ._likelihoods import (
+    build_likelihood,
+    check_support,
+    choose_likelihood,
+    likelihood_name,
+    outside_support,
+    stored_rows,
+    warn_of_outside,
+)
 from ._networks import built_in_networks, make_network
 from ._rows import check_processes, check_sample_size, fit_seed, repeated_rows, row_count
 from ._tasks import EpochTasks
@@ -131,7 +139,7 @@ class Embedder(LatentMixin, TorchEstimator):
             Codes.
         """
         X = self._validate(X, reset=False)
-        return self._map_array(lambda model, x: model.posterior(model.standardize(x)).mean, X)
+        return self._encode(lambda model, x: model.posterior(model.standardize(x)).mean, X)
 
     def inverse_transform(self, Z):
         """Decode codes into expected data.
@@ -163,7 +171,7 @@ class Embedder(LatentMixin, TorchEstimator):
             ``inverse_transform(transform(X))``.
         """
         X = self._validate(X, reset=False)
-        return self._map_array(lambda model, x: model.decode(model.posterior(model.standardize(x)).mean), X)
+        return self._encode(lambda model, x: model.decode(model.posterior(model.standardize(x)).mean), X)
 
     def interpolate(self, X_from, X_to, n_steps=10):
         """Rows on the way between rows: their codes are mixed in equal steps, and decoded.
@@ -192,7 +200,7 @@ class Embedder(LatentMixin, TorchEstimator):
             )
         if check_sample_size(n_steps) < 2:
             raise ValueError(f"n_steps={n_steps} leaves no way to go; use 2 or more.")
-        codes = [self._map_array(lambda model, x: model.posterior(model.standardize(x)).mean, X) for X in ends]
+        codes = [self._encode(lambda model, x: model.posterior(model.standardize(x)).mean, X) for X in ends]
         shares = np.linspace(0, 1, n_steps, dtype=codes[0].dtype)[:, None]
         mixed = codes[0][:, None] * (1 - shares) + codes[1][:, None] * shares
         decoded = self._map_array(lambda model, z: model.decode(z.to(model.dtype)), mixed.reshape(-1, mixed.shape[2]))
@@ -306,7 +314,7 @@ class Embedder(LatentMixin, TorchEstimator):
         """
         ranks, seeds = current(), torch.Generator().manual_seed(seed)
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
-        generator, columns = ranks.private(generator), Columns(X, ranks)
+        generator, columns = ranks.private(generator), Columns(X, ranks, self._column_names())
         if going_on:
             self._check_same_sizes(X)
             self._check_same_mask(columns)
@@ -383,7 +391,7 @@ class Embedder(LatentMixin, TorchEstimator):
 
     def _validation_rows(self, likelihood, X_val, device):
         """Rows whose loss is recorded, in the form in which rows are stored."""
-        columns = Columns(X_val)
+        columns = Columns(X_val, names=self._column_names())
         if columns.n_missing and not isinstance(likelihood, Observed):
             raise ValueError(
                 "X_val has missing values, but X has none, so that no mask of them is learned; fill them in."
@@ -422,6 +430,28 @@ class Embedder(LatentMixin, TorchEstimator):
         if isinstance(augment, str) and augment == "auto":
             augment = None if shape is None or task.whole_numbers else "affine"
         return resolve_augment(augment, shape, **limits)
+
+    def _column_names(self):
+        return getattr(self, "feature_names_in_", None)
+
+    def _within_support(self, X):
+        """X after `check_support` of the fitted likelihood."""
+        return check_support(self.module_.likelihood, X, Columns(X, names=self._column_names()))
+
+    def _encode(self, function, X):
+        """As `_map_array`, of rows that may have values which the likelihood can not produce: a warning tells it."""
+        outside, found = outside_support(self.module_.likelihood, X.dtype), []
+        if outside is None:
+            return self._map_array(function, X)
+
+        def watched(model, x):
+            mapped = function(model, x)
+            found.append(outside(x).sum())  # not before: a chunk too large for the device comes again in halves
+            return mapped
+
+        mapped = self._map_array(watched, X)
+        warn_of_outside(self.module_.likelihood, int(sum(found)), len(X), stacklevel=4)
+        return mapped
 
     def _map_array(self, function, X):
         """Apply a function of the model and rows to chunks, in the precision of the rows."""

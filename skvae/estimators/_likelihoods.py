@@ -114,10 +114,10 @@ def check_integers(name, low, high, columns):
         )
     beyond = largest > high
     if beyond.any():
-        feature = int(beyond.argmax())
+        feature = beyond.argmax()
         raise ValueError(
             f"likelihood={name!r} knows the codes of the training data alone, up to "
-            f"{np.broadcast_to(high, len(largest))[feature]:g} in feature {feature}, but X has "
+            f"{np.broadcast_to(high, len(largest))[feature]:g} in feature {columns.named([feature])[0]!r}, but X has "
             f"{largest[feature]:.6g} there; fit with rows that have this category, or leave such rows out."
         )
 
@@ -130,6 +130,46 @@ def all_within(support, columns):
         widest = max(-float(np.nanmin(low)), float(np.nanmax(high)))
     slack = 8 * np.finfo(float_dtype(columns.dtype)).eps * min(1.0, widest)
     return not (low < np.subtract(support.low, slack)).any() and not (high > np.add(support.high, slack)).any()
+
+
+def outside_support(likelihood, dtype):
+    """A function of rows (b, d): which of them (b,) a fitted likelihood can not produce. None if it can produce all.
+
+    Missing values, and rounding of a dtype beyond the bounds, do not count.
+    """
+    support = Support(*getattr(likelihood, "support", ()))
+    bounds = np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
+    if not support.integers and not np.isfinite(bounds[0]).any() and not np.isfinite(bounds[1]).any():
+        return None
+    slack = 8 * np.finfo(float_dtype(dtype)).eps
+    low, high = torch.as_tensor(bounds[0] - slack), torch.as_tensor(bounds[1] + slack)
+
+    def outside(x):
+        found = (x < low.to(x)) | (x > high.to(x))
+        if support.integers:
+            found |= (x.round() - x).abs() > 0
+        return found.any(1)
+
+    return outside
+
+
+def warn_of_outside(likelihood, n_outside, n_rows, stacklevel):
+    """Warn of rows that a likelihood can not produce, if there are any; see `outside_support`."""
+    if not n_outside:
+        return
+    support, name = Support(*likelihood.support), likelihood_name(likelihood)
+    low, high = np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
+    if support.integers:
+        known = "codes that it has met in training" if np.isfinite(high).any() else "whole numbers from 0"
+    else:
+        known = f"values in {interval(low, high)}"
+    warnings.warn(
+        f"{n_outside} of {n_rows} rows of X have other values than likelihood={name!r} knows, which are {known}; what "
+        "the networks make of them was never learned. Prepare X as in training (MinMaxScaler(clip=True) keeps new rows "
+        "inside), or leave such rows out.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def interval(low, high):

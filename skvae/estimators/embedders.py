@@ -14,7 +14,6 @@ from ..fitting.training import Plan
 from ..models import Flat, StandardNormal
 from ._bounds import BoundMixin, draw_rows, elbo_at_points, fill_missing
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT
-from ._likelihoods import check_support
 from ._one_phase import OnePhaseEmbedder
 
 MIN_STEPS = 500  # gradient steps after which codes should say something
@@ -632,7 +631,7 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
             If X has values that the likelihood can not produce.
         """
         X = self._validate(X, reset=False)
-        X = check_support(self.module_.likelihood, X)
+        X = self._within_support(X)
         return self._map_array(elbo_at_points(torch.zeros(1, self._n_features_out, dtype=torch.float64)), X)
 
     def sample(self, n_samples=1, random_state=None):

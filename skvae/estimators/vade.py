@@ -428,7 +428,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         labels : ndarray of shape (n_samples,)
             Clusters.
         """
-        return self._map_array(most_probable, self._validate(X, reset=False))
+        return self._encode(most_probable, self._validate(X, reset=False))
 
     def predict_proba(self, X):
         """Probabilities of the clusters: those of the mixture at the codes that `transform` gives.
@@ -444,7 +444,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             Probabilities.
         """
         X = self._validate(X, reset=False)
-        return self._map_array(cluster_probabilities, X)
+        return self._encode(cluster_probabilities, X)
 
     def sample(self, n_samples=1, cluster=None, random_state=None):
         """Draw new rows: a cluster, a code from its component, then data from the likelihood.

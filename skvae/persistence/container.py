@@ -7,6 +7,7 @@ tells damage, not forgery: whoever changes a file on purpose can write a checksu
 therefore read as strictly: one way to write each thing, names once, and sizes that the length of the file bounds.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -107,6 +108,9 @@ def read(path):
 def write(path, data):
     """Put bytes into a file, which is whole at every moment: the old one, or the new one."""
     path = os.path.realpath(os.fspath(path))  # where a link leads, which stays a link
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder to write a file into; make it first", folder)
     temporary = f"{path}.{secrets.token_hex(8)}.part"
     try:
         with open(temporary, "xb") as file:

@@ -68,7 +68,11 @@ def save(estimator, path):
     True
     """
     if type(estimator) not in ESTIMATORS.values():
-        raise TypeError(unwritable("What is to be saved", f"{estimator!r:.100}", f"give one of {sorted(ESTIMATORS)}"))
+        raise TypeError(
+            unwritable(
+                "What is to be saved", f"of the class {type(estimator).__name__}", f"give one of {sorted(ESTIMATORS)}"
+            )
+        )
     writer = Writer(fields_of)
     tree = writer.tree(estimator, type(estimator).__name__)
     data = container.pack({"format_version": FORMAT_VERSION, "versions": versions(), "estimator": tree}, writer.arrays)
@@ -139,7 +143,7 @@ def fields_of(estimator, writer, where):
     """What a file holds of an estimator."""
     name = type(estimator).__name__
     if ESTIMATORS.get(name) is not type(estimator):
-        raise TypeError(unwritable(where, f"{estimator!r:.100}", f"use one of {sorted(ESTIMATORS)}"))
+        raise TypeError(unwritable(where, f"of the class {name}", f"use one of {sorted(ESTIMATORS)}"))
     estimator._validate_params()
     params, state = estimator.get_params(deep=False), state_of(estimator)
     return {

@@ -1,12 +1,16 @@
 """From arrays to likelihoods: names, objects of the user's, units and supports."""
 
 import copy
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 
+from skvae import VaDEClusterer, VAEEmbedder
 from skvae.estimators._columns import Columns
 from skvae.estimators._likelihoods import (
     build_likelihood,
@@ -129,6 +133,45 @@ def test_codes_beyond_the_training_data():
         check_support(likelihood, np.array([[2.0, 2.0]]))
     with pytest.raises(ValueError, match="up to 2 in feature 1, but X has 3 there"):
         check_support(likelihood, np.array([[1.0, 3.0]]))
+
+
+def test_features_are_called_by_their_names():
+    X = pd.DataFrame({"colour": [0.0, 1.0, 2.0], "size": [1.0, 0.0, 1.0]})
+    vae = VAEEmbedder(1, likelihood="categorical", hidden_layer_sizes=(4,), max_epochs=1, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="up to 1 in feature 'size', but X has 2 there"):
+        vae.score(X.assign(size=2.0))
+    with pytest.raises(ValueError, match=r"All values of feature\(s\) \['size'\] of X are missing"):
+        clone(vae).fit(X.assign(size=np.nan))
+
+
+UNKNOWN_ROWS = {  # a likelihood, rows to fit, and new ones of which two could not come from it
+    "bernoulli": ([0.0, 0.5, 1.0, 0.2], [1.5, -0.1, np.nan, 1 + 1e-16], r"values in \[0, 1\]"),
+    "poisson": ([0.0, 5.0, 1.0, 2.0], [2.5, -1.0, 90.0, np.nan], "whole numbers from 0"),
+    "categorical": ([0.0, 1.0, 2.0, np.nan], [3.0, 0.5, 2.0, np.nan], "codes that it has met in training"),
+}
+
+
+@pytest.mark.parametrize(("name", "rows"), UNKNOWN_ROWS.items(), ids=UNKNOWN_ROWS)
+def test_encoders_warn_of_rows_that_a_likelihood_does_not_know(name, rows):
+    seen, new = (np.column_stack([part, [1.0, 0.0, 1.0, 0.0]]) for part in rows[:2])
+    seen[0, 1] = np.nan  # so that the networks know missing values
+    settings = {"hidden_layer_sizes": (4,), "likelihood": name, "max_epochs": 1, "random_state": 0}
+    vae = VAEEmbedder(1, **settings).fit(seen)
+    for verb in (vae.transform, vae.reconstruct, vae.posterior_variance):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            verb(seen)
+        with pytest.warns(UserWarning, match=f"2 of 4 rows of X have other values than .*'{name}'.*{rows[2]}") as found:
+            assert np.isfinite(verb(new)).all()
+        assert len(found) == 1
+
+
+def test_clusterers_warn_of_rows_that_were_not_scaled(X):
+    settings = {"hidden_layer_sizes": (8,), "pretrain_epochs": 1, "max_epochs": 1, "random_state": 0}
+    vade = VaDEClusterer(2, latent_dim=2, **settings).fit(X / X.max())
+    for verb in (vade.predict, vade.predict_proba, vade.transform):
+        with pytest.warns(UserWarning, match=f"{len(X)} of {len(X)} rows of X have other values"):
+            verb(2 + X)
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
