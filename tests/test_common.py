@@ -41,7 +41,7 @@ INSTANCES = [
     TorchPPCA(1),
     VAEEmbedder(),
     VAEEmbedder(2, hidden_layer_sizes=(8,), likelihood="gaussian", batch_norm=True, max_epochs=5),
-    AutoencoderEmbedder(),
+    AutoencoderEmbedder(max_epochs=20),
     AutoencoderEmbedder(2, hidden_layer_sizes=(8,), dropout=0.1, corruption=0.2, early_stopping=True, max_epochs=5),
     TorchMiniBatchKMeans(),
     TorchMiniBatchKMeans(3, init="random", learning_rate=0.1, batch_size=16),

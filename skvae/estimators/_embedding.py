@@ -22,7 +22,7 @@ from ..fitting.epochs import Interrupted
 from ..fitting.nets import COMPILE_MODES, OPTIMIZERS
 from ..fitting.parallel import count_batches
 from ..fitting.snapshots import checkpoint_of, read_checkpoint
-from ..fitting.training import own_randomness, posterior_of
+from ..fitting.training import averaged, own_randomness, posterior_of
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
 from ..models.networks import NETWORKS, check_image_shape, row_width
 from ..models.priors import Posterior
@@ -94,7 +94,9 @@ class Embedder(LatentMixin, TorchEstimator):
     def partial_fit(self, X, y=None, sample_weight=None):
         """Train for one pass over the rows of X, from where the networks are.
 
-        The first call fixes the likelihood and the units of the features, so its rows should be typical.
+        The first call fixes the likelihood and the units of the features, so its rows should be typical. Networks know
+        the last rows best; ``module_`` is a mean over the last of the calls, in which none counts for much (Shamir and
+        Zhang 2013), while ``net_`` has what the next call goes on from.
 
         Parameters
         ----------
@@ -114,6 +116,11 @@ class Embedder(LatentMixin, TorchEstimator):
         ------
         ValueError
             As for `fit`.
+
+        References
+        ----------
+        O. Shamir and T. Zhang, Stochastic gradient descent for non-smooth optimization: convergence results and optimal
+        averaging schemes, 2013.
         """
         first = not hasattr(self, "module_")
         X = self._validate(X, reset=first, min_samples=2)
@@ -122,7 +129,7 @@ class Embedder(LatentMixin, TorchEstimator):
         rows = repeated_rows(X, sample_weight, seed)
         if first:
             self._check_enough_rows(rows)
-        self._train(rows, None, seed, max_epochs=1, going_on=not first, given=X, checkpointed=False)
+        self._train(rows, None, seed, max_epochs=1, going_on=not first, given=X, streaming=True)
         return self
 
     def transform(self, X):
@@ -295,7 +302,7 @@ class Embedder(LatentMixin, TorchEstimator):
         with own_randomness(private) if self._has_own_modules() else nullcontext():
             self._train_on(device, X, X_val, seed, **settings)
 
-    def _train_on(self, device, X, X_val, seed, *, max_epochs, going_on, given, checkpointed=True):
+    def _train_on(self, device, X, X_val, seed, *, max_epochs, going_on, given, streaming=False):
         """Train on a device.
 
         If it is interrupted, but kept what was learnt before, this is raised when all is published.
@@ -309,8 +316,8 @@ class Embedder(LatentMixin, TorchEstimator):
         going_on : bool
         given : ndarray or Table
             The rows as they were given, which attributes such as labels belong to.
-        checkpointed : bool
-            Whether the training is written to the file that there may be.
+        streaming : bool
+            Whether the rows are a batch of a stream, whose networks are averaged, and not written to a file.
         """
         ranks, seeds = current(), torch.Generator().manual_seed(seed)
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
@@ -318,7 +325,7 @@ class Embedder(LatentMixin, TorchEstimator):
         if going_on:
             self._check_same_sizes(X)
             self._check_same_mask(columns)
-            model, history = copy.deepcopy(self.module_), self.history_
+            model, history = copy.deepcopy(self._module_to_train(streaming)), self.history_
             likelihood, name = model.likelihood, self.likelihood_
             X = check_support(likelihood, X, columns)
             optimizer_state = copy.deepcopy(self.net_.optimizer_.state_dict()) if hasattr(self, "net_") else None
@@ -336,7 +343,7 @@ class Embedder(LatentMixin, TorchEstimator):
         rows = stored_rows(likelihood, X, device)
         held_out = None if X_val is None else self._validation_rows(likelihood, X_val, device)
         model = to_device(model, device)
-        checkpoint = self._checkpoint_of(rows, held_out, seed, len(history)) if checkpointed else None
+        checkpoint = self._checkpoint_of(rows, held_out, seed, len(history)) if not streaming else None
         task = Task(rows, held_out, generator, device, seed, max_epochs, going_on, optimizer_state, checkpoint, whole)
         stopped = None
         try:
@@ -345,6 +352,9 @@ class Embedder(LatentMixin, TorchEstimator):
             net, stopped = found.net, found
         if checkpoint is not None:
             checkpoint.remove()
+        self._n_batches = self._batches_before() + 1 if streaming else 0
+        if self._n_batches > 1:
+            model = averaged(self.module_, model, self._n_batches)
         self.net_, self.module_, self.likelihood_ = net, model, name
         vars(self).update(self._sizes(model, X.shape[1], X.dtype))
         self._n_steps = len(net.history) * count_batches(row_count(rows), self.batch_size)
@@ -358,6 +368,16 @@ class Embedder(LatentMixin, TorchEstimator):
         self._describe(given)
         if stopped is not None:
             raise stopped
+
+    def _batches_before(self):
+        """Number of batches of a stream that were trained on since the last `fit`."""
+        return vars(self).get("_n_batches", 0)
+
+    def _module_to_train(self, streaming):
+        """What a training goes on from: in a stream, not the mean of networks, but the last ones if they are known."""
+        if streaming and self._batches_before() and hasattr(self, "net_"):
+            return getattr(self.net_.module_, "_orig_mod", self.net_.module_)
+        return self.module_
 
     def _draw_seed(self):
         """The seed of a fit: that of an interrupted one if it goes on."""

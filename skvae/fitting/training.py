@@ -1,8 +1,10 @@
 """Gradient training of models: the plan, the training as a whole, and what is asked of rows afterwards."""
 
+import copy
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch.optim.swa_utils import update_bn
@@ -23,6 +25,7 @@ from .points import normal_points
 from .snapshots import put_back, recorded, take_snapshot
 
 ROWS_FOR_BATCH_NORM = 10_000
+LAST_SHARE = 0.03  # of the models along a stream, those that make up their mean
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,32 @@ def own_randomness(generator):
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         yield
+
+
+def averaged(mean, model, n_models):
+    """The mean of the models along a stream, when this is number ``n_models``; the last ones count most.
+
+    A model knows the last batches best, which may not be like the others. The mean is that of polynomial decay (Shamir
+    and Zhang 2013, section 4): about the last `LAST_SHARE` of the models are in it.
+
+    Parameters
+    ----------
+    mean, model : LatentModel
+        The mean until now, and the model.
+
+    Returns
+    -------
+    mean : LatentModel
+        In new memory. What is no floating number is that of the model.
+    """
+    share = 1 / (1 + LAST_SHARE * (n_models - 1))
+    found = copy.deepcopy(model)
+    pairs = zip(chain(found.parameters(), found.buffers()), chain(mean.parameters(), mean.buffers()), strict=True)
+    with torch.no_grad():
+        for value, before in pairs:
+            if value.is_floating_point():
+                value.lerp_(before.to(value), 1 - share)
+    return found
 
 
 def check_result(model, rows, noise_size):

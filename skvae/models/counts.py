@@ -54,8 +54,8 @@ class Counts(nn.Module):
         return x
 
     def inputs(self, u):
-        """What the encoder sees: log(1 + x), shifted and scaled to about unit variance."""
-        return (u.log1p() - self.input_mean.to(u.dtype)) / self.input_scale.to(u.dtype)
+        """What the encoder sees: log(1 + x), shifted and scaled to about unit variance; a number below 0 as 0."""
+        return (u.clamp(min=0).log1p() - self.input_mean.to(u.dtype)) / self.input_scale.to(u.dtype)
 
     def log_rate(self, params):
         """Logs of the expected counts (n, d)."""

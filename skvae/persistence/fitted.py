@@ -40,7 +40,7 @@ KINDS_OF_VALUES = {  # floats, if not these
 }
 COUNTS = (
     *("n_features_in_", "n_iter_", "n_steps_", "n_components_", "active_units_", "n_regularized_"),
-    *("_n_features_out", "_n_trained_features", "_widest", "_n_steps", "_first_seed", "_partial_seed"),
+    *("_n_features_out", "_n_trained_features", "_widest", "_n_steps", "_n_batches", "_first_seed", "_partial_seed"),
 )
 MEASURES = (
     *("lower_bound_", "inertia_", "noise_variance_", "consistency_", "n_effective_clusters_"),

@@ -113,8 +113,11 @@ def test_colours_and_shapes_of_estimators(images):
     middle = vae.inverse_transform([[display.x[1], display.y[0]]])
     assert_allclose(display.images[0, 1, :, :, 2].ravel(), middle[0, 24:], atol=1e-6)
     assert display.ax_.get_images()[0].get_array().shape == (10, 12, 3)
-    square = VAEEmbedder(2, **SMALL).fit(images[:, :9])
-    assert ManifoldDisplay.from_estimator(square, n_grid=2).images.shape == (2, 2, 3, 3)
+    square = VAEEmbedder(2, **SMALL).fit(rows[:, :25])
+    assert ManifoldDisplay.from_estimator(square, n_grid=2).images.shape == (2, 2, 5, 5)
+    table = VAEEmbedder(2, **SMALL).fit(images[:, :9])  # three by three, but nothing says so
+    with pytest.raises(ValueError, match="Nothing says that 9 features are an image"):
+        ManifoldDisplay.from_estimator(table, n_grid=2)
 
 
 def test_images_that_were_decoded_before(images):

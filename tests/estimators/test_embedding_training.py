@@ -206,6 +206,48 @@ def test_one_pass_is_one_partial_fit(X):
     assert same_weights(whole, part)
 
 
+def test_a_stream_ends_in_the_mean_of_its_last_networks(X):
+    """Each call lets the mean move a share towards the networks that it trained, and the next goes on from these."""
+    stream = VAEEmbedder(2, batch_norm=True, **SMALL).partial_fit(X[:100])
+    assert stream.module_ is stream.net_.module_
+    mean = {name: value.clone() for name, value in stream.module_.state_dict().items()}
+    trained = {}
+    for call, start in enumerate([100, 200, 300, 0, 100], start=2):
+        stream.partial_fit(X[start : start + 100])
+        trained = stream.net_.module_.state_dict()
+        for name, value in trained.items():
+            mean[name] = mean[name] + (value - mean[name]) * (33 + 1 / 3) / (call + 32 + 1 / 3)
+    floats = [name for name, value in trained.items() if value.is_floating_point()]
+    assert {name for name in trained if name not in floats} == {name for name in trained if "num_batches" in name}
+    for name, value in stream.module_.state_dict().items():
+        assert_allclose(value, mean[name] if name in floats else trained[name], rtol=2e-5, atol=1e-7)
+    assert not same_weights(stream, stream.net_)
+
+    last = VAEEmbedder(2, batch_norm=True, warm_start=True, **SMALL | {"max_epochs": 1})
+    for start in (0, 100, 200, 300, 0, 100):
+        last.partial_fit(X[start : start + 100])
+    assert same_weights(last, stream)
+    last.fit(X[:50])  # goes on from the mean, and is no stream
+    assert last.module_ is last.net_.module_
+    assert last.partial_fit(X[:50]).module_ is last.net_.module_
+
+
+def test_the_mean_forgets_the_order_of_a_stream():
+    """Rows that come sorted by one direction: the last networks know its end, their mean the whole."""
+    gains = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        codes = rng.normal(size=(4_000, 2))
+        X = np.tanh(codes @ rng.normal(size=(2, 8))) + 0.1 * rng.normal(size=(4_000, 8))
+        rows = np.argsort(np.sin(np.arange(4_000) / 60) + 0.3 * codes[:, 0])  # neighbours are alike, and come back
+        X = X[rows[np.argsort(np.arange(4_000) % 40, kind="stable")]]
+        stream = VAEEmbedder(2, likelihood="gaussian", hidden_layer_sizes=(32,), lr=5e-3, random_state=seed)
+        stream.partial_fit(X[start : start + 50] for start in range(0, 4_000, 50))
+        mean, stream.module_ = stream.score(X), stream.net_.module_
+        gains.append(mean - stream.score(X))
+    assert min(gains) > 0, gains
+
+
 def test_skorch_callbacks_see_the_training(X, tmp_path):
     class Count(Callback):
         def on_train_begin(self, net, **kwargs):

@@ -159,11 +159,16 @@ def test_densities_integrate_to_one_in_the_units_of_the_data(name, generator):
     assert torch.trapezoid(log_prob.exp(), steps[:, 0]).item() == pytest.approx(1.0, abs=1e-6)
 
 
+NODES = [
+    torch.tensor(found) for found in np.polynomial.legendre.leggauss(400)
+]  # points and weights, which take a while
+
+
 @given(logit=st.floats(-300, 300))
 def test_continuous_bernoulli_integrates_to_one_with_its_mean(logit):
     likelihood = LIKELIHOODS["continuous_bernoulli"]()
     # Legendre's points, with the end where the mass is stretched.
-    nodes, weights = (torch.tensor(found) for found in np.polynomial.legendre.leggauss(400))
+    nodes, weights = NODES
     near = ((nodes + 1) / 2) ** 2
     x, weights = near if logit < 0 else 1 - near, weights * (nodes + 1) / 2
     params = torch.tensor([[logit]], dtype=torch.float64)

@@ -360,7 +360,10 @@ UNWRITABLE = {
     "bfloat16": (VAEEmbedder(2, encoder=nn.Linear(4, 4, dtype=torch.bfloat16)), "values of the type torch.bfloat16"),
     "likelihood": (VAEEmbedder(2, likelihood=FixedGaussian), "VAEEmbedder.likelihood is <class .*FixedGaussian"),
     "optimizer": (VAEEmbedder(2, optimizer=torch.optim.Adam), "VAEEmbedder.optimizer is <class .*Adam"),
-    "callbacks": (VAEEmbedder(2, callbacks=[EpochScoring("loss")]), "VAEEmbedder.callbacks is <skorch"),
+    "callbacks": (
+        VAEEmbedder(2, callbacks=[EpochScoring("loss")]),
+        "VAEEmbedder.callbacks is of the class EpochScoring",
+    ),
     "function": (VAEEmbedder(2, augment=lambda x, generator: x), "VAEEmbedder.augment is <function"),
     "clusterer": (TorchGMM(2, init_params=KMeans(2)), "TorchGMM.init_params is of the class KMeans.*use one of"),
     "subclass": (OwnGMM(2), "What is to be saved is of the class OwnGMM"),
