@@ -274,6 +274,39 @@ NOT_NUMBERS = {
 }
 
 
+def some_columns(**columns):
+    return pd.DataFrame({"a": np.arange(20.0), **columns})
+
+
+TOLD_COLUMNS = {  # what is fitted, the error, and what it says of columns
+    "text": (
+        lambda: some_columns(species=["x", "y"] * 10, b=1.0, island=["u"] * 20),
+        ValueError,
+        r"could not convert string to float: 'x'\. Column\(s\) \['species', 'island'\] of X hold no numbers; encode",
+    ),
+    "dates": (
+        lambda: some_columns(day=pd.date_range("2020", periods=20)),
+        TypeError,
+        r"\['day'\] of X hold no numbers",
+    ),
+    "lists": (lambda: some_columns(b=[[1.0]] * 20), (ValueError, TypeError), r"\['b'\] of X hold no numbers"),
+    "text of an array": (
+        lambda: some_columns(b=["x"] * 20).to_numpy(),
+        ValueError,
+        r"\(s\) \[1\] of X hold no numbers",
+    ),
+    "infinity": (lambda: some_columns(b=-np.inf), ValueError, r"\['b'\] of X hold infinite values; replace them"),
+    "many": (lambda: np.full((20, 12), np.inf), ValueError, r"\[0, 1, .* 9\] and 2 more of X hold infinite values"),
+    "the same name": (lambda: some_columns(b=["x"] * 20).set_axis(["a", "a"], axis=1), ValueError, "float|unique|dupl"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "match"), TOLD_COLUMNS.values(), ids=TOLD_COLUMNS)
+def test_columns_that_are_wrong_are_named(make, error, match):
+    with pytest.raises(error, match=match):
+        TorchGMM(2).fit(make())
+
+
 @over_estimators
 @pytest.mark.parametrize(("make", "error", "match"), NOT_NUMBERS.values(), ids=NOT_NUMBERS)
 def test_what_is_no_table_of_numbers(estimator, make, error, match):

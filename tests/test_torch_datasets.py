@@ -281,6 +281,8 @@ def test_what_is_no_stream(estimator, X):
     for extra in ({"y": np.zeros(len(X))}, {"sample_weight": np.ones(len(X))}):
         with pytest.raises(ValueError, match="call partial_fit for each of them"):
             estimator.partial_fit(DataLoader(Rows(X)), **extra)
+    with pytest.raises(ValueError, match=r"X is a list of tables, and not one table; give iter\(X\)"):
+        estimator.partial_fit([X[:20], X[20:40]])
     with pytest.raises(ValueError, match="a stream without batches"):
         estimator.partial_fit(iter([]))
     assert not hasattr(estimator, "n_features_in_")

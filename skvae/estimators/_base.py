@@ -16,6 +16,7 @@ from ..fitting.epochs import Interrupted
 from ..fitting.rows import row_chunks
 from ._arrays import FLOATS, check_dense, host_array, tensor_dtypes
 from ._chunks import map_chunks
+from ._columns import told_of_columns
 from ._datasets import table_of
 from ._descriptions import describe, foreign_part, rebuild
 from ._missing import has_missing
@@ -100,7 +101,13 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
             check_row_count(X.shape[0], min_samples, type(self).__name__)
             return Table(X, result_dtype(X.dtype, self._dtypes), allow_nan=allows_nan and self._streams_nan)
         settings |= {"ensure_min_samples": min_samples, "accept_sparse": "csr", "accept_large_sparse": True}
-        X = validate_data(self, self._flat_images(X), reset=reset, **settings)
+        try:
+            X = validate_data(self, self._flat_images(X), reset=reset, **settings)
+        except (ValueError, TypeError) as error:
+            told = told_of_columns(error, X)
+            if told is error:
+                raise
+            raise told from error
         return sparse_rows(X, allows_nan, together=not self._streams_nan) if issparse(X) else X
 
     def _validated_tensor(self, X, settings):

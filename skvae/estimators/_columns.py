@@ -157,3 +157,43 @@ def moments_of(part):
     n_seen = len(part) - missing.sum(axis=0).astype(np.float64)
     mean = np.where(missing, 0, part).sum(axis=0, dtype=np.float64) / np.maximum(n_seen, 1)
     return n_seen, mean, np.square(np.where(missing, 0, part - mean)).sum(axis=0)
+
+
+def told_of_columns(error, X):
+    """An error about values of X with the columns that it is about, where they can be told; else the error itself.
+
+    Parameters
+    ----------
+    error : Exception
+        From scikit-learn's validation.
+    X : array-like
+        What was given.
+    """
+    if not (hasattr(X, "columns") or isinstance(X, np.ndarray)) or np.ndim(X) != 2:
+        return error
+    names = list(X.columns if hasattr(X, "columns") else range(X.shape[1]))
+    by_place = getattr(X, "iloc", X)  # names may occur twice
+    columns = [np.asarray(by_place[:, place]) for place in range(len(names))]
+    text = [name for name, column in zip(names, columns, strict=True) if not holds_numbers(column)]
+    if text and (len(text) < len(names) or hasattr(X, "columns")):
+        advice = "hold no numbers; encode them (OneHotEncoder, OrdinalEncoder), or leave them out"
+    else:
+        pairs = zip(names, columns, strict=True)
+        text = [name for name, column in pairs if column.dtype.kind in "fc" and np.isinf(column).any()]
+        advice = "hold infinite values; replace them"
+    if not text:
+        return error
+    more = f" and {len(text) - MAX_NAMED} more" if len(text) > MAX_NAMED else ""
+    kind = TypeError if isinstance(error, TypeError) else ValueError  # NumPy has classes of its own
+    return kind(f"{str(error).rstrip('.')}. Column(s) {text[:MAX_NAMED]}{more} of X {advice}.")
+
+
+def holds_numbers(column):
+    """Whether a column is of numbers, or becomes one."""
+    if column.dtype.kind in "Mmc":
+        return column.dtype.kind == "c"
+    try:
+        column.astype(np.float64)
+    except (ValueError, TypeError):
+        return False
+    return True

@@ -151,6 +151,11 @@ def batch_by_batch(method):
                 f"X is an IterableDataset ({type(X).__name__}), which gives rows and not batches; give "
                 "DataLoader(X, batch_size=...)."
             )
+        if isinstance(X, list | tuple) and getattr(self, "image_shape", None) is None and _holds_tables(X):
+            raise ValueError(
+                f"X is a {type(X).__name__} of tables, and not one table; give iter(X) for a stream of batches, or "
+                "np.concatenate(X)."
+            )
         if not isinstance(X, DataLoader | Iterator):
             return method(self, X, y, sample_weight)
         if y is not None or sample_weight is not None:
@@ -166,6 +171,10 @@ def batch_by_batch(method):
         return self
 
     return wrapper
+
+
+def _holds_tables(X):
+    return bool(X) and getattr(X[0], "ndim", 0) == 2
 
 
 def _first(item):
