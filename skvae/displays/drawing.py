@@ -238,7 +238,13 @@ def ellipse_of(covariance, n_std):
 
 
 def legend_beside(ax, n_points):
-    """A legend of codes to the right of the axes, with points that do not get smaller when there are more of them."""
+    """A legend of codes to the right of the axes, with points that do not get smaller when there are more of them.
+
+    It is within the axes where it could cover those beside it, because nothing lays the figure out.
+    """
     scale, n_columns = 7 / point_size(n_points) ** 0.5, math.ceil(len(ax.get_legend_handles_labels()[0]) / 15)
-    style = {"markerscale": scale, "ncols": n_columns, "frameon": False, "handletextpad": 0.1, "columnspacing": 0.5}
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), **style)
+    style = {"markerscale": scale, "ncols": n_columns, "handletextpad": 0.1, "columnspacing": 0.5}
+    if len(ax.figure.axes) > 1 and ax.figure.get_layout_engine() is None:
+        ax.legend(loc="best", **style)
+    else:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, **style)

@@ -73,6 +73,17 @@ def test_codes_alone_and_strings():
         LatentSpaceDisplay.from_predictions(X)
 
 
+def test_legends_stay_within_axes_that_have_neighbours():
+    X, y = load_iris(return_X_y=True)
+    for layout, expected in ((None, True), ("constrained", False)):
+        figure, axes = plt.subplots(1, 2, layout=layout)
+        LatentSpaceDisplay.from_predictions(X, y, ax=axes[0])
+        figure.draw_without_rendering()
+        legend, inside = axes[0].get_legend().get_window_extent(), axes[0].get_window_extent()
+        assert (legend.x1 <= inside.x1) == expected
+        assert legend.x1 < axes[1].get_window_extent().x0
+
+
 def test_rows_without_a_label_are_grey():
     codes = np.random.default_rng(0).normal(size=(30, 2))
     labels = np.array(["a", "b", None] * 10, dtype=object)
