@@ -44,6 +44,7 @@ CONSISTENCY = 0.4  # weight of the agreement of views for each feature, in nats
 PRUNED = ((1 / 6, 0.3), (5 / 12, 0.0))  # share of the steps, share of the mixtures that stay (at least one)
 REG_COVAR = 1e-3  # of a mixture over codes of unit scale
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 5_000  # rows that decide whether views help
+FEW_ROWS = 1_000  # fewer are trained on for fewer epochs
 DEAD_SHARE = 0.1  # of the rows that a cluster would have if all had as many, below which it is dead
 ROWS_AT_ONCE = 1_024
 
@@ -129,10 +130,12 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         `sklearn.frozen.FrozenEstimator`.
 
     pretrain_epochs : int or "auto", default="auto"
-        Passes over the data of the autoencoder.
+        Passes over the data of the autoencoder. "auto" makes about 800 gradient steps, in 4 to 100 epochs, but not more
+        than 60 for fewer than 1,000 rows without views: they would be learned by heart.
 
     max_epochs : int or "auto", default="auto"
-        Passes over the data of networks and mixture together.
+        Passes over the data of networks and mixture together. "auto" makes about 1,600 gradient steps, in at least 8
+        epochs, with the same limits.
 
     batch_size : int, default=256
         Rows in a gradient step.
@@ -534,7 +537,17 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         return self.pretrained is not None or super()._has_own_modules()
 
     def _epochs(self, n_rows):
-        return epochs_of(self.max_epochs, n_rows, self.batch_size, n_steps=1_600, least=8)
+        return self._passes(self.max_epochs, n_rows, n_steps=1_600, least=8)
+
+    def _passes(self, given, n_rows, n_steps, least):
+        """Resolve "auto": about ``n_steps`` gradient steps, in at least ``least`` epochs."""
+        if given != "auto":
+            return given
+        n_batches = count_batches(n_rows, self.batch_size)
+        sees_views = self.image_shape is not None if isinstance(self.augment, str) else self.augment is not None
+        # Few rows, that are always the same, are soon known by heart.
+        most = max(100, math.ceil(300 / n_batches)) if sees_views else 100 if n_rows >= FEW_ROWS else 60
+        return max(least, min(math.ceil(n_steps / n_batches), most))
 
     def _fit_networks(self, model, task):
         """Pretrain, start mixtures, train and prune them, and keep what explains held-out rows better."""
@@ -572,7 +585,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
 
     def _pretrain(self, model, task):
         """Train the networks as an autoencoder, in place; return the history."""
-        epochs = epochs_of(self.pretrain_epochs, row_count(task.rows), self.batch_size, n_steps=800, least=4)
+        epochs = self._passes(self.pretrain_epochs, row_count(task.rows), n_steps=800, least=4)
         if self.pretrained is not None or epochs == 0:
             return []
         plan = Plan(
@@ -676,14 +689,6 @@ class Tried(NamedTuple):
     net: NeuralNet
     losses: list
     score: float | None
-
-
-def epochs_of(given, n_rows, batch_size, n_steps, least):
-    """Resolve "auto": about ``n_steps`` steps in at least ``least`` epochs, but at most 100 epochs or 300 steps."""
-    if given != "auto":
-        return given
-    n_batches = count_batches(n_rows, batch_size)
-    return max(least, min(math.ceil(n_steps / n_batches), max(100, math.ceil(300 / n_batches))))
 
 
 def split_rows(task):

@@ -676,9 +676,13 @@ def test_beta_weighs_the_divergence(groups):
 
 
 def test_automatic_epochs():
-    epochs = [module.epochs_of("auto", n, 256, n_steps=800, least=6) for n in (100, 1_000, 10_000, 1_000_000)]
-    assert epochs == [300, 100, 20, 6]
-    assert module.epochs_of(7, 10_000, 256, n_steps=800, least=6) == 7
+    """Few rows that are always the same are learned by heart, but not views of them."""
+    sizes, steps = (100, 1_000, 10_000, 1_000_000), {"n_steps": 800, "least": 6}
+    assert [VaDEClusterer()._passes("auto", n, **steps) for n in sizes] == [60, 100, 20, 6]
+    for views in ({"image_shape": (8, 8)}, {"augment": lambda x, generator: x}):
+        assert [VaDEClusterer(**views)._passes("auto", n, **steps) for n in sizes] == [300, 100, 20, 6]
+    assert VaDEClusterer(image_shape=(8, 8), augment=None)._passes("auto", 100, **steps) == 60
+    assert VaDEClusterer()._passes(7, 10_000, **steps) == 7
 
 
 class Interrupts(Callback):
