@@ -268,7 +268,11 @@ NOT_NUMBERS = {
     ),
     "complex tensor": (lambda: torch.ones(10, 2, dtype=torch.complex64), ValueError, "Complex data not supported"),
     "one dimension": (lambda: torch.ones(10), ValueError, "Expected 2D array, got 1D array"),
-    "three dimensions": (lambda: torch.ones(10, 2, 2), ValueError, "Found array with dim 3"),
+    "three dimensions": (
+        lambda: torch.ones(10, 2, 3),
+        ValueError,
+        r"Found array with dim 3, (?s:.*)If they are images, give .*rows: X.reshape\(10, 6\)",
+    ),
     "infinity": (lambda: torch.full((10, 2), torch.inf), ValueError, "contains infinity"),
     "no rows": (lambda: torch.ones(0, 2), ValueError, r"0 sample\(s\)"),
 }

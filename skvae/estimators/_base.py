@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import numpy as np
 import torch
@@ -104,11 +105,19 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
         try:
             X = validate_data(self, self._flat_images(X), reset=reset, **settings)
         except (ValueError, TypeError) as error:
-            told = told_of_columns(error, X)
+            told = told_of_columns(error, X) if getattr(X, "ndim", 2) == 2 else self._told_of_images(error, X)
             if told is error:
                 raise
             raise told from error
         return sparse_rows(X, allows_nan, together=not self._streams_nan) if issparse(X) else X
+
+    def _told_of_images(self, error, X):
+        """An error about rows that may be images, with what to do; else the error itself."""
+        if getattr(X, "ndim", 0) not in (3, 4) or not isinstance(error, ValueError):
+            return error
+        shape = tuple(X.shape[1:])
+        advice = f"image_shape={shape}, or " if hasattr(self, "image_shape") else ""
+        return ValueError(f"{error} If they are images, give {advice}rows: X.reshape({len(X)}, {math.prod(shape)}).")
 
     def _validated_tensor(self, X, settings):
         """X as rows of a tensor on its device."""

@@ -99,6 +99,11 @@ def check_weights(sample_weight, X):
     ValueError
         If they are not finite, negative, all zero, or not one for each row.
     """
+    if isinstance(sample_weight, str):
+        raise ValueError(
+            f"sample_weight={sample_weight!r} should be an array of numbers, one for each row; "
+            "sklearn.utils.class_weight.compute_sample_weight makes those that balance classes."
+        )
     weight = _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
     if not weight.any():
         raise ValueError("Every sample_weight is zero; at least one row should count.")
