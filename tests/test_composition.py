@@ -77,7 +77,7 @@ BAD_WEIGHTS = {
     "negative": (lambda n: np.full(n, -1.0), "[Nn]egative values in (data passed to )?`sample_weight`"),
     "NaN": (lambda n: np.full(n, np.nan), "sample_weight contains NaN"),
     "too few": (lambda n: np.ones(n - 1), "inconsistent numbers of samples|sample_weight.shape == "),
-    "a word": (lambda n: "balanced", "(should be an array of numbers.*compute_sample_weight|could not convert)"),
+    "a word": (lambda n: "balanced", "should be an array of numbers.*compute_sample_weight"),
     "two columns": (lambda n: np.ones((n, 2)), "Sample weights must be 1D array or scalar|1D array"),
     "zero": (np.zeros, "at least one (non-zero number|row .*should count)"),
 }

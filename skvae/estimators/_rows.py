@@ -99,15 +99,20 @@ def check_weights(sample_weight, X):
     ValueError
         If they are not finite, negative, all zero, or not one for each row.
     """
+    check_no_word(sample_weight)
+    weight = _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+    if not weight.any():
+        raise ValueError("Every sample_weight is zero; at least one row should count.")
+    return weight
+
+
+def check_no_word(sample_weight):
+    """Raise if a word stands where weights should be."""
     if isinstance(sample_weight, str):
         raise ValueError(
             f"sample_weight={sample_weight!r} should be an array of numbers, one for each row; "
             "sklearn.utils.class_weight.compute_sample_weight makes those that balance classes."
         )
-    weight = _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
-    if not weight.any():
-        raise ValueError("Every sample_weight is zero; at least one row should count.")
-    return weight
 
 
 def repeated_rows(X, sample_weight, seed):

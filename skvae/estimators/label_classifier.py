@@ -22,6 +22,7 @@ from ._arrays import host_array
 from ._base import guarded
 from ._datasets import dataset_of
 from ._labels import labelled_rows, sorted_classes
+from ._rows import check_no_word
 
 MAX_NAMED = 10  # clusters that a warning names
 
@@ -174,6 +175,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         """
         X = dataset_of(X)
         rows, labels, mark = labelled_rows(y, self.unlabelled)
+        check_no_word(sample_weight)
         check_consistent_length(X, y, sample_weight)
         weight = np.ones(_num_samples(y))
         if sample_weight is not None:
