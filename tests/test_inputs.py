@@ -19,7 +19,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.fixes import parse_version
 from test_common import QUICK, assert_same, outputs, over_estimators, some_classes
 
-from skvae import ClusterLabelClassifier, TorchGMM, TorchPPCA, VAEEmbedder
+from skvae import ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 
 NAMES = list("abcd")
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
@@ -300,7 +300,16 @@ TOLD_COLUMNS = {  # what is fitted, the error, and what it says of columns
         r"\(s\) \[1\] of X hold no numbers",
     ),
     "infinity": (lambda: some_columns(b=-np.inf), ValueError, r"\['b'\] of X hold infinite values; replace them"),
-    "many": (lambda: np.full((20, 12), np.inf), ValueError, r"\[0, 1, .* 9\] and 2 more of X hold infinite values"),
+    "many": (
+        lambda: np.c_[np.full((20, 12), np.inf), np.ones(20)],
+        ValueError,
+        r"\[0, 1, .* 9\] and 2 more of X hold infinite values",
+    ),
+    "infinity among objects": (
+        lambda: some_columns(b=np.array([np.inf, *range(19)], dtype=object)),
+        ValueError,
+        r"\['b'\] of X hold infinite values",
+    ),
     "the same name": (lambda: some_columns(b=["x"] * 20).set_axis(["a", "a"], axis=1), ValueError, "float|unique|dupl"),
 }
 
@@ -309,6 +318,18 @@ TOLD_COLUMNS = {  # what is fitted, the error, and what it says of columns
 def test_columns_that_are_wrong_are_named(make, error, match):
     with pytest.raises(error, match=match):
         TorchGMM(2).fit(make())
+
+
+def test_missing_values_of_pandas_are_no_text():
+    X = pd.DataFrame(
+        {"a": pd.array([True, None, False] * 4, dtype="boolean"), "b": pd.array([1, 2, None] * 4, "Int64")}
+    )
+    with pytest.raises(ValueError, match="Input X contains NaN") as found:
+        TorchMiniBatchKMeans(2).fit(X)
+    assert "Column(s)" not in str(found.value)
+    text = X.assign(b=["x", None, "y"] * 4)
+    with pytest.raises(ValueError, match=r"Column\(s\) \['b'\] of X hold no numbers"):
+        TorchMiniBatchKMeans(2).fit(text)
 
 
 @over_estimators

@@ -95,7 +95,7 @@ def infer_image_shape(image_shape, estimator, n_features):
     Raises
     ------
     ValueError
-        If nothing says it, and the number of features is no square of five or more.
+        If nothing says it, and the number of features is no square of 5 x 5 or more.
     """
     if image_shape is not None:
         return tuple(image_shape)
@@ -106,7 +106,7 @@ def infer_image_shape(image_shape, estimator, n_features):
     if side**2 != n_features or side < LEAST_SIDE:
         raise ValueError(
             f"Nothing says that {n_features} features are an image; if they are, give image_shape, such as (28, 28) or "
-            "(3, 32, 32). For a table, reconstruction_error says how well rows are reconstructed."
+            "(3, 32, 32). Rows of a table can not be drawn as images."
         )
     return side, side
 
@@ -244,7 +244,8 @@ def legend_beside(ax, n_points):
     """
     scale, n_columns = 7 / point_size(n_points) ** 0.5, math.ceil(len(ax.get_legend_handles_labels()[0]) / 15)
     style = {"markerscale": scale, "ncols": n_columns, "handletextpad": 0.1, "columnspacing": 0.5}
-    if len(ax.figure.axes) > 1 and ax.figure.get_layout_engine() is None:
+    figure = ax.figure.figure  # of all subfigures
+    if len(figure.axes) > 1 and figure.get_layout_engine() is None:
         ax.legend(loc="best", **style)
     else:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, **style)

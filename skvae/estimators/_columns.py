@@ -1,6 +1,8 @@
 """What the columns of a table hold: their ranges and moments, from passes over chunks of rows."""
 
 import functools
+import math
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from ..fitting.distributed import ALONE
 from ..fitting.rows import LINEAR_BYTES, row_chunks
 from ._arrays import float_dtype
+from ._labels import is_missing
 
 MAX_NAMED = 10  # features in an error
 
@@ -169,31 +172,46 @@ def told_of_columns(error, X):
     X : array-like
         What was given.
     """
-    if not (hasattr(X, "columns") or isinstance(X, np.ndarray)) or np.ndim(X) != 2:
-        return error
-    names = list(X.columns if hasattr(X, "columns") else range(X.shape[1]))
-    by_place = getattr(X, "iloc", X)  # names may occur twice
-    columns = [np.asarray(by_place[:, place]) for place in range(len(names))]
-    text = [name for name, column in zip(names, columns, strict=True) if not holds_numbers(column)]
-    if text and (len(text) < len(names) or hasattr(X, "columns")):
-        advice = "hold no numbers; encode them (OneHotEncoder, OrdinalEncoder), or leave them out"
-    else:
-        pairs = zip(names, columns, strict=True)
-        text = [name for name, column in pairs if column.dtype.kind in "fc" and np.isinf(column).any()]
-        advice = "hold infinite values; replace them"
-    if not text:
-        return error
-    more = f" and {len(text) - MAX_NAMED} more" if len(text) > MAX_NAMED else ""
-    kind = TypeError if isinstance(error, TypeError) else ValueError  # NumPy has classes of its own
-    return kind(f"{str(error).rstrip('.')}. Column(s) {text[:MAX_NAMED]}{more} of X {advice}.")
-
-
-def holds_numbers(column):
-    """Whether a column is of numbers, or becomes one."""
-    if column.dtype.kind in "Mmc":
-        return column.dtype.kind == "c"
     try:
-        column.astype(np.float64)
-    except (ValueError, TypeError):
+        is_wrong, advice = OF_COLUMNS[next(part for part in OF_COLUMNS if part in str(error))]
+        named = hasattr(X, "columns") and not callable(X.columns)
+        names = list(X.columns) if named else list(range(X.shape[1]))
+        by_place = getattr(X, "iloc", X)  # names may occur twice
+        wrong = [name for place, name in enumerate(names) if is_wrong(np.asarray(by_place[:, place]))]
+    except Exception:  # of whatever was given instead of a table; its error is what matters
+        return error
+    if not wrong or (len(wrong) == len(names) and not named):
+        return error
+    more = f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
+    kind = TypeError if isinstance(error, TypeError) else ValueError  # NumPy has classes of its own
+    return kind(f"{str(error).rstrip('.')}. Column(s) {wrong[:MAX_NAMED]}{more} of X {advice}.")
+
+
+def holds_no_numbers(column):
+    """Whether a column is not of numbers, and does not become one; what is missing does not count."""
+    if column.dtype.kind in "biufc":
         return False
-    return True
+    if column.dtype.kind in "Mm":
+        return True
+    try:
+        column[~is_missing(column)].astype(np.float64)
+    except (ValueError, TypeError):
+        return True
+    return False
+
+
+def holds_infinity(column):
+    """Whether a value of a column is infinite."""
+    if column.dtype.kind == "O":
+        return any(isinstance(value, Real) and math.isinf(value) for value in column.tolist())
+    return column.dtype.kind in "fc" and bool(np.isinf(column).any())
+
+
+# Parts of errors, and which columns are what they are about.
+OF_COLUMNS = {
+    "infinity": (holds_infinity, "hold infinite values; replace them"),
+    **dict.fromkeys(
+        ("could not convert", "could not be promoted", "array element with a sequence", "argument must be"),
+        (holds_no_numbers, "hold no numbers; encode them (OneHotEncoder, OrdinalEncoder), or leave them out"),
+    ),
+}

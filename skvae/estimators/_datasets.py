@@ -154,7 +154,7 @@ def batch_by_batch(method):
         if isinstance(X, list | tuple) and getattr(self, "image_shape", None) is None and _holds_tables(X):
             raise ValueError(
                 f"X is a {type(X).__name__} of tables, and not one table; give iter(X) for a stream of batches, or "
-                "np.concatenate(X)."
+                "put them together."
             )
         if not isinstance(X, DataLoader | Iterator):
             return method(self, X, y, sample_weight)

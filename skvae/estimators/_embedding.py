@@ -95,8 +95,9 @@ class Embedder(LatentMixin, TorchEstimator):
         """Train for one pass over the rows of X, from where the networks are.
 
         The first call fixes the likelihood and the units of the features, so its rows should be typical. Networks know
-        the last rows best; ``module_`` is a mean over the last of the calls, in which none counts for much (Shamir and
-        Zhang 2013), while ``net_`` has what the next call goes on from.
+        the last rows best; ``module_`` is therefore a mean over calls (Shamir and Zhang 2013), in which the last one
+        counts less the more there were, a quarter after a hundred. The next call goes on from the networks in ``net_``,
+        or where these are not kept, as in a pickle, from the mean.
 
         Parameters
         ----------
@@ -146,7 +147,8 @@ class Embedder(LatentMixin, TorchEstimator):
             Codes.
         """
         X = self._validate(X, reset=False)
-        return self._encode(lambda model, x: model.posterior(model.standardize(x)).mean, X)
+        # scikit-learn wraps this method.
+        return self._encode(lambda model, x: model.posterior(model.standardize(x)).mean, X, stacklevel=5)
 
     def inverse_transform(self, Z):
         """Decode codes into expected data.
@@ -207,7 +209,11 @@ class Embedder(LatentMixin, TorchEstimator):
             )
         if check_sample_size(n_steps) < 2:
             raise ValueError(f"n_steps={n_steps} leaves no way to go; use 2 or more.")
-        codes = [self._encode(lambda model, x: model.posterior(model.standardize(x)).mean, X) for X in ends]
+
+        def encode(model, x):
+            return model.posterior(model.standardize(x)).mean
+
+        codes = self._encode(encode, ends[0]), self._encode(encode, ends[1])
         shares = np.linspace(0, 1, n_steps, dtype=codes[0].dtype)[:, None]
         mixed = codes[0][:, None] * (1 - shares) + codes[1][:, None] * shares
         decoded = self._map_array(lambda model, z: model.decode(z.to(model.dtype)), mixed.reshape(-1, mixed.shape[2]))
@@ -370,12 +376,12 @@ class Embedder(LatentMixin, TorchEstimator):
             raise stopped
 
     def _batches_before(self):
-        """Number of batches of a stream that were trained on since the last `fit`."""
-        return vars(self).get("_n_batches", 0)
+        """Number of batches of a stream that were trained on since the last `fit` or the last copy."""
+        return vars(self).get("_n_batches", 0) if hasattr(self, "net_") else 0
 
     def _module_to_train(self, streaming):
-        """What a training goes on from: in a stream, not the mean of networks, but the last ones if they are known."""
-        if streaming and self._batches_before() and hasattr(self, "net_"):
+        """What a training goes on from: in a stream, not the mean of networks, but the last ones."""
+        if streaming and self._batches_before():
             return getattr(self.net_.module_, "_orig_mod", self.net_.module_)
         return self.module_
 
@@ -458,19 +464,20 @@ class Embedder(LatentMixin, TorchEstimator):
         """X after `check_support` of the fitted likelihood."""
         return check_support(self.module_.likelihood, X, Columns(X, names=self._column_names()))
 
-    def _encode(self, function, X):
+    def _encode(self, function, X, stacklevel=4):
         """As `_map_array`, of rows that may have values which the likelihood can not produce: a warning tells it."""
         outside, found = outside_support(self.module_.likelihood, X.dtype), []
         if outside is None:
             return self._map_array(function, X)
 
         def watched(model, x):
+            n_outside = outside(x).sum()  # before anything could change the rows
             mapped = function(model, x)
-            found.append(outside(x).sum())  # not before: a chunk too large for the device comes again in halves
+            found.append(n_outside)  # a chunk too large for the device comes again in halves
             return mapped
 
         mapped = self._map_array(watched, X)
-        warn_of_outside(self.module_.likelihood, int(sum(found)), len(X), stacklevel=4)
+        warn_of_outside(self.module_.likelihood, int(sum(found)), len(X), stacklevel)
         return mapped
 
     def _map_array(self, function, X):

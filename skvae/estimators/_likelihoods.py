@@ -160,13 +160,13 @@ def warn_of_outside(likelihood, n_outside, n_rows, stacklevel):
     support, name = Support(*likelihood.support), likelihood_name(likelihood)
     low, high = np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
     if support.integers:
-        known = "codes that it has met in training" if np.isfinite(high).any() else "whole numbers from 0"
+        largest = f" to {high:g}" if high.ndim == 0 else " to the largest that each feature has in its support"
+        known, advice = f"whole numbers from {low.max():g}{largest if np.isfinite(high).any() else ''}", "."
     else:
-        known = f"values in {interval(low, high)}"
+        known, advice = f"values in {interval(low, high)}", " (MinMaxScaler(clip=True) keeps new rows inside)."
     warnings.warn(
-        f"{n_outside} of {n_rows} rows of X have other values than likelihood={name!r} knows, which are {known}; what "
-        "the networks make of them was never learned. Prepare X as in training (MinMaxScaler(clip=True) keeps new rows "
-        "inside), or leave such rows out.",
+        f"{n_outside} of {n_rows} rows of X have values that likelihood={name!r} does not know: it knows {known}; the "
+        f"networks never learned what to make of them. Prepare X as in training{advice}",
         UserWarning,
         stacklevel=stacklevel,
     )
@@ -174,7 +174,9 @@ def warn_of_outside(likelihood, n_outside, n_rows, stacklevel):
 
 def interval(low, high):
     """Bounds in words."""
-    return f"[{low:g}, {high:g}]" if low.ndim == high.ndim == 0 else "the support of each feature"
+    if low.ndim or high.ndim:
+        return "the support of each feature"
+    return f"{'[' if np.isfinite(low) else '('}{low:g}, {high:g}{']' if np.isfinite(high) else ')'}"
 
 
 def build_likelihood(likelihood, X, columns=None):

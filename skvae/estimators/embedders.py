@@ -608,7 +608,7 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         ValueError
             If values are missing, but none were in the training data.
         """
-        return self._map_array(fill_missing, self._validate(X, reset=False))
+        return self._map_array(fill_missing, self._within_support(self._validate(X, reset=False)))
 
     def score_samples(self, X):
         """Log-likelihood of each row at its own code: how well it is reconstructed.

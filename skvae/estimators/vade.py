@@ -30,7 +30,16 @@ from ..fitting.vade import (
     soft_mixtures,
     standardize_codes,
 )
-from ..models import COVARIANCES, Flat, GaussianMixturePrior, LatentModel, Mixture, Observed
+from ..models import (
+    COVARIANCES,
+    LIKELIHOODS,
+    Flat,
+    GaussianMixturePrior,
+    LatentModel,
+    Mixture,
+    Observed,
+    Support,
+)
 from ._arrays import float_dtype
 from ._base import fit_method
 from ._bounds import BoundMixin, draw_rows
@@ -130,12 +139,13 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         `sklearn.frozen.FrozenEstimator`.
 
     pretrain_epochs : int or "auto", default="auto"
-        Passes over the data of the autoencoder. "auto" makes about 800 gradient steps, in 4 to 100 epochs, but not more
-        than 60 for fewer than 1,000 rows without views: they would be learned by heart.
+        Passes over the data of the autoencoder. "auto" makes about 800 gradient steps, but at least 4 epochs, and at
+        most 100; at most 60 of fewer than 1,000 rows without views, which would be learned by heart, and with views at
+        most 300 steps, if these are more epochs.
 
     max_epochs : int or "auto", default="auto"
-        Passes over the data of networks and mixture together. "auto" makes about 1,600 gradient steps, in at least 8
-        epochs, with the same limits.
+        Passes over the data of networks and mixture together. "auto" makes about 1,600 gradient steps, but at least 8
+        epochs, with the same upper limits.
 
     batch_size : int, default=256
         Rows in a gradient step.
@@ -544,10 +554,17 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         if given != "auto":
             return given
         n_batches = count_batches(n_rows, self.batch_size)
-        sees_views = self.image_shape is not None if isinstance(self.augment, str) else self.augment is not None
         # Few rows, that are always the same, are soon known by heart.
-        most = max(100, math.ceil(300 / n_batches)) if sees_views else 100 if n_rows >= FEW_ROWS else 60
+        most = max(100, math.ceil(300 / n_batches)) if self._sees_views() else 100 if n_rows >= FEW_ROWS else 60
         return max(least, min(math.ceil(n_steps / n_batches), most))
+
+    def _sees_views(self):
+        """Whether the networks will see random views of the rows, by the parameters alone."""
+        if not isinstance(self.augment, str):
+            return self.augment is not None
+        likelihood = self.likelihood if self.pretrained is None else self.pretrained.module_.likelihood
+        likelihood = LIKELIHOODS.get(likelihood) if isinstance(likelihood, str) else likelihood
+        return self.image_shape is not None and not Support(*getattr(likelihood, "support", ())).integers
 
     def _fit_networks(self, model, task):
         """Pretrain, start mixtures, train and prune them, and keep what explains held-out rows better."""

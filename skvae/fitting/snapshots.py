@@ -18,14 +18,23 @@ OWN_STATES = ("generator", "torch")  # of random numbers, which each process has
 def take_snapshot(net, model, generator):
     """The state of a training between two epochs, as numbers and copies of tensors."""
     return {
-        "model": {name: value.detach().clone() for name, value in model.state_dict().items()},
-        "optimizer": copy.deepcopy(net.optimizer_.state_dict()),
+        "model": copied(dict(model.state_dict())),
+        "optimizer": copied(net.optimizer_.state_dict()),
         "generator": generator.get_state(),
         "torch": torch.get_rng_state(),  # which is a private one where modules draw from it
         "callbacks": [call.state(net) if isinstance(call, Resumable) else None for _, call in net.callbacks_],
         "schedules": [callback.lr_scheduler_.state_dict() for callback in schedules(net)],
         "epochs_done": len(net.history),
     }
+
+
+def copied(state):
+    """A copy of a state, tensors and all; `copy.deepcopy` takes longer for a tensor than a small training step does."""
+    if type(state) is dict:
+        return {name: copied(value) for name, value in state.items()}
+    if type(state) is list:
+        return [copied(value) for value in state]
+    return state.detach().clone() if isinstance(state, torch.Tensor) else copy.deepcopy(state)
 
 
 def put_back(net, model, generator, snapshot, *, own_modules=False):
@@ -37,7 +46,7 @@ def put_back(net, model, generator, snapshot, *, own_modules=False):
         if state is not None:
             callback.resume(net, state)
     model.load_state_dict(snapshot["model"])
-    net.optimizer_.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
+    net.optimizer_.load_state_dict(copied(snapshot["optimizer"]))
     for callback, state in zip(schedules(net), snapshot["schedules"], strict=False):
         callback.lr_scheduler_.load_state_dict(state)
     generator.set_state(snapshot["generator"])

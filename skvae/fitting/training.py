@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import update_bn
 
 from ..models.networks import set_generator
@@ -216,7 +217,8 @@ def averaged(mean, model, n_models):
     """The mean of the models along a stream, when this is number ``n_models``; the last ones count most.
 
     A model knows the last batches best, which may not be like the others. The mean is that of polynomial decay (Shamir
-    and Zhang 2013, section 4): about the last `LAST_SHARE` of the models are in it.
+    and Zhang 2013, section 4): in a long stream about the last `LAST_SHARE` of the models are in it, in a short one
+    hardly more than the last. Of buffers, statistics of batch normalisation are averaged.
 
     Parameters
     ----------
@@ -226,16 +228,23 @@ def averaged(mean, model, n_models):
     Returns
     -------
     mean : LatentModel
-        In new memory. What is no floating number is that of the model.
+        In new memory.
     """
     share = 1 / (1 + LAST_SHARE * (n_models - 1))
     found = copy.deepcopy(model)
-    pairs = zip(chain(found.parameters(), found.buffers()), chain(mean.parameters(), mean.buffers()), strict=True)
     with torch.no_grad():
-        for value, before in pairs:
+        for value, before in zip(learned(found), learned(mean), strict=True):
             if value.is_floating_point():
-                value.lerp_(before.to(value), 1 - share)
+                before = before.to(value)
+                # What is equal stays what it is, infinite numbers too.
+                value.data = torch.where(value == before, value, before.lerp(value, share))
     return found
+
+
+def learned(model):
+    """Tensors of a model that a training changes: its parameters, and the statistics of batch normalisation."""
+    norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+    return chain(model.parameters(), *((norm.running_mean, norm.running_var) for norm in norms))
 
 
 def check_result(model, rows, noise_size):

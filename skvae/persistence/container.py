@@ -109,6 +109,8 @@ def write(path, data):
     """Put bytes into a file, which is whole at every moment: the old one, or the new one."""
     path = os.path.realpath(os.fspath(path))  # where a link leads, which stays a link
     folder = os.path.dirname(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "This is a folder; name a file in it", path)
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "There is no such folder to write a file into; make it first", folder)
     temporary = f"{path}.{secrets.token_hex(8)}.part"

@@ -67,6 +67,10 @@ def save(estimator, path):
     >>> bool((other.means_ == gmm.means_).all())
     True
     """
+    if isinstance(estimator, type):
+        raise TypeError(
+            f"What is to be saved is the class {estimator.__name__} itself; give an estimator that it makes."
+        )
     if type(estimator) not in ESTIMATORS.values():
         raise TypeError(
             unwritable(

@@ -232,6 +232,43 @@ def test_a_stream_ends_in_the_mean_of_its_last_networks(X):
     assert last.partial_fit(X[:50]).module_ is last.net_.module_
 
 
+def test_a_stream_that_is_copied_goes_on_learning(X):
+    """Where the last networks are lost, what is trained is what answers, however long the stream was."""
+    stream = VAEEmbedder(2, **SMALL)
+    for _ in range(40):
+        stream.partial_fit(X[:100])
+    copied = pickle.loads(pickle.dumps(stream))
+    for _ in range(2):
+        copied = pickle.loads(pickle.dumps(copied.partial_fit(X[:100])))
+    copied.partial_fit(X[:100])
+    assert copied.module_ is copied.net_.module_
+    assert copied.partial_fit(X[:100]).module_ is not copied.net_.module_
+
+
+class Masked(nn.Linear):
+    """Has buffers that no mean can be taken of: infinite, of shared memory, whole numbers."""
+
+    def __init__(self, n_inputs, n_outputs):
+        super().__init__(n_inputs, n_outputs)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.register_buffer("expanded", torch.ones(1).expand(4))
+        self.register_buffer("count", torch.tensor(0))
+        self.offset = nn.Parameter(torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, x):
+        self.count += 1
+        return super().forward(x) + self.mask.exp().sum() - 1 + self.offset.exp().sum() - 1
+
+
+def test_means_of_networks_of_the_users(X):
+    stream = VAEEmbedder(2, encoder=Masked, **SMALL)
+    for start in (0, 100, 200):
+        stream.partial_fit(X[start : start + 100])
+    assert not same_weights(stream, stream.net_)
+    assert torch.equal(stream.module_.encoder.offset[1], torch.tensor(-torch.inf))
+    assert np.isfinite(stream.transform(X)).all()
+
+
 def test_the_mean_forgets_the_order_of_a_stream():
     """Rows that come sorted by one direction: the last networks know its end, their mean the whole."""
     gains = []

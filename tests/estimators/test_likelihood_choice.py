@@ -146,8 +146,8 @@ def test_features_are_called_by_their_names():
 
 UNKNOWN_ROWS = {  # a likelihood, rows to fit, and new ones of which two could not come from it
     "bernoulli": ([0.0, 0.5, 1.0, 0.2], [1.5, -0.1, np.nan, 1 + 1e-16], r"values in \[0, 1\]"),
-    "poisson": ([0.0, 5.0, 1.0, 2.0], [2.5, -1.0, 90.0, np.nan], "whole numbers from 0"),
-    "categorical": ([0.0, 1.0, 2.0, np.nan], [3.0, 0.5, 2.0, np.nan], "codes that it has met in training"),
+    "poisson": ([0.0, 5.0, 1.0, 2.0], [2.5, -1.0, 90.0, np.nan], "whole numbers from 0; the"),
+    "categorical": ([0.0, 1.0, 2.0, np.nan], [3.0, 0.5, 2.0, np.nan], "whole numbers from 0 to the largest"),
 }
 
 
@@ -161,16 +161,20 @@ def test_encoders_warn_of_rows_that_a_likelihood_does_not_know(name, rows):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             verb(seen)
-        with pytest.warns(UserWarning, match=f"2 of 4 rows of X have other values than .*'{name}'.*{rows[2]}") as found:
+        with pytest.warns(UserWarning, match=f"2 of 4 rows of X have values that .*'{name}'.*{rows[2]}") as found:
             assert np.isfinite(verb(new)).all()
         assert len(found) == 1
+        assert found[0].filename == __file__, verb
+    with pytest.warns(UserWarning, match="2 of 4 rows") as found:
+        vae.interpolate(new, seen)
+    assert [warning.filename for warning in found] == [__file__]
 
 
 def test_clusterers_warn_of_rows_that_were_not_scaled(X):
     settings = {"hidden_layer_sizes": (8,), "pretrain_epochs": 1, "max_epochs": 1, "random_state": 0}
     vade = VaDEClusterer(2, latent_dim=2, **settings).fit(X / X.max())
     for verb in (vade.predict, vade.predict_proba, vade.transform):
-        with pytest.warns(UserWarning, match=f"{len(X)} of {len(X)} rows of X have other values"):
+        with pytest.warns(UserWarning, match=f"{len(X)} of {len(X)} rows of X have values that"):
             verb(2 + X)
 
 

@@ -26,7 +26,7 @@ from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.estimators import vade as module
 from skvae.estimators._rows import repeated_rows
 from skvae.fitting.training import mean_elbo
-from skvae.models import NETWORKS
+from skvae.models import LIKELIHOODS, NETWORKS
 
 SMALL = {
     "latent_dim": 2,
@@ -681,7 +681,8 @@ def test_automatic_epochs():
     assert [VaDEClusterer()._passes("auto", n, **steps) for n in sizes] == [60, 100, 20, 6]
     for views in ({"image_shape": (8, 8)}, {"augment": lambda x, generator: x}):
         assert [VaDEClusterer(**views)._passes("auto", n, **steps) for n in sizes] == [300, 100, 20, 6]
-    assert VaDEClusterer(image_shape=(8, 8), augment=None)._passes("auto", 100, **steps) == 60
+    for none in ({"augment": None}, {"likelihood": "poisson"}, {"likelihood": LIKELIHOODS["categorical"]}):
+        assert VaDEClusterer(image_shape=(8, 8), **none)._passes("auto", 100, **steps) == 60
     assert VaDEClusterer()._passes(7, 10_000, **steps) == 7
 
 

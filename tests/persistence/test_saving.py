@@ -444,6 +444,8 @@ def test_where_files_go(tmp_path):
     assert skvae.load(target).n_components == 2
     with pytest.raises(FileNotFoundError, match="There is no such folder .*missing'$"):
         skvae.save(TorchGMM(2), tmp_path / "missing" / "file")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match="This is a folder; name a file in it: .*[^t]'$"):
         skvae.save(TorchGMM(2), tmp_path)
+    with pytest.raises(TypeError, match="is the class TorchGMM itself; give an estimator that it makes"):
+        skvae.save(TorchGMM, target)
     assert {entry.name for entry in tmp_path.iterdir()} == {"target", "link"}
