@@ -61,7 +61,8 @@ def vade(rows, minutes, data, seeds_of_rows):
 def peers(name, minutes, data, seeds_of_methods):
     """Methods of `clustering_peers.py` on one data set."""
     seeds_of_rows = {f"{name}, {method}": n for method, n in seeds_of_methods.items()}
-    command = f"clustering_peers.py --data {name} --seeds {max(seeds_of_methods.values())}"
+    methods = " ".join(f'"{method}"' for method in seeds_of_methods)
+    command = f"clustering_peers.py --data {name} --methods {methods} --seeds {max(seeds_of_methods.values())}"
     return Benchmark(command, minutes, runs("clustering_peers", seeds_of_rows), ("umap", "clustpy"), data)
 
 
@@ -75,7 +76,7 @@ ARRAY_API = {"SCIPY_ARRAY_API": "1"}
 GMMS = ("pomegranate", "tgmm", "torchgmm")
 CLUSTERERS = ("k-means", "PCA + GaussianMixture", "UMAP + GaussianMixture", "autoencoder + UMAP + GaussianMixture")
 SMALL_CLUSTERERS = (*CLUSTERERS, "GaussianMixture", "ClustPy VaDE", "TorchGMM", "VAEEmbedder + TorchGMM")
-SMALL_DATA, LARGE_DATA = dict.fromkeys(SMALL_CLUSTERERS, 10), dict.fromkeys(CLUSTERERS, 3)
+SMALL_DATA, LARGE_DATA = dict.fromkeys(SMALL_CLUSTERERS, 10), dict.fromkeys(CLUSTERERS[:3], 10)
 BENCHMARKS = {
     "gmm": kept("gmm", 25, "gmm", "--threads 1"),
     "gmm, 2 threads": kept("gmm", 7, "gmm_2_threads", "--threads 2", '--rows "float64 (70000"'),
@@ -121,7 +122,11 @@ BENCHMARKS = {
     "peers, digits": peers("digits", 30, (), SMALL_DATA),
     "peers, satellite": peers("satellite", 80, (SATELLITE,), SMALL_DATA | {"VaDEClusterer": 10}),
     "peers, mnist": peers("mnist", 30, (MNIST,), LARGE_DATA),
+    "peers, mnist, autoencoder": peers("mnist", 15, (MNIST,), {CLUSTERERS[3]: 3}),
+    "peers, mnist, pixels": peers("mnist", 25, (MNIST,), {"GaussianMixture": 1}),
     "peers, fashion": peers("fashion", 30, (FASHION,), LARGE_DATA),
+    "peers, fashion, autoencoder": peers("fashion", 15, (FASHION,), {CLUSTERERS[3]: 3}),
+    "peers, fashion, pixels": peers("fashion", 25, (FASHION,), {"GaussianMixture": 1}),
     "memory": kept("memory", 10, "memory"),
     "streams": kept("streams", 15, "streams", data=(MNIST,)),
     "shuffled runs": kept("block_shuffle", 45, "block_shuffle", data=(MNIST,)),
