@@ -271,7 +271,7 @@ NOT_NUMBERS = {
     "three dimensions": (
         lambda: torch.ones(10, 2, 3),
         ValueError,
-        r"Found array with dim 3, (?s:.*)If they are images, give .*rows: X.reshape\(10, 6\)",
+        r"Found array with dim 3[.,] (?s:.*)If they are images, give .*rows: X.reshape\(10, 6\)",
     ),
     "infinity": (lambda: torch.full((10, 2), torch.inf), ValueError, "contains infinity"),
     "no rows": (lambda: torch.ones(0, 2), ValueError, r"0 sample\(s\)"),
