@@ -34,8 +34,8 @@ from ._likelihoods import (
     build_likelihood,
     check_support,
     choose_likelihood,
+    counter_of_outside,
     likelihood_name,
-    outside_support,
     stored_rows,
     warn_of_outside,
 )
@@ -148,7 +148,7 @@ class Embedder(LatentMixin, TorchEstimator):
         """
         X = self._validate(X, reset=False)
         # scikit-learn wraps this method.
-        return self._encode(lambda model, x: model.posterior(model.standardize(x)).mean, X, stacklevel=5)
+        return self._encode(posterior_mean, X, stacklevel=5)
 
     def inverse_transform(self, Z):
         """Decode codes into expected data.
@@ -180,7 +180,7 @@ class Embedder(LatentMixin, TorchEstimator):
             ``inverse_transform(transform(X))``.
         """
         X = self._validate(X, reset=False)
-        return self._encode(lambda model, x: model.decode(model.posterior(model.standardize(x)).mean), X)
+        return self._encode(lambda model, x: model.decode(posterior_mean(model, x)), X)
 
     def interpolate(self, X_from, X_to, n_steps=10):
         """Rows on the way between rows: their codes are mixed in equal steps, and decoded.
@@ -209,11 +209,7 @@ class Embedder(LatentMixin, TorchEstimator):
             )
         if check_sample_size(n_steps) < 2:
             raise ValueError(f"n_steps={n_steps} leaves no way to go; use 2 or more.")
-
-        def encode(model, x):
-            return model.posterior(model.standardize(x)).mean
-
-        codes = self._encode(encode, ends[0]), self._encode(encode, ends[1])
+        codes = self._encode(posterior_mean, ends[0]), self._encode(posterior_mean, ends[1])
         shares = np.linspace(0, 1, n_steps, dtype=codes[0].dtype)[:, None]
         mixed = codes[0][:, None] * (1 - shares) + codes[1][:, None] * shares
         decoded = self._map_array(lambda model, z: model.decode(z.to(model.dtype)), mixed.reshape(-1, mixed.shape[2]))
@@ -466,18 +462,18 @@ class Embedder(LatentMixin, TorchEstimator):
 
     def _encode(self, function, X, stacklevel=4):
         """As `_map_array`, of rows that may have values which the likelihood can not produce: a warning tells it."""
-        outside, found = outside_support(self.module_.likelihood, X.dtype), []
-        if outside is None:
+        count, found = counter_of_outside(self.module_.likelihood, X.dtype), []
+        if count is None:
             return self._map_array(function, X)
 
         def watched(model, x):
-            n_outside = outside(x).sum()  # before anything could change the rows
+            n_outside = count(x)  # before anything could change the rows
             mapped = function(model, x)
             found.append(n_outside)  # a chunk too large for the device comes again in halves
             return mapped
 
         mapped = self._map_array(watched, X)
-        warn_of_outside(self.module_.likelihood, int(sum(found)), len(X), stacklevel)
+        warn_of_outside(self.module_.likelihood, sum(found), len(X), stacklevel)
         return mapped
 
     def _map_array(self, function, X):
@@ -490,3 +486,8 @@ class Embedder(LatentMixin, TorchEstimator):
         # Units need the full precision, whatever the networks compute in: offsets may be large.
         dtype = compute_dtype(np.float64, device)
         return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
+
+
+def posterior_mean(model, x):
+    """Codes of rows: the means of their posteriors."""
+    return model.posterior(model.standardize(x)).mean

@@ -81,7 +81,7 @@ def check_support(likelihood, X, columns=None):
     columns, name = Columns(X) if columns is None else columns, likelihood_name(likelihood)
     # A class of the user's may give its support to its instances only, which are checked when they are built.
     support = Support(*getattr(LIKELIHOODS[name] if isinstance(likelihood, str) else likelihood, "support", ()))
-    low, high = np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
+    low, high = bounds_of(support)
     if support.integers:
         check_integers(name, low, high, columns)
         return X
@@ -132,33 +132,43 @@ def all_within(support, columns):
     return not (low < np.subtract(support.low, slack)).any() and not (high > np.add(support.high, slack)).any()
 
 
-def outside_support(likelihood, dtype):
-    """A function of rows (b, d): which of them (b,) a fitted likelihood can not produce. None if it can produce all.
+def bounds_of(support):
+    """Bounds of a support as arrays of float64, of no dimension or one number for each feature."""
+    return np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
+
+
+def counter_of_outside(likelihood, dtype):
+    """A function of rows (b, d): how many of them a fitted likelihood can not produce. None if it can produce all.
 
     Missing values, and rounding of a dtype beyond the bounds, do not count.
     """
     support = Support(*getattr(likelihood, "support", ()))
-    bounds = np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
-    if not support.integers and not np.isfinite(bounds[0]).any() and not np.isfinite(bounds[1]).any():
+    low, high = bounds_of(support)
+    if not support.integers and not np.isfinite(low).any() and not np.isfinite(high).any():
         return None
     slack = 8 * np.finfo(float_dtype(dtype)).eps
-    low, high = torch.as_tensor(bounds[0] - slack), torch.as_tensor(bounds[1] + slack)
+    low, high = torch.as_tensor(low - slack), torch.as_tensor(high + slack)
+    alike = low.ndim == high.ndim == 0 and not support.integers
 
-    def outside(x):
+    def count(x):
+        if alike:  # one pass over the rows is enough if all are within, as nearly always
+            smallest, largest = x.aminmax()
+            if smallest >= low.to(x) and largest <= high.to(x):
+                return 0
         found = (x < low.to(x)) | (x > high.to(x))
         if support.integers:
             found |= (x.round() - x).abs() > 0
-        return found.any(1)
+        return int(found.any(1).sum())
 
-    return outside
+    return count
 
 
 def warn_of_outside(likelihood, n_outside, n_rows, stacklevel):
-    """Warn of rows that a likelihood can not produce, if there are any; see `outside_support`."""
+    """Warn of rows that a likelihood can not produce, if there are any; see `counter_of_outside`."""
     if not n_outside:
         return
     support, name = Support(*likelihood.support), likelihood_name(likelihood)
-    low, high = np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
+    low, high = bounds_of(support)
     if support.integers:
         largest = f" to {high:g}" if high.ndim == 0 else " to the largest that each feature has in its support"
         known, advice = f"whole numbers from {low.max():g}{largest if np.isfinite(high).any() else ''}", "."

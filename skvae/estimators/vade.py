@@ -495,14 +495,22 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         return X, labels.numpy()
 
     def _choose_likelihood(self, columns):
-        if self.pretrained is None:
-            return super()._choose_likelihood(columns)
+        return super()._choose_likelihood(columns) if self.pretrained is None else self._pretrained_module().likelihood
+
+    def _pretrained_module(self):
+        """The networks to start from.
+
+        Raises
+        ------
+        NotFittedError, TypeError
+            If they were not trained, or if there are none.
+        """
         check_is_fitted(self.pretrained)
         if not isinstance(getattr(self.pretrained, "module_", None), LatentModel):
             raise TypeError(
                 f"pretrained should be a fitted AutoencoderEmbedder or VAEEmbedder, but is {self.pretrained!r}."
             )
-        return self.pretrained.module_.likelihood
+        return self.pretrained.module_
 
     def _build(self, likelihood, n_features, generator):
         if self.pretrained is None:
@@ -562,7 +570,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         """Whether the networks will see random views of the rows, by the parameters alone."""
         if not isinstance(self.augment, str):
             return self.augment is not None
-        likelihood = self.likelihood if self.pretrained is None else self.pretrained.module_.likelihood
+        likelihood = self.likelihood if self.pretrained is None else self._pretrained_module().likelihood
         likelihood = LIKELIHOODS.get(likelihood) if isinstance(likelihood, str) else likelihood
         return self.image_shape is not None and not Support(*getattr(likelihood, "support", ())).integers
 

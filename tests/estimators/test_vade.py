@@ -375,8 +375,9 @@ def test_pretrained_networks_are_where_it_starts(name, groups):
 def test_pretrained_embedders_are_checked(name, groups):
     X, _ = groups
     given = clone(PRETRAINED[name]).set_params(max_epochs=1)
-    with pytest.raises(NotFittedError):
-        VaDEClusterer(4, pretrained=given, **SMALL).fit(X)
+    for epochs in ({}, {"max_epochs": "auto", "pretrain_epochs": "auto"}):
+        with pytest.raises(NotFittedError):
+            VaDEClusterer(4, pretrained=given, **SMALL | epochs).fit(X)
     given.fit(X)
     with pytest.raises(ValueError, match="pretrained embeds 20 features in 2 dimensions, but X has 20 .* is 3"):
         VaDEClusterer(4, pretrained=given, **SMALL | {"latent_dim": 3}).fit(X)
