@@ -37,6 +37,9 @@ from ._streams import streamed
 from ._tables import Table
 
 
+EXACT = ("_exact_means", "_exact_factor")  # in float64, where float32 is not enough for what is published
+
+
 class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, TorchEstimator):
     """Gaussian mixture fitted by expectation-maximisation on CPU or GPU.
 
@@ -589,9 +592,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         if np.isnan(center).any() and any_missing(X):
             return self._begin_incomplete(X, y, weight, counted, n_given, warm)
         given_start = None if warm else self._given_start(X, y, weight, counted, n_given)
-        x, weight = self._centered(X, weight, center)
-        starts = self._chosen_starts(x, weight, center, given_start, warm)
-        return self._whitened(x, weight), starts, center
+        read = partial(self._centered, X, weight, center)
+        # In float64 whatever the data are: in another precision other rows may be drawn, and EM may end elsewhere.
+        starts = self._chosen_starts(*read(torch.float64), center, given_start, warm)
+        return self._whitened(*read(), read_again=read), starts, center
 
     def _begin_incomplete(self, X, y, weight, counted, n_given, warm):
         """As `_begin`, for rows that count, some with missing values."""
@@ -626,24 +630,24 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         if any_missing(X):
             X, weight, _ = rows_with_values(X, weight)
             return self._incomplete(X, weight, center, covariance), [lambda rows: mixture], center
-        x, weight = self._centered(X, weight, center)
-        rows = self._whitened(x, weight, covariance=covariance)
+        read = partial(self._centered, X, weight, center)
+        rows = self._whitened(*read(), covariance=covariance, read_again=read)
         return rows, [lambda rows: mixture], center
 
-    def _centered(self, X, weight, center):
+    def _centered(self, X, weight, center, dtype=None):
         """Centred rows and their weights as tensors, or rows that are read and centred when they are needed."""
         device = resolve_device(self.device, dtype=torch.float64)
-        dtype = compute_dtype(X.dtype, device)
+        dtype = dtype or compute_dtype(X.dtype, device)
         if isinstance(X, Table):
             x = streamed(X, dtype, device, center=center, block_size=self.chunk_size)
         else:
             x = centered(X, center, dtype, device)
         return x, None if weight is None else to_tensor(weight, dtype, device)
 
-    def _whitened(self, x, weight, **coordinates):
+    def _whitened(self, x, weight, **settings):
         family = COVARIANCES[self.covariance_type]
-        settings = {"chunk_size": self.chunk_size, "ranks": current()}
-        return WhitenedRows(x, family, self.reg_covar, weight, **settings, **coordinates)
+        settings |= {"chunk_size": self.chunk_size, "ranks": current()}
+        return WhitenedRows(x, family, self.reg_covar, weight, **settings)
 
     def _incomplete(self, X, weight, center, covariance=None):
         """Rows with missing values as tensors, about a centre."""
@@ -687,14 +691,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         settings = {"tol": self.tol, "max_iter": self.max_iter, "acceleration": self.acceleration}
         fits, together = [], min(current().each(rows.n_together(self.n_components)))
         for first in range(0, len(starts), together):
-            # Not by name: what EM starts from is not needed any more once it has begun.
-            fits += fit_mixtures(
-                rows,
-                [start(rows) for start in starts[first : first + together]],
-                previous,
-                report=report and partial(report, first),
-                **settings,
-            )
+            report_of = report and partial(report, first)
+            fits += fit_mixtures(rows, starts[first : first + together], previous, report=report_of, **settings)
             fits = [max(fits, key=lambda fit: fit.lower_bounds[-1:])]
         best = fits[0]
         if verbose:
@@ -737,8 +735,13 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         """Set the fitted attributes as arrays in the dtype of the data."""
         family, mixture = COVARIANCES[self.covariance_type], fit.mixture.to("cpu")
         precisions = family.precisions(mixture.factor)
+        means = mixture.means.numpy() + center
+        for name in EXACT:
+            vars(self).pop(name, None)
+        if dtype == np.float32 and not family.fits_float32(mixture._replace(means=torch.from_numpy(means))):
+            self._exact_means, self._exact_factor = means, family.compact(mixture.factor).numpy()
         self.weights_ = mixture.log_weights.exp().numpy().astype(dtype, copy=False)
-        self.means_ = (mixture.means.numpy() + center).astype(dtype, copy=False)
+        self.means_ = means.astype(dtype, copy=False)
         self.covariances_ = family.compact(mixture.covariances).numpy().astype(dtype, copy=False)
         self.precisions_ = family.compact(precisions).numpy().astype(dtype, copy=False)
         self.precisions_cholesky_ = family.compact(mixture.factor).numpy().astype(dtype, copy=False)
@@ -759,13 +762,25 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             )
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights_, dtype=np.float64)
+        means, covariances, factor = self.means_, self.covariances_, self.precisions_cholesky_
+        if self._is_exact():
+            means, factor = self._exact_means, self._exact_factor
+            covariances = family.compact(family.covariances(family.expand(torch.tensor(factor))))
         parts = (
             log_weights,
-            self.means_.astype(np.float64) - center,
-            family.expand(to_tensor(self.covariances_, dtype, device)),
-            family.expand(to_tensor(self.precisions_cholesky_, dtype, device)),
+            means.astype(np.float64) - center,
+            family.expand(to_tensor(covariances, dtype, device)),
+            family.expand(to_tensor(factor, dtype, device)),
         )
         return Mixture(*(torch.as_tensor(part).to(device=device, dtype=dtype) for part in parts))
+
+    def _is_exact(self):
+        """Whether there are parameters in float64 beside those in float32, and these are still what was fitted."""
+        pairs = zip(EXACT, (self.means_, self.precisions_cholesky_), strict=True)
+        return all(
+            hasattr(self, name) and np.array_equal(getattr(self, name).astype(published.dtype), published)
+            for name, published in pairs
+        )
 
     def _current_mixture(self, device, center):
         """The mixture to go on from."""
@@ -780,7 +795,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         """Map the E-step over the rows and select one of its results."""
         X = self._validate(X, reset=False)
         device = resolve_device(self.device, dtype=torch.float64)
-        dtype, family = compute_dtype(X.dtype, device), COVARIANCES[self.covariance_type]
+        family = COVARIANCES[self.covariance_type]
+        dtype = torch.float64 if self._is_exact() else compute_dtype(X.dtype, device)
         mixture = self._mixture(dtype, device)
 
         def function(x):

@@ -9,8 +9,10 @@ from ..models.covariances import Mixture
 from .squarem import ACCELERATIONS
 
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
+REGULAR_TOLERANCE = 1e-11  # that singular covariances are brought to: they should not be now singular and now not
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
 START_JITTER = 1e-6  # for components that start from one row: they take the rows nearest to it
+ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-9}  # of lower bounds, as a share: they fall by no more
 PRIOR_ROWS = 2  # of the covariance within components, with which a batch meets covariances of next to no rows
 ENOUGH = 4  # times as many rows as a covariance needs to have an inverse: from there on it is taken as it is
 MIN_ROWS = 1e-8  # a component with less than this share of a row is dead
@@ -26,8 +28,15 @@ class MixtureFit(NamedTuple):
     n_reseeded: int  # times a dead component was put elsewhere
 
 
-def m_step(moments, means, rows):
-    """Maximum likelihood mixture from moments about a reference.
+def m_step(expected, rows, regularized=frozenset()):
+    """Maximum likelihood mixture from the sums of an E-step.
+
+    Parameters
+    ----------
+    expected : Expected
+    rows : WhitenedRows or PatternRows
+    regularized : frozenset of int
+        Components whose covariance was singular in the last step.
 
     Returns
     -------
@@ -38,29 +47,36 @@ def m_step(moments, means, rows):
     dead : Tensor of int
         Components without weight.
     """
+    family, moments, frame = rows.family, expected.moments, expected.frame
     dead = (moments.weight < MIN_ROWS * rows.total_weight / rows.n_rows).nonzero().flatten()
     # Adding a tiny number, as scikit-learn does, divides by something that is not zero.
     moments = moments._replace(weight=moments.weight + 10 * torch.finfo(torch.float64).eps)
-    covariances = rows.family.estimate(moments, rows.regularization)
-    covariances, factor, regularized = _regularized_factor(covariances, rows)
-    means = means + moments.first / moments.weight[:, None]
+    covariances = family.estimate(moments, family.in_frame(rows.regularization, frame))
+    covariances, factor, regularized = _regularized_factor(covariances, rows, frame, regularized)
+    means = expected.reference + family.out_of_frame(moments.first / moments.weight[:, None], frame)
     return Mixture((moments.weight / moments.weight.sum()).log(), means, covariances, factor), regularized, dead
 
 
-def _regularized_factor(covariances, rows):
-    """Factors; where there is none, the diagonal grows until there is (the total variance is one)."""
+def _regularized_factor(covariances, rows, frame, before):
+    """Covariances out of a frame, and factors; where there is none, the diagonal grows until there is.
+
+    (The total variance is one.)
+    """
     family, jitter, regularized = rows.family, FIRST_JITTER, frozenset()
     while True:
-        factor, positive = family.factor(covariances)
+        whole, factor, positive = family.factor_of(covariances, frame)
+        limits = [REGULAR_TOLERANCE if c in before | regularized else rows.min_tolerance for c in range(len(factor))]
         sound = positive & (factor.abs().flatten(1).amax(1) <= MAX_FACTOR)
+        sound &= family.tolerance(whole, factor) >= torch.tensor(limits).to(factor)
         if sound.all():
-            return covariances, factor, regularized
+            return whole, factor, regularized
         bad = (~sound).nonzero().flatten()
         if not torch.isfinite(covariances).all():
             raise ValueError(f"The covariances of components {bad.tolist()} are not finite; scale the input data.")
         regularized |= frozenset(bad.tolist())
+        added = family.in_frame(family.regularization(jitter, family.identity(covariances, rows.n_features)), frame)
         covariances = covariances.clone()
-        covariances[bad] += family.regularization(jitter, family.identity(covariances, rows.x.shape[1]))
+        covariances[bad] += added[bad] if frame is not None else added
         jitter *= 10
 
 
@@ -79,15 +95,24 @@ def _reseed(mixture, dead, rows):
 
 
 def start_mixture(rows, resp_of, n_components):
-    """The mixture that responsibilities of the whitened rows imply, in the coordinates of the data."""
-    mixture, regularized, _ = m_step(*rows.moments(resp_of, n_components), rows)
-    if regularized:
-        family, singular = rows.family, sorted(regularized)
-        covariances = mixture.covariances.clone()
-        identity = family.identity(covariances, rows.x.shape[1])
-        covariances[singular] += family.regularization(START_JITTER, identity)
-        mixture = mixture._replace(covariances=covariances, factor=family.factor(covariances)[0])
-    return rows.family.unwhiten_mixture(mixture, rows.whitener)
+    """The mixture that responsibilities of the whitened rows imply, in the coordinates of the data.
+
+    Rows are refined if it needs more digits than they have.
+    """
+    family = rows.family
+    while True:
+        mixture, regularized, _ = m_step(rows.moments(resp_of, n_components), rows)
+        if not rows.is_mixed:
+            mixture, regularized, _ = m_step(rows.moments(resp_of, n_components, mixture), rows)
+        # Whether a point has a covariance of exactly zero is chance: rounding gives it one.
+        points = family.variances(mixture.covariances).amax(1) < START_JITTER
+        if points.any():
+            covariances = mixture.covariances.clone()
+            covariances[points] += family.regularization(START_JITTER, family.identity(covariances, rows.n_features))
+            mixture = mixture._replace(covariances=covariances, factor=family.factor(covariances)[0])
+        is_singular = not regularized <= set(points.nonzero().flatten().tolist())
+        if (rows.is_accurate_for(mixture) and not is_singular) or not rows.refine():
+            return family.unwhiten_mixture(mixture, rows.whitener)
 
 
 class _Run:
@@ -100,18 +125,27 @@ class _Run:
         self.regularized, self.n_reseeded = frozenset(), 0
         self.accelerator = ACCELERATIONS[settings["acceleration"]](rows.family)
 
-    def update(self, moments, means, total):
-        """M-step, or the rejection of an extrapolated mixture that made the likelihood fall."""
+    def update(self, expected):
+        """M-step, or the rejection of an extrapolated mixture that made the likelihood fall.
+
+        Returns
+        -------
+        is_accurate : bool
+            Whether the rows have the digits that the step needs: the bound does not fall, and no component is singular
+            or too narrow.
+        """
         rows = self.rows
-        lower_bound = total / rows.total_weight + rows.log_scale
+        lower_bound = expected.total / rows.total_weight + rows.log_scale
         plain = not self.accelerator.is_extrapolated
         if not plain and not lower_bound >= self.lower_bound:
             self.mixture = self.accelerator.reject()
-            return
+            return True
         before, self.mixture = self.mixture if self.accelerator.keeps_path else None, None  # memory is wanted
-        self.mixture, self.regularized, dead = m_step(moments, means, rows)
+        self.mixture, self.regularized, dead = m_step(expected, rows, self.regularized)
         gain, self.lower_bound = lower_bound - self.lower_bound, lower_bound
         self.lower_bounds.append(lower_bound)
+        is_accurate = rows.is_accurate_for(self.mixture) and not self.regularized
+        is_accurate &= not gain < -ROUNDING[rows.x.dtype] * max(1.0, abs(lower_bound))
         self.converged = plain and abs(gain) < self.settings["tol"]
         if len(dead) and self.n_reseeded < len(self.mixture.means):
             self.mixture, self.n_reseeded = _reseed(self.mixture, dead, rows), self.n_reseeded + len(dead)
@@ -120,6 +154,7 @@ class _Run:
             self.mixture = self.accelerator.propose(before, self.mixture)
         if self.settings["report"] is not None:
             self.settings["report"](self.index, len(self.lower_bounds), lower_bound, gain)
+        return is_accurate
 
     def result(self):
         """The mixture, in the coordinates of the data, and how it was found."""
@@ -128,15 +163,18 @@ class _Run:
         return MixtureFit(mixture, self.lower_bounds, self.converged, self.regularized, self.n_reseeded)
 
 
-def fit_mixtures(rows, mixtures, lower_bound=-math.inf, *, tol, max_iter, acceleration=None, report=None):
-    """Run EM from each mixture until its mean log-likelihood changes by less than ``tol``.
+def fit_mixtures(rows, starts, lower_bound=-math.inf, *, tol, max_iter, acceleration=None, report=None):
+    """Run EM from each start until its mean log-likelihood changes by less than ``tol``.
+
+    If the rows turn out to have too few digits for what EM finds, they are refined, and EM starts again: a fit in
+    float32 ends where one in float64 does.
 
     Parameters
     ----------
     rows : WhitenedRows
-    mixtures : list of Mixture
-        Where to start, in the coordinates of the data. All are brought on in the same passes over the rows. The list is
-        emptied.
+    starts : list of callable, WhitenedRows -> Mixture
+        Give the mixtures to start from, in the coordinates of the data. All are brought on in the same passes over the
+        rows.
     lower_bound : float
         The last lower bound of an earlier fit that goes on here.
     acceleration : {None, "squarem"}
@@ -150,17 +188,26 @@ def fit_mixtures(rows, mixtures, lower_bound=-math.inf, *, tol, max_iter, accele
         Parameters in float64, in the coordinates of the data.
     """
     settings = {"tol": tol, "acceleration": acceleration, "report": report}
-    runs = []
-    while mixtures:  # their memory is wanted
-        runs.append(_Run(rows, mixtures.pop(0), lower_bound, settings, len(runs)))
+    while True:
+        mixtures, runs = [start(rows) for start in starts], []
+        while mixtures:  # their memory is wanted
+            runs.append(_Run(rows, mixtures.pop(0), lower_bound, settings, len(runs)))
+        if _iterate(rows, runs, max_iter):
+            return [run.result() for run in runs]
+        rows.refine()
+
+
+def _iterate(rows, runs, max_iter):
+    """Run EM until all runs have converged; whether the rows had the digits for it, or have no more to give."""
     for _ in range(max_iter):
         active = [run for run in runs if not run.converged]
         if not active:
             break
         expected = rows.expect([run.mixture for run in active])
-        for run in active:
-            run.update(*expected.pop(0))
-    return [run.result() for run in runs]
+        are_accurate = [run.update(expected.pop(0)) for run in active]
+        if rows.can_refine and not all(are_accurate):
+            return False
+    return True
 
 
 def step_mixture(rows, mixture, weight_seen, decay):
@@ -173,7 +220,7 @@ def step_mixture(rows, mixture, weight_seen, decay):
     Parameters
     ----------
     rows : WhitenedRows
-        The batch.
+        The batch. They are refined if the step needs more digits than they have.
     mixture : Mixture
         In the coordinates of the data.
     weight_seen : float
@@ -185,18 +232,23 @@ def step_mixture(rows, mixture, weight_seen, decay):
     -------
     fit : MixtureFit
     """
-    family = rows.family
-    mixture = family.whiten_mixture(mixture, rows.whitener)
+    family, before = rows.family, mixture
     step = (weight_seen / rows.total_weight + 1) ** -decay
-    met = _widened(mixture, rows.total_weight / step, family) if weight_seen else mixture
-    moments, reference, total = rows.expect([met])[0]
-    earlier = family.shift(family.moments_from(mixture, rows.regularization), mixture.means, reference)
-    share = (1 - step) * rows.total_weight
-    moments = type(moments)(*(share * mine + step * theirs for mine, theirs in zip(earlier, moments, strict=True)))
-    mixture, regularized, dead = m_step(moments, reference, rows)
+    while True:
+        mixture = family.whiten_mixture(before, rows.whitener)
+        met = _widened(mixture, rows.total_weight / step, family) if weight_seen else mixture
+        expected = rows.expect([met])[0]
+        earlier = family.moments_from(mixture, rows.regularization, expected.frame)
+        if expected.frame is None:
+            earlier = family.shift(earlier, mixture.means, expected.reference)
+        share, pairs = (1 - step) * rows.total_weight, zip(earlier, expected.moments, strict=True)
+        moments = type(earlier)(*(share * mine + step * theirs for mine, theirs in pairs))
+        mixture, regularized, dead = m_step(expected._replace(moments=moments), rows)
+        if (rows.is_accurate_for(mixture) and not regularized) or not rows.refine():
+            break
     if len(dead):
         mixture = _reseed(mixture, dead, rows)
-    lower_bound = total / rows.total_weight + rows.log_scale
+    lower_bound = expected.total / rows.total_weight + rows.log_scale
     mixture = family.unwhiten_mixture(mixture, rows.whitener)
     return MixtureFit(mixture, [lower_bound], False, regularized, len(dead))
 

@@ -11,7 +11,7 @@ from ..models.covariances import LOG_2PI, Mixture
 from ..models.moments import Moments
 from .distributed import ALONE
 from .em import m_step
-from .rows import lowest_of_all
+from .rows import MIN_TOLERANCE, Expected, lowest_of_all
 
 BLOCK_BYTES = 2**22  # what a block of patterns works on should stay in a cache
 MAX_ROWS = 1024  # of one pattern in a block
@@ -145,8 +145,10 @@ class PatternRows:
         If the squares of the values are out of the range of float64.
     """
 
+    can_refine, is_mixed, min_tolerance = False, True, MIN_TOLERANCE
+
     def __init__(self, x, family, reg_covar, weight=None, covariance=None, ranks=ALONE):
-        self.family, self.ranks = family, ranks
+        self.family, self.ranks, self.n_features = family, ranks, x.shape[1]
         self.weight = x.new_ones(len(x)) if weight is None else weight.to(x)
         self.patterns = Patterns(~x.isnan())
         self.x = torch.where(self.patterns.observed, x, 0.0)
@@ -166,7 +168,7 @@ class PatternRows:
         self._completed = None
 
     def moments(self, resp_of, n_components):
-        """Moments for given responsibilities, and the reference that they are about.
+        """Sums for given responsibilities.
 
         Rows are completed by a single Gaussian (`filled`) and count as if they had been observed: a component that
         starts from one row should not be the wider the less of that row is known.
@@ -179,15 +181,23 @@ class PatternRows:
         resp = resp_of(slice(0, len(self.x))).to(self.x) * self.weight[:, None]
         means = self.x.new_zeros(n_components, self.x.shape[1])
         moments = self.family.moments(self._whole(), resp, means)
-        return type(moments)(*self.ranks.totals(*moments)), means
+        return Expected(type(moments)(*self.ranks.totals(*moments)), means)
 
     def expect(self, mixtures):
-        """E-step of several mixtures: for each, moments, the reference that they are about, and the log-likelihood."""
+        """E-step of several mixtures: the sums for each."""
         return [self._expect(mixture) for mixture in mixtures]
 
     def n_together(self, n_components):
         """How many mixtures it pays to give to `expect` at once."""
         return 1
+
+    def is_accurate_for(self, mixture):
+        """Whether these rows keep the digits that the mixture needs: as many as there are."""
+        return True
+
+    def refine(self):
+        """Make the rows anew, in a form that keeps more digits: there is none."""
+        return False
 
     def least_likely(self, mixture, n_rows):
         """The rows with the lowest density for the number of their observed values, completed (n_rows, d)."""
@@ -208,8 +218,7 @@ class PatternRows:
             one = self.family.identity(self.x, self.x.shape[1])[None]
             mixture = Mixture(self.x.new_zeros(1), self.x.new_zeros(1, self.x.shape[1]), one, one)
             for _ in range(PILOT_STEPS):
-                moments, means, _ = self._expect(mixture)
-                mixture = m_step(moments, means, self)[0]
+                mixture = m_step(self._expect(mixture), self)[0]
             self._completed = _filled(self.x, self.patterns, mixture, self.family)
         return self._completed
 
@@ -221,4 +230,4 @@ class PatternRows:
             total = total + (weight * evidence).sum()
             self.family.accumulate_conditional(moments, found, missing, log_resp.exp_().mul_(weight))
         *moments, total = self.ranks.totals(*moments, total)
-        return self.family.complete(Moments(*moments)), mixture.means, float(total)
+        return Expected(self.family.complete(Moments(*moments)), mixture.means, float(total))

@@ -161,7 +161,7 @@ def fit_ppca_observed(rows, n_components, dtype, *, tol, max_iter, start=None):
         start = PPCA(0 * ones, ones[:1, None] * torch.eye(1, n_features).to(ones), ones[:1], ones[0])
     model, steps, bounds, converged = start, _Steps(), [], False
     for _ in range(max_iter):
-        moments, means, total = rows.expect([model.as_mixture()])[0]
+        moments, means, total, _ = rows.expect([model.as_mixture()])[0]
         bound = total / rows.total_weight + rows.log_scale
         if steps.fallback is not None and bounds and not bound >= bounds[-1]:
             model = steps.reject()

@@ -1,9 +1,12 @@
 """Rows of data as EM sees them: in whitened coordinates, a chunk at a time."""
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from ..models.moments import Moments
 from .distributed import ALONE
 
 LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
@@ -11,9 +14,23 @@ MIN_CHUNK = 256  # rows
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
 CACHE_BYTES = 2**24  # features of all rows are kept if they need no more than this, or if they are but the rows
 MAX_SPREAD = {torch.float32: 1e3, torch.float64: 1e5}  # beyond it the linear form loses too many digits
+MAX_CONDITION = {torch.float32: 1e4, torch.float64: 1e9}  # of components: beyond it whitened rows lose too many
+# Share of a feature's variance that others leave unexplained: below it, rows are not whitened, and components singular,
+# since rounding leaves as much; much less where products are those of residuals that a component whitens.
+MIN_WHITENED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
+MIN_TOLERANCE, MIN_FRAMED_TOLERANCE = 1e-13, 1e-18
 MIN_LOG_RESP = {torch.float32: -80.0, torch.float64: -700.0}  # exp of less is denormal: nothing, and 30 times slower
 TOGETHER_BYTES = 2**25  # moments of the starts that share their passes over streamed rows
 MAX_RATIO = 30.0  # of scales: beyond it the scatter of whitened rows is summed again, not transformed
+
+
+class Expected(NamedTuple):
+    """Sums of an E-step, from which the M-step makes the next mixture."""
+
+    moments: Moments
+    reference: Tensor  # that they are about (k, d)
+    total: float = 0.0  # log-likelihood of the rows
+    frame: Tensor | None = None  # factor (k or 1, d, d): moments are those of whitened residuals, ``(x - m) @ frame``
 
 
 def row_chunks(n_rows, n_columns, chunk_size=None, n_bytes=RESIDUAL_BYTES):
@@ -86,8 +103,13 @@ def _sums_of(resp, parts):
 class WhitenedRows:
     """Rows in coordinates in which their covariance is the identity, and the sums of EM over them.
 
-    EM does not depend on the coordinates, and in these it loses the fewest digits, whatever the units, offsets and
+    EM does not depend on the coordinates, and in these products lose the fewest digits, whatever the units, offsets and
     correlations of the data. Sums are kept in float64.
+
+    Where components are much narrower than the data in directions that are not those of features, products of whitened
+    rows lose what tells the narrow directions apart: in float32 first. `refine` then makes the rows anew, in float64,
+    and if this is not enough in coordinates that do not mix features, with residuals in place of products about the
+    origin. What is constant in a component is then exactly so.
 
     Parameters
     ----------
@@ -105,6 +127,8 @@ class WhitenedRows:
         given.
     ranks : Alone or Group
         The processes that have shards of the rows; sums are those over all of them.
+    read_again : callable, dtype -> (Tensor or StreamedRows, Tensor or None), optional
+        Gives the centred rows and their weights anew, in this dtype. Without it, rows cannot be refined.
 
     Attributes
     ----------
@@ -112,39 +136,85 @@ class WhitenedRows:
         Of all processes.
     total_weight : float
         Of these.
+    is_mixed : bool
+        Whether the coordinates mix features.
     """
 
-    def __init__(self, x, family, reg_covar, weight=None, chunk_size=None, covariance=None, ranks=ALONE):
-        self.family, self.weight, self.chunk_size, self.ranks = family, weight, chunk_size, ranks
+    def __init__(
+        self, x, family, reg_covar, weight=None, chunk_size=None, covariance=None, ranks=ALONE, read_again=None
+    ):
+        self.family, self.chunk_size, self.ranks = family, chunk_size, ranks
+        self.reg_covar, self.covariance, self.read_again = reg_covar, covariance, read_again
         total_weight = float(len(x) if weight is None else weight.sum(dtype=torch.float64))
         self.n_rows, self.total_weight = ranks.totals(len(x), total_weight)
-        scatter = None
-        if covariance is None:
-            (scatter,) = ranks.totals(scatter_of(x, family, weight, chunk_size))
-            covariance = scatter / self.total_weight
-        unit = family.identity(covariance, x.shape[1])
-        self.whitener = family.whitener(covariance + family.regularization(reg_covar, unit))
-        self.log_scale = float(family.log_scale(self.whitener, x.shape[1]))
-        self.regularization = family.regularization(reg_covar, self.whitener)
-        self._whiten(x)
-        if family.tied:
-            self.scatter = self._whitened_scatter(scatter)
+        self.n_features = x.shape[1]
+        self.is_mixed = True
+        self._set_rows(x, weight)
 
-    def moments(self, resp_of, n_components):
-        """Moments for given responsibilities, and the reference that they are about.
+    def _set_rows(self, x, weight):
+        """Choose coordinates for centred rows, and bring the rows to them."""
+        family, scatter, covariance, self.weight = self.family, None, self.covariance, weight
+        if covariance is None:
+            (scatter,) = self.ranks.totals(scatter_of(x, family, self.weight, self.chunk_size))
+            covariance = scatter / self.total_weight
+        covariance = covariance + family.regularization(self.reg_covar, family.identity(covariance, x.shape[1]))
+        whitener = family.whitener(covariance, MIN_WHITENED_TOLERANCE[x.dtype]) if self.is_mixed else None
+        if whitener is None and x.dtype != torch.float64 and self.read_again is not None:
+            return self._set_rows(*self.read_again(torch.float64))
+        self.is_mixed = whitener is not None
+        self.whitener = family.axis_whitener(family.variances(covariance)[0]) if whitener is None else whitener
+        self.log_scale = float(family.log_scale(self.whitener, x.shape[1]))
+        self.regularization = family.regularization(self.reg_covar, self.whitener)
+        self._whiten(x)
+        if family.tied and self.is_linear():
+            self.scatter = self._whitened_scatter(scatter)
+        return None
+
+    def is_accurate_for(self, mixture):
+        """Whether products of these rows keep the digits that the mixture needs."""
+        return not self.is_mixed or bool(self.family.condition_number(mixture) <= MAX_CONDITION[self.x.dtype])
+
+    @property
+    def min_tolerance(self):
+        """Share of a feature's variance that others leave unexplained, below which a component is singular."""
+        return MIN_TOLERANCE if self.is_mixed or self.x.dtype != torch.float64 else MIN_FRAMED_TOLERANCE
+
+    @property
+    def can_refine(self):
+        """Whether there is a form that keeps more digits."""
+        return self.read_again is not None and self.is_mixed
+
+    def refine(self):
+        """Make the rows anew, in a form that keeps more digits; whether there is one. The coordinates are others."""
+        if not self.can_refine:
+            return False
+        self.is_mixed = self.x.dtype != torch.float64
+        self.x = self.features = self.weight = None  # their memory is wanted
+        self._set_rows(*self.read_again(torch.float64))
+        return True
+
+    def moments(self, resp_of, n_components, mixture=None):
+        """Sums for given responsibilities.
 
         Parameters
         ----------
         resp_of : callable, slice -> Tensor (b, k)
             Responsibilities of the rows of a slice.
+        n_components : int
+        mixture : Mixture, optional
+            What the same responsibilities gave before. In coordinates that do not mix features, sums of residuals from
+            its means, whitened by its factors, have more digits.
         """
         means = torch.zeros(n_components, self.x.shape[1], dtype=self.x.dtype, device=self.x.device)
+        frame = None
+        if mixture is not None and not self.is_mixed:
+            means, frame = mixture.means.to(means), self.family.frame(mixture.to(means))
         if not self.is_linear():
             moments = self.family.empty_moments(means)
             for block in blocks_of(self.x):
-                self.accumulate(moments, resp_of, means, block)
-            moments = type(moments)(*self.ranks.totals(*moments))
-            return self.family.complete(moments), means.to(torch.float64)
+                self.accumulate(moments, resp_of, means, block, frame)
+            moments = self.family.complete(type(moments)(*self.ranks.totals(*moments)))
+            return Expected(moments, means.to(torch.float64), frame=None if frame is None else frame.to(torch.float64))
         sums, scatter = self.empty_sums(n_components), 0.0
         for block in blocks_of(self.x):
             for rows, parts in self.features_of(block, n_components, self.x.dtype):
@@ -153,10 +223,10 @@ class WhitenedRows:
                 if self.family.tied:  # responsibilities may sum to less than one: a start may use some rows only
                     scatter = scatter + self.family.scatter(self.x[rows], resp.sum(1)).to(sums)
         sums, scatter = self.ranks.totals(sums, scatter)
-        return self.family.moments_of(sums, self.x.shape[1], scatter), means.to(sums)
+        return Expected(self.family.moments_of(sums, self.x.shape[1], scatter), means.to(sums))
 
     def expect(self, mixtures):
-        """E-step of several mixtures: for each, moments, the reference that they are about, and the log-likelihood.
+        """E-step of several mixtures: the sums for each.
 
         Mixtures in the linear form share their products. Streamed rows are read once for all mixtures.
         """
@@ -204,13 +274,13 @@ class WhitenedRows:
         return lowest_of_all(lowest, found, self.ranks).to(mixture.means)
 
     def is_linear(self):
-        """Whether the linear form is the faster one."""
-        return self.family.prefers_linear(self.x.shape[1])
+        """Whether the linear form is the faster one, and as accurate."""
+        return self.is_mixed and self.family.prefers_linear(self.n_features)
 
-    def accumulate(self, moments, resp_of, means, block):
+    def accumulate(self, moments, resp_of, means, block, frame=None):
         """Add the rows of a slice to moments about the means, in the residual form."""
         for rows in self._chunks(block, len(means)):
-            self.family.accumulate(moments, self.x[rows], self.weighted(resp_of(rows), rows), means)
+            self.family.accumulate(moments, self.x[rows], self.weighted(resp_of(rows), rows), means, frame)
 
     def features_of(self, block, n_components, dtype):
         """Slices, and the features of their rows in parts (p_i, b), in memory that may be used again for the next."""
@@ -239,6 +309,7 @@ class WhitenedRows:
 
     def weighted(self, resp, rows):
         """Responsibilities times the weights of their rows."""
+        resp = resp.to(self.x.dtype)
         return resp if self.weight is None else resp * self.weight[rows, None]
 
     def _linear_dtype(self, mixture):
@@ -257,7 +328,7 @@ class WhitenedRows:
             return
         keep = self.family.tied or n_samples * n_linear * x.element_size() <= CACHE_BYTES
         self.x, self.features = x, None
-        if keep and self.family.prefers_linear(n_features):
+        if keep and self.is_linear():
             self.features = x.new_empty(n_linear, n_samples)
             self.x = self.features[1 : n_features + 1].mT
         for rows in row_chunks(n_samples, n_features, self.chunk_size, LINEAR_BYTES):
@@ -308,21 +379,26 @@ class _LinearPass:
         for mixture, part, total in zip(self.mixtures, sums, self.sums[1], strict=True):
             shared = self.rows.scatter if family.tied else None
             total = total + family.common(mixture, shared)
-            yield family.moments_of(part, n_features, shared), torch.zeros_like(mixture.means), float(total)
+            yield Expected(family.moments_of(part, n_features, shared), torch.zeros_like(mixture.means), float(total))
 
 
 class _ResidualPass:
-    """E-step of one mixture with residuals from its means."""
+    """E-step of one mixture with residuals from its means; in coordinates that do not mix features, whitened ones.
+
+    Products of residuals lose what is narrower than their rounding. Those of residuals that a component itself whitens
+    lose nothing, since it is about as wide in all directions as the next one will be.
+    """
 
     def __init__(self, rows, mixture):
         self.rows, self.mixture = rows, mixture.to(rows.x.device, rows.x.dtype)
+        self.frame = None if rows.is_mixed else rows.family.frame(self.mixture)
         self.moments = rows.family.empty_moments(self.mixture.means)
         self.total = self.moments.weight.new_zeros(())
         self.sums = [*self.moments, self.total]
 
     def add(self, block):
         """Add the rows of a slice."""
-        self.rows.accumulate(self.moments, self._resp_of, self.mixture.means, block)
+        self.rows.accumulate(self.moments, self._resp_of, self.mixture.means, block, self.frame)
 
     def _resp_of(self, rows):
         evidence, log_resp = e_step(self.rows.x[rows], self.mixture, self.rows.family)
@@ -333,4 +409,5 @@ class _ResidualPass:
         """What `WhitenedRows.expect` gives, in a list of one."""
         *moments, total = self.sums
         moments = self.rows.family.complete(type(self.moments)(*moments))
-        return [(moments, self.mixture.means.to(torch.float64), float(total))]
+        frame = None if self.frame is None else self.frame.to(torch.float64)
+        return [Expected(moments, self.mixture.means.to(torch.float64), float(total), frame)]

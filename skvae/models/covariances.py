@@ -23,6 +23,8 @@ from torch import Tensor
 from .moments import Moments
 
 LOG_2PI = math.log(2 * math.pi)
+MAX_SQUARED_DISTANCE = 1e8  # of a mean from zero, in variances of its component: float32 moves the mean by 1e-3 of these
+MAX_COLLINEARITY = 1e6  # variance of a feature over what the others leave unexplained of it
 
 
 class Mixture(NamedTuple):
@@ -84,11 +86,34 @@ class Covariance:
         # In place: for many features these are the largest tensors of all.
         return covariances.neg_().add_(moments.second).div_(weight).add_(regularization)
 
-    def moments_from(self, mixture, regularization):
+    def moments_from(self, mixture, regularization, frame=None):
         """Moments per unit of weight, about its means, of rows that `estimate` would give this mixture."""
         weight, means = mixture.log_weights.exp(), mixture.means
         weights = weight.sum() if self.tied else weight.reshape(-1, *[1] * (mixture.covariances.ndim - 1))
-        return Moments(weight, torch.zeros_like(means), weights * (mixture.covariances - regularization))
+        covariances = self.framed_covariances(mixture, frame) - self.in_frame(regularization, frame)
+        return Moments(weight, torch.zeros_like(means), weights * covariances)
+
+    # Frames: the coordinates in which a component has unit covariance, for types with correlations.
+
+    def frame(self, mixture):
+        """The factors, if residuals that they whiten have products with more digits; else None."""
+        return None
+
+    def in_frame(self, value, frame):
+        """A regularization in a frame."""
+        return value
+
+    def out_of_frame(self, residual, frame):
+        """Residuals (k, d) in the coordinates of the rows."""
+        return residual
+
+    def framed_covariances(self, mixture, frame):
+        """Covariances of a mixture in a frame."""
+        return mixture.covariances
+
+    def factor_of(self, covariances, frame):
+        """Covariances in the coordinates of the rows, their factors, and whether each is positive."""
+        return covariances, *self.factor(covariances)
 
     def shift(self, moments, means, reference):
         """Moments about another reference (k, d)."""
@@ -110,6 +135,16 @@ class Covariance:
         The linear form loses as many digits as this number has.
         """
         return self._whitened(mixture.means, mixture.factor).square().sum(-1).max()
+
+    def fits_float32(self, mixture):
+        """Whether the mixture in float32 gives densities with the precision of float32.
+
+        It does not where a component is narrow for the distance of its mean from zero, or features are nearly collinear
+        in it.
+        """
+        precisions = self._precision_diagonals(mixture.factor)
+        means, collinearity = mixture.means.square() * precisions, self.variances(mixture.covariances) * precisions
+        return bool(means.amax() < MAX_SQUARED_DISTANCE and collinearity.amax() < MAX_COLLINEARITY)
 
     def moments(self, x, resp, means):
         """Moments of the rows about the means, weighted by responsibilities, in float64."""
@@ -156,18 +191,63 @@ class MatrixCovariance(Covariance):
         squares = ((x @ columns).unflatten(1, (k, d)) - offsets).square().sum(-1) + variance @ factor.square().sum(2).T
         return factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * (_bounded(squares) + d * LOG_2PI)
 
+    def condition_number(self, mixture):
+        """Largest second moment of a component over its smallest variance: digits that products of features lose.
+
+        Products of correlated features are as accurate as the largest of them, and a direction in which a component is
+        narrow has only what is left.
+        """
+        precisions = self._precision_diagonals(mixture.factor)
+        moments = self.variances(mixture.covariances).amax(1) + mixture.means.square().sum(1)
+        return (precisions.amax(1) * moments).amax()
+
+    def tolerance(self, covariances, factor):
+        """Smallest share of a feature's variance that the features before it leave unexplained (k or 1,)."""
+        return 1 / (factor.diagonal(dim1=1, dim2=2).square() * self.variances(covariances)).amax(1)
+
     def empty_moments(self, means):
         """Moments of no rows, to `accumulate` into: float64."""
         k, d = means.shape
         zeros = means.new_zeros(k, d, dtype=torch.float64)
         return Moments(zeros.sum(1), zeros, zeros.new_zeros(self._n_free(k), d, d))
 
-    def accumulate(self, moments, x, resp, means):
+    def frame(self, mixture):
+        """The factors: residuals that they whiten have products with more digits."""
+        return mixture.factor
+
+    def in_frame(self, value, frame):
+        """A regularization in a frame."""
+        return value if frame is None else frame.mT @ value @ frame
+
+    def out_of_frame(self, residual, frame):
+        """Residuals (k, d) in the coordinates of the rows."""
+        if frame is None:
+            return residual
+        return torch.linalg.solve_triangular(frame, residual[:, None], upper=True, left=False)[:, 0]
+
+    def framed_covariances(self, mixture, frame):
+        """Covariances of a mixture in a frame."""
+        if frame is None:
+            return mixture.covariances
+        root = torch.linalg.solve_triangular(mixture.factor, frame, upper=True)
+        return root.mT @ root
+
+    def factor_of(self, covariances, frame):
+        """Covariances in the coordinates of the rows, their factors, and whether each is positive."""
+        factor, positive = self.factor(covariances)
+        if frame is None:
+            return covariances, factor, positive
+        factor = torch.where(positive[:, None, None], frame @ factor, frame)
+        return self.covariances(factor), factor, positive
+
+    def accumulate(self, moments, x, resp, means, frame=None):
         """Add rows to moments about the means, in place, on and above the diagonal only (see `complete`)."""
         moments.weight.add_(resp.sum(0))
         for c, mean in enumerate(means):
             rows, weight = _rows_that_count(x, resp[:, c])
             residual = rows - mean
+            if frame is not None:
+                residual = residual @ frame[0 if self.tied else c]
             moments.first[c] += weight @ residual
             _add_gram(moments.second[0 if self.tied else c], residual, weight)
 
@@ -347,12 +427,15 @@ class MatrixCovariance(Covariance):
         """The whitener that changes nothing."""
         return torch.eye(n_features).to(like)
 
-    def whitener(self, covariance):
-        """Upper triangular W such that rows ``x @ W`` have unit covariance; only their scales where it is singular."""
+    def whitener(self, covariance, min_tolerance=0.0):
+        """Upper triangular W such that rows ``x @ W`` have unit covariance, or None.
+
+        There is none if a feature has less than this share of its variance that the features before it leave
+        unexplained.
+        """
         factor, positive = self.factor(covariance)
-        if positive.all() and torch.isfinite(factor).all():
-            return factor[0]
-        return _inverse_scales(covariance[0].diagonal()).diag()
+        sound = positive & (self.tolerance(covariance, factor) > min_tolerance)
+        return factor[0] if sound.all() and torch.isfinite(factor).all() else None
 
     def whiten(self, x, whitener, out):
         """Write rows (n, d) in whitened coordinates; ``out`` may be the rows themselves."""
@@ -384,6 +467,9 @@ class MatrixCovariance(Covariance):
         """``reg_covar`` times the identity, in whitened coordinates."""
         return reg_covar * whitener.mT @ whitener
 
+    def _precision_diagonals(self, factor):
+        return factor.square().sum(2)
+
     def _whitened(self, means, factor):
         return (means[:, None, :] @ factor).squeeze(1)
 
@@ -414,12 +500,21 @@ class AxisCovariance(Covariance):
         squares = ((x[:, None] - means) * factor).square().sum(-1) + variance @ factor.square().T
         return factor.log().sum(1) - 0.5 * (_bounded(squares) + means.shape[1] * LOG_2PI)
 
+    def condition_number(self, mixture):
+        """Largest root mean square of a feature of a component over its standard deviation: digits that it loses."""
+        moments = mixture.covariances + self._pool(mixture.means.square())
+        return (self._precision_diagonals(mixture.factor) * moments).amax().sqrt()
+
+    def tolerance(self, covariances, factor):
+        """Smallest share of a feature's variance that the features before it leave unexplained (k or 1,)."""
+        return covariances.new_ones(len(covariances))
+
     def empty_moments(self, means):
         """Moments of no rows, to `accumulate` into: float64."""
         zeros = torch.zeros_like(means, dtype=torch.float64)
         return Moments(zeros.sum(1), zeros, zeros.clone())
 
-    def accumulate(self, moments, x, resp, means):
+    def accumulate(self, moments, x, resp, means, frame=None):
         """Add rows to moments about the means, in place, for every feature and component (see `complete`)."""
         moments.weight.add_(resp.sum(0))
         for c, mean in enumerate(means):
@@ -570,7 +665,7 @@ class AxisCovariance(Covariance):
         """The whitener that changes nothing."""
         return torch.ones(self._shape(1, n_features)[1]).to(like)
 
-    def whitener(self, covariance):
+    def whitener(self, covariance, min_tolerance=0.0):
         """Factors such that rows ``x * w`` have unit variances, or unit mean variance."""
         return _inverse_scales(covariance[0])
 
@@ -602,6 +697,9 @@ class AxisCovariance(Covariance):
     def _pool(self, squares):
         """Mean over features, if the type is pooled over them."""
         return squares.mean(1, keepdim=True) if 1 in self.pooled else squares
+
+    def _precision_diagonals(self, factor):
+        return factor.square()
 
     def _whitened(self, means, factor):
         return means * factor

@@ -16,6 +16,7 @@ SHAPES = {  # d features, q dimensions of codes, k components or clusters, m whe
     "labels_": "n",
     "weights_": "k",
     "means_": "km",
+    "_exact_means": "km",
     "cluster_centers_": "kd",
     "_counts": "k",
     "components_": "qd",
@@ -31,7 +32,7 @@ SHAPES = {  # d features, q dimensions of codes, k components or clusters, m whe
     "counts_": "kc",
     "table_": "kc",
 }
-ALIKE = ("covariances_", "precisions_", "precisions_cholesky_")  # of one shape
+ALIKE = ("covariances_", "precisions_", "precisions_cholesky_", "_exact_factor")  # of one shape
 KINDS_OF_VALUES = {  # floats, if not these
     "feature_names_in_": "O",
     "labels_": "iu",

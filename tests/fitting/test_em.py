@@ -28,7 +28,7 @@ def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, **settings):
     resp = random_resp(x) if resp is None else resp
     rows = WhitenedRows(x.clone(), family, reg_covar, **settings)
     mixture = start_mixture(rows, lambda chunk: resp[chunk], resp.shape[1])
-    return fit_mixtures(rows, [mixture], tol=tol, max_iter=max_iter)[0]
+    return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter)[0]
 
 
 def assert_same_mixture(one, two, **tolerance):
