@@ -4,6 +4,7 @@ import math
 from numbers import Integral, Real
 
 import numpy as np
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_array, check_consistent_length, check_scalar, column_or_1d
@@ -20,12 +21,26 @@ __all__ = [
 FLOATS = (np.float64, np.float32)
 
 
-def _contingency(labels_true, labels_pred):
+def _contingency(labels_true, labels_pred, sample_weight):
     """Classes, clusters, their counts (n_classes, n_clusters) and the one-to-one matching with the largest sum."""
     labels_true, labels_pred = _check_labels(labels_true), _check_labels(labels_pred)
     check_consistent_length(labels_true, labels_pred)
-    counts = contingency_matrix(labels_true, labels_pred)
+    if sample_weight is None:
+        counts = contingency_matrix(labels_true, labels_pred)
+    else:
+        weight = _check_sample_weight(sample_weight, labels_true, dtype=np.float64, ensure_non_negative=True)
+        if not weight.any():
+            raise ValueError("Every sample_weight is zero; at least one sample should count.")
+        labels_true, labels_pred, weight = labels_true[weight > 0], labels_pred[weight > 0], weight[weight > 0]
+        counts = confusion_of(labels_true, labels_pred, weight)
     return np.unique(labels_true), np.unique(labels_pred), counts, linear_sum_assignment(counts, maximize=True)
+
+
+def confusion_of(labels_true, labels_pred, weight):
+    """`contingency_matrix` of weighted samples, which scikit-learn does not have."""
+    classes, rows = np.unique(labels_true, return_inverse=True)
+    clusters, columns = np.unique(labels_pred, return_inverse=True)
+    return sparse.coo_array((weight, (rows, columns)), shape=(len(classes), len(clusters))).toarray()
 
 
 def _check_labels(labels):
@@ -33,7 +48,7 @@ def _check_labels(labels):
     return check_array(labels, ensure_2d=False, dtype=None, input_name="labels")
 
 
-def match_clusters(labels_true, labels_pred):
+def match_clusters(labels_true, labels_pred, *, sample_weight=None):
     """Match clusters to classes one to one, so that as many rows as possible agree.
 
     Parameters
@@ -42,6 +57,8 @@ def match_clusters(labels_true, labels_pred):
         Classes; numbers or strings.
     labels_pred : array-like of shape (n_samples,)
         Clusters; numbers or strings.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
     Returns
     -------
@@ -58,11 +75,11 @@ def match_clusters(labels_true, labels_pred):
     >>> match_clusters(["a", "a", "b", "b"], [1, 1, 0, 1])
     {1: 'a', 0: 'b'}
     """
-    classes, clusters, _, (rows, columns) = _contingency(labels_true, labels_pred)
+    classes, clusters, _, (rows, columns) = _contingency(labels_true, labels_pred, sample_weight)
     return dict(zip(clusters[columns].tolist(), classes[rows].tolist(), strict=True))
 
 
-def clustering_accuracy_score(labels_true, labels_pred):
+def clustering_accuracy_score(labels_true, labels_pred, *, sample_weight=None):
     """Accuracy under the best one-to-one matching of clusters to classes.
 
     Parameters
@@ -71,11 +88,13 @@ def clustering_accuracy_score(labels_true, labels_pred):
         Classes; numbers or strings.
     labels_pred : array-like of shape (n_samples,)
         Clusters; numbers or strings. There may be more or fewer of them than classes.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
     Returns
     -------
     accuracy : float
-        Share of rows whose cluster is matched to their class, between 0 and 1.
+        Share of the samples, or of their weight, whose cluster is matched to their class, between 0 and 1.
 
     References
     ----------
@@ -89,11 +108,11 @@ def clustering_accuracy_score(labels_true, labels_pred):
     >>> clustering_accuracy_score(["a", "a", "b", "b"], [1, 1, 0, 1])
     0.75
     """
-    _, _, counts, matching = _contingency(labels_true, labels_pred)
+    _, _, counts, matching = _contingency(labels_true, labels_pred, sample_weight)
     return float(counts[matching].sum() / counts.sum())
 
 
-def matched_confusion_matrix(labels_true, labels_pred):
+def matched_confusion_matrix(labels_true, labels_pred, *, sample_weight=None):
     """Confusion matrix whose columns are clusters, in the order of the classes they are matched to.
 
     Parameters
@@ -102,12 +121,14 @@ def matched_confusion_matrix(labels_true, labels_pred):
         Classes; numbers or strings.
     labels_pred : array-like of shape (n_samples,)
         Clusters; numbers or strings.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
     Returns
     -------
     matrix : ndarray of shape (n_classes, n_clusters)
-        Counts. Columns of matched clusters come first, in the order of their classes, then the others in sorted order.
-        With as many clusters as classes, matched pairs are on the diagonal.
+        Counts, or sums of weights. Columns of matched clusters come first, in the order of their classes, then the
+        others in sorted order. With as many clusters as classes, matched pairs are on the diagonal.
     clusters : ndarray of shape (n_clusters,)
         The cluster of each column.
 
@@ -121,7 +142,7 @@ def matched_confusion_matrix(labels_true, labels_pred):
     >>> clusters
     array([5, 3])
     """
-    _, clusters, counts, (_, columns) = _contingency(labels_true, labels_pred)
+    _, clusters, counts, (_, columns) = _contingency(labels_true, labels_pred, sample_weight)
     others = np.setdiff1d(np.arange(len(clusters)), columns)
     order = np.concatenate([columns, others]).astype(int)
     return counts[:, order], clusters[order]

@@ -3,6 +3,7 @@
 import time
 import warnings
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import product
 from numbers import Integral
 
@@ -38,7 +39,7 @@ class MixtureSelection:
 
         - ``n_components``, ``covariance_type``: what was fitted,
         - ``bic``, ``aic``, ``icl``: those criteria that the estimator has, in nats; lower is better,
-        - ``log_likelihood``: mean over rows, in nats,
+        - ``log_likelihood``: (weighted) mean over samples, in nats,
         - ``converged``, ``n_iter``: whether EM reached its tolerance, and its iterations,
         - ``n_regularized``: number of components with a singular covariance, if the estimator says it,
         - ``fit_time``: in seconds.
@@ -59,6 +60,7 @@ def select_mixture(
     n_components=range(1, 11),
     covariance_type=("full", "tied", "diag", "spherical"),
     criterion="bic",
+    sample_weight=None,
     n_jobs=None,
 ):
     """Fit a mixture for each number of components and covariance type, and find the lowest information criterion.
@@ -81,6 +83,9 @@ def select_mixture(
         Covariance types.
     criterion : {"bic", "aic", "icl"}, default="bic"
         What the best fit has the lowest of.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples, by which mixtures are fitted and compared: an integer weight is as many equal samples,
+        and a weight of zero none. The estimator has to take them, as `TorchGMM` does.
     n_jobs : int, default=None
         Number of fits at the same time, by joblib; None means 1 unless in a :obj:`joblib.parallel_config` context, -1
         means all processors. The jobs are processes; ``joblib.parallel_config(backend="threading")`` makes them
@@ -94,11 +99,12 @@ def select_mixture(
     Raises
     ------
     TypeError
-        If the estimator lacks one of these parameters or the criterion, or if ``n_components`` or ``covariance_type``
-        is not a sequence.
+        If the estimator lacks one of these parameters or the criterion, if there are weights but its methods do not
+        take them, or if ``n_components`` or ``covariance_type`` is not a sequence.
     ValueError
         If ``n_components`` or ``covariance_type`` is empty, repeats a value or has one that cannot be fitted, if the
-        criterion is unknown, or if X cannot be fitted.
+        criterion is unknown, if X cannot be fitted, or if the weights are not finite, negative, all zero, or not one
+        for each sample.
 
     Warns
     -----
@@ -126,6 +132,9 @@ def select_mixture(
     MixtureSelection(criterion='bic', best_params_={'n_components': 3, 'covariance_type': 'spherical'})
     """
     criteria = _check_estimator(estimator, criterion)
+    weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+    if weights:
+        _check_takes_weights(estimator, ["fit", "score", *criteria])
     numbers, types = _check_grid("n_components", n_components), _check_grid("covariance_type", covariance_type)
     if wrong := [number for number in numbers if not isinstance(number, Integral) or number < 1]:
         raise ValueError(f"n_components should be integers from 1 on, but {wrong[0]!r} is among them.")
@@ -133,7 +142,7 @@ def select_mixture(
 
     # The largest first: they take longest, and what cannot be fitted fails before anything else was computed.
     order = sorted(range(len(grid)), key=lambda index: -grid[index]["n_components"])
-    jobs = (delayed(_fit)(clone(estimator).set_params(**grid[index]), X, grid[index], criteria) for index in order)
+    jobs = (delayed(_fit)(clone(estimator), X, weights, grid[index], criteria) for index in order)
     rows, best, lowest = [None] * len(grid), None, None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # one summary at the end instead
@@ -148,16 +157,17 @@ def select_mixture(
     return MixtureSelection(criterion, grid[lowest[1]], best, results)
 
 
-def _fit(estimator, X, params, criteria):
-    """The fitted estimator and its row of results."""
+def _fit(estimator, X, weights, params, criteria):
+    """Fit with the parameters; return the estimator and its row of results. Weights are keywords, if there are any."""
     start = time.perf_counter()
     try:
-        estimator.fit(X)
+        estimator.set_params(**params).fit(X, **weights)
     except Exception as error:
         error.add_note(f"This was the fit with {', '.join(f'{name}={value!r}' for name, value in params.items())}.")
         raise
     fit_time = time.perf_counter() - start
-    row = params | {name: getattr(estimator, name)(X) for name in criteria} | {"log_likelihood": estimator.score(X)}
+    row = params | {name: getattr(estimator, name)(X, **weights) for name in criteria}
+    row |= {"log_likelihood": estimator.score(X, **weights)}
     row |= {"converged": estimator.converged_, "n_iter": estimator.n_iter_}
     if hasattr(estimator, "n_regularized_"):
         row["n_regularized"] = estimator.n_regularized_
@@ -178,6 +188,16 @@ def _check_estimator(estimator, criterion):
         has = f"it has {' and '.join(available)}" if available else "it has no information criterion"
         raise TypeError(f"criterion={criterion!r} needs an estimator with this method, but got a {name}: {has}.")
     return available
+
+
+def _check_takes_weights(estimator, methods):
+    """Raise unless all of the methods take weights of samples."""
+    lacking = [name for name in methods if "sample_weight" not in signature(getattr(estimator, name)).parameters]
+    if lacking:
+        raise TypeError(
+            f"sample_weight needs an estimator that takes weights, but {type(estimator).__name__} does not in "
+            f"{', '.join(lacking)}; give a TorchGMM, or repeat the rows of X."
+        )
 
 
 def check_criterion(criterion, available):

@@ -6,17 +6,21 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from numpy.testing import assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_validate
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils import get_tags
+from sklearn.utils.fixes import parse_version
 from sklearn.utils.validation import has_fit_parameter
 from test_common import QUICK, assert_same, outputs, over_estimators, some_classes, with_parameter
 
-from skvae import ClusterLabelClassifier, TorchGMM, TorchPPCA
+from skvae import ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA
+from skvae.selection import CRITERIA
 
 WEIGHTED = [estimator for estimator in QUICK if has_fit_parameter(estimator, "sample_weight")]
 over_weighted = pytest.mark.parametrize("estimator", WEIGHTED, ids=lambda estimator: type(estimator).__name__)
@@ -41,6 +45,11 @@ def with_request(estimator, wanted):
     if isinstance(estimator, ClusterLabelClassifier):
         estimator.estimator.set_fit_request(sample_weight=wanted)
     return estimator
+
+
+def with_score_request(pipeline):
+    """The pipeline, whose score is asked for weights as well: scikit-learn 1.6 takes it for a consumer of them."""
+    return pipeline.set_score_request(sample_weight=True) if hasattr(pipeline, "set_score_request") else pipeline
 
 
 @over_weighted
@@ -92,6 +101,77 @@ def test_weights_that_are_none(estimator, weights_of, match, X):
     assert not [name for name in vars(estimator) if name.endswith("_")]
 
 
+# Weights in scores and criteria
+
+
+def judgements(estimator, X, y, **weights):
+    """All numbers by which an estimator judges a fit."""
+    found = {name: getattr(estimator, name)(X, **weights) for name in CRITERIA if hasattr(estimator, name)}
+    return found | {"score": estimator.score(X, y, **weights)}
+
+
+@over_estimators
+def test_whole_weights_judge_as_repeated_samples(estimator, X):
+    """Also none, whatever is in such a sample."""
+    weight = np.random.default_rng(0).integers(0, 4, size=len(X))
+    y, repeated = some_classes(X), np.random.default_rng(1).permutation(np.repeat(np.arange(len(X)), weight))
+    fitted = clone(estimator).fit(X, y, sample_weight=weight)
+    expected = judgements(fitted, X[repeated], y[repeated])
+    fillings = [X, np.where(weight[:, None] == 0, 1e3, X)]
+    if get_tags(estimator).input_tags.allow_nan:
+        fillings.append(np.where(weight[:, None] == 0, np.nan, X))
+    for rows in fillings:
+        found = judgements(fitted, rows, y, sample_weight=weight)
+        assert found == pytest.approx(expected, rel=1e-9)
+        assert all(type(value) is float for value in found.values())
+    assert judgements(fitted, X, y) != pytest.approx(expected, rel=1e-3)
+    # Numbers that are not whole: those of samples, in another unit.
+    found = judgements(fitted, X, y, sample_weight=weight / 8)["score"]
+    kmeans = isinstance(estimator, TorchMiniBatchKMeans)  # whose score is a sum
+    assert found * (8 if kmeans else 1) == pytest.approx(expected["score"], rel=1e-9)
+
+
+@over_estimators
+def test_samples_that_count_nothing_may_be_out_of_range(estimator, X):
+    """As in a fit: the likelihood for values from 0 to 1 does not meet them."""
+    X = (X - X.min()) / np.ptp(X)
+    weight, y = np.arange(len(X)) % 3, some_classes(X)
+    rows = np.where(weight[:, None] == 0, -9.0, X)
+    fitted = clone(estimator).fit(rows, y, sample_weight=weight)
+    expected = judgements(fitted, X, y, sample_weight=weight)
+    assert judgements(fitted, rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("estimator", [e for e in QUICK if hasattr(e, "max_epochs")], ids=str)
+def test_missing_values_that_were_not_learned_still_are_an_error(estimator, X):
+    fitted, weight = clone(estimator).fit(X), np.arange(len(X)) % 3
+    X[1, 0] = np.nan
+    with pytest.raises(ValueError, match="was fitted to rows without missing values"):
+        fitted.score(X, sample_weight=weight)
+
+
+@over_estimators
+def test_no_weights_are_the_mean_over_samples(estimator, X):
+    y, ones = some_classes(X), np.ones(len(X))
+    fitted = clone(estimator).fit(X, y)
+    plain = judgements(fitted, X, y)
+    assert judgements(fitted, X, y, sample_weight=None) == plain
+    assert judgements(fitted, X, y, sample_weight=ones) == pytest.approx(plain, rel=1e-12)
+    if hasattr(fitted, "score_samples"):
+        assert plain["score"] == fitted.score_samples(X).mean(dtype=np.float64)
+
+
+@over_estimators
+@pytest.mark.parametrize(("weights_of", "match"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+def test_weights_that_cannot_judge(estimator, weights_of, match, X):
+    y = some_classes(X)
+    fitted, weight = clone(estimator).fit(X, y), weights_of(len(X))
+    for name in ("score", *CRITERIA):
+        if hasattr(fitted, name):
+            with pytest.raises(ValueError, match=match):
+                getattr(fitted, name)(X, *([y] if name == "score" else ()), sample_weight=weight)
+
+
 # Names
 
 
@@ -127,6 +207,90 @@ def test_pages_show_the_estimator(estimator, X):
 
 
 # Searches
+
+
+@pytest.fixture
+def two_peaks():
+    """A histogram of two peaks, its bins in any order: their middles (60, 1), numbers of samples, nearest peaks."""
+    rng = np.random.default_rng(0)
+    samples = np.concatenate([rng.normal(-2, 1, size=3000), rng.normal(2, 1, size=3000)])
+    counts, edges = np.histogram(samples, bins=60)
+    order = rng.permutation(60)
+    X = (edges[1:, None] + edges[:-1, None])[order] / 2
+    return X, counts[order], (X[:, 0] > 0).astype(int)
+
+
+def splits_of(X, counts, n_splits):
+    """The same folds for bins, and for the samples in them."""
+    place = np.repeat(np.arange(len(X)), counts)
+    for train, test in KFold(n_splits).split(X):
+        yield (train, test), (np.flatnonzero(np.isin(place, train)), np.flatnonzero(np.isin(place, test)))
+
+
+def assert_same_search(found, expected):
+    assert found.best_params_ == expected.best_params_
+    for name in ("mean_test_score", "std_test_score"):
+        np.testing.assert_allclose(found.cv_results_[name], expected.cv_results_[name], rtol=1e-4)
+
+
+def test_searches_judge_by_weights(two_peaks):
+    X, counts, _ = two_peaks
+    bins, samples = zip(*splits_of(X, counts, 3), strict=True)
+    grid = {"gmm__n_components": [1, 2]}
+    gmm = TorchGMM(max_iter=500, random_state=0)
+    pipeline = Pipeline([("scale", StandardScaler()), ("gmm", gmm)])
+    expected = GridSearchCV(pipeline, grid, cv=samples).fit(np.repeat(X, counts, axis=0))
+    assert expected.best_params_ == {"gmm__n_components": 2}
+    unweighted = GridSearchCV(pipeline, grid, cv=bins).fit(X, scale__sample_weight=counts, gmm__sample_weight=counts)
+    assert unweighted.best_params_ == {"gmm__n_components": 1}, "the weights make no difference here"
+    with config_context(enable_metadata_routing=True):
+        scaler = StandardScaler().set_fit_request(sample_weight=True)
+        gmm = clone(gmm).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        pipeline = with_score_request(Pipeline([("scale", scaler), ("gmm", gmm)]))
+        routed = GridSearchCV(pipeline, grid, cv=bins).fit(X, sample_weight=counts)
+        assert_same_search(routed, expected)
+        weights = {"sample_weight": counts}
+        scores = cross_val_score(routed.best_estimator_, X, cv=bins, params=weights)
+        np.testing.assert_allclose(scores.mean(), routed.best_score_)
+
+
+@pytest.mark.skipif(parse_version(sklearn.__version__) < parse_version("1.7"), reason="weights go to fits alone")
+def test_searches_without_routing_judge_by_weights(two_peaks):
+    X, counts, _ = two_peaks
+    bins, samples = zip(*splits_of(X, counts, 3), strict=True)
+    gmm, grid = TorchGMM(max_iter=500, random_state=0), {"n_components": [1, 2]}
+    expected = GridSearchCV(gmm, grid, cv=samples).fit(np.repeat(X, counts, axis=0))
+    assert_same_search(GridSearchCV(gmm, grid, cv=bins).fit(X, sample_weight=counts), expected)
+
+
+def test_searches_of_a_classifier_judge_by_weights(two_peaks):
+    X, counts, y = two_peaks
+    bins, samples = zip(*splits_of(X, counts, 3), strict=True)
+    gmm, grid = TorchGMM(max_iter=500, random_state=0), {"estimator__n_components": [1, 2]}
+    everything = np.repeat(np.arange(len(X)), counts)
+    expected = GridSearchCV(ClusterLabelClassifier(gmm), grid, cv=samples).fit(X[everything], y[everything])
+    with config_context(enable_metadata_routing=True):
+        classifier = ClusterLabelClassifier(clone(gmm).set_fit_request(sample_weight=True))
+        classifier.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        assert_same_search(GridSearchCV(classifier, grid, cv=bins).fit(X, y, sample_weight=counts), expected)
+
+
+@over_estimators
+def test_pipelines_judge_by_weights(estimator, X):
+    """With routing and without, for every last step."""
+    y, weight = some_classes(X), np.arange(len(X)) % 3
+    pipeline = make_pipeline(FunctionTransformer(), clone(estimator))
+    name = pipeline.steps[-1][0]
+    pipeline.fit(X, y, **{f"{name}__sample_weight": weight})
+    expected = pipeline[-1].score(X, y, sample_weight=weight)
+    assert pipeline.score(X, y, sample_weight=weight) == expected
+    with config_context(enable_metadata_routing=True):
+        last = with_request(estimator, True).set_score_request(sample_weight=True)
+        pipeline = with_score_request(make_pipeline(FunctionTransformer(), last)).fit(X, y, sample_weight=weight)
+        assert pipeline.score(X, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
+        params = {"sample_weight": weight}
+        scores = cross_validate(pipeline, X, y, cv=2, params=params, error_score="raise")["test_score"]
+        assert np.isfinite(scores).all()
 
 
 def threads_of_worker():

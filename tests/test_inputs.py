@@ -183,6 +183,47 @@ def test_labels_and_weights_of_any_kind(estimator, X):
     assert_same(outputs(clone(estimator).fit(X, torch.from_numpy(y), sample_weight=weight), X), expected, **CLOSE)
 
 
+WEIGHTS = {
+    "list": list,
+    "pandas": pd.Series,
+    "polars": lambda values: pytest.importorskip("polars").Series(values.tolist()),
+    "float32": lambda values: values.astype(np.float32),
+    "tensor": torch.from_numpy,
+    "tensor bfloat16": lambda values: torch.from_numpy(values).bfloat16(),
+    "tensor that requires grad": lambda values: torch.from_numpy(values).double().requires_grad_(),
+}
+
+
+@over_estimators
+def test_weights_of_any_kind_in_scores(estimator, X):
+    y, weight = some_classes(X), np.arange(len(X)) % 3
+    fitted, counted = clone(estimator).fit(X, y), weight > 0
+    rows = {"array": X, "tensor": torch.from_numpy(X).requires_grad_(), "sparse": sparse.csr_array(X)}
+    for name in ("score", "bic", "aic", "icl"):
+        if not hasattr(fitted, name):
+            continue
+        labels = [y] if name == "score" else []
+        judge = getattr(fitted, name)
+        expected = judge(X[counted], *[y[counted] for _ in labels], sample_weight=weight[counted])
+        for kind, convert in WEIGHTS.items():
+            for of_rows, values in rows.items():
+                for dispatch in {False, of_rows == "tensor"}:
+                    with dispatching(dispatch):
+                        found = judge(values, *labels, sample_weight=convert(weight))
+                    assert found == pytest.approx(expected, rel=1e-9), f"{name} of {of_rows}, weights as {kind}"
+
+
+@over_estimators
+@pytest.mark.parametrize("convert", LARGE.values(), ids=LARGE)
+def test_weights_in_scores_of_large_tables(estimator, convert, X, tmp_path, monkeypatch):
+    y, weight = some_classes(X), np.arange(len(X)) % 3
+    fitted = clone(estimator).fit(X, y)
+    rows, expected = convert(X, tmp_path), fitted.score(X, y, sample_weight=weight)
+    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", 0)
+    assert fitted.score(rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
+
+
 # Missing values
 
 
@@ -212,6 +253,21 @@ def test_missing_values_of_any_kind(estimator, convert, X):
 
 
 MISSING_TAKERS = [estimator for estimator in QUICK if get_tags(estimator).input_tags.allow_nan]
+
+
+@pytest.mark.parametrize("estimator", MISSING_TAKERS, ids=lambda estimator: type(estimator).__name__)
+@pytest.mark.parametrize("kind", ["memory map", "sparse"])
+def test_missing_values_of_samples_that_count_nothing(estimator, kind, X, tmp_path, monkeypatch):
+    """A score does not read them, where others could not be missing."""
+    weight, y = np.arange(len(X)) % 3, some_classes(X)
+    fitted = clone(estimator).fit(X, y)
+    rows, expected = X.copy(), fitted.score(X, y, sample_weight=weight)
+    rows[weight == 0] = np.nan
+    rows = LARGE[kind](rows, tmp_path)
+    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", 0)
+    if kind == "memory map":
+        monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
+    assert fitted.score(rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("estimator", MISSING_TAKERS, ids=lambda estimator: type(estimator).__name__)

@@ -224,3 +224,21 @@ def test_without_scikit_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(ImportError, match=r"needs scikit-image; install it with 'pip install skvae\[images\]'"):
         structural_similarity_score(np.zeros((1, 64)), np.zeros((1, 64)), image_shape=(8, 8), data_range=1)
+
+
+def test_whole_weights_are_repeated_samples():
+    rng = np.random.default_rng(0)
+    y, clusters, weight = rng.integers(3, size=60), rng.integers(4, size=60), rng.integers(4, size=60)
+    weight[clusters == 3] = 0
+    repeated = np.repeat(np.arange(60), weight)
+    pairs = (y, clusters), (y[repeated], clusters[repeated])
+    accuracy = clustering_accuracy_score(*pairs[1])
+    assert clustering_accuracy_score(*pairs[0]) != accuracy
+    assert clustering_accuracy_score(*pairs[0], sample_weight=weight) == pytest.approx(accuracy)
+    assert match_clusters(*pairs[0], sample_weight=weight) == match_clusters(*pairs[1])
+    weighted, plain = matched_confusion_matrix(*pairs[0], sample_weight=weight), matched_confusion_matrix(*pairs[1])
+    for one, two in zip(weighted, plain, strict=True):
+        assert_array_equal(one, two)
+    for bad, message in ((-weight, "[Nn]egative"), (0 * weight, "at least one"), (weight[1:], "expected")):
+        with pytest.raises(ValueError, match=message):
+            clustering_accuracy_score(*pairs[0], sample_weight=bad)

@@ -75,10 +75,8 @@ def test_columns_are_what_the_estimator_has(elongated):
 
 
 def test_jobs_change_nothing(elongated):
-    one, two = (
-        select_mixture(MIXTURES[0], elongated, n_components=[2, 3, 4], covariance_type=["full", "diag"], n_jobs=n_jobs)
-        for n_jobs in (None, 2)
-    )
+    options = {"n_components": [2, 3, 4], "covariance_type": ["full", "diag"], "sample_weight": np.ones(600)}
+    one, two = (select_mixture(MIXTURES[0], elongated, **options, n_jobs=n_jobs) for n_jobs in (None, 2))
     assert one.best_params_ == two.best_params_
     assert_allclose(one.best_estimator_.means_, two.best_estimator_.means_)
     for name in one.results.keys() - {"fit_time", "covariance_type"}:
@@ -163,6 +161,43 @@ def test_failing_fit_is_named(n_jobs):
             TorchGMM(random_state=0), np.zeros((3, 2)), n_components=[1, 4], covariance_type=["full"], n_jobs=n_jobs
         )
     assert caught.value.__notes__ == ["This was the fit with n_components=4, covariance_type='full'."]
+
+
+@pytest.mark.parametrize("criterion", ["bic", "aic", "icl"])
+def test_whole_weights_are_repeated_samples(criterion):
+    """A histogram of two peaks: by its bins alone, one component is the best."""
+    rng = np.random.default_rng(0)
+    samples = np.concatenate([rng.normal(-2, 1, size=3000), rng.normal(2, 1, size=3000)])
+    counts, edges = np.histogram(samples, bins=60)
+    X = (edges[1:, None] + edges[:-1, None]) / 2
+    mixture = TorchGMM(max_iter=1000, random_state=0)
+    options = {"n_components": [1, 2, 3], "covariance_type": ["full", "tied"], "criterion": criterion}
+    weighted = select_mixture(mixture, X, sample_weight=counts, **options)
+    repeated = select_mixture(mixture, np.repeat(X, counts, axis=0), **options)
+    assert weighted.best_params_ == repeated.best_params_
+    assert weighted.best_params_["n_components"] == 2
+    for name in ("bic", "aic", "icl", "log_likelihood"):
+        assert_allclose(weighted.results[name], repeated.results[name], rtol=1e-6, err_msg=name)
+    best = weighted.best_estimator_
+    assert weighted.results["bic"].min() == pytest.approx(best.bic(X, sample_weight=counts))
+    assert best.bic(X) > TorchGMM().fit(X, sample_weight=counts).bic(X)
+
+
+def test_samples_without_weight_do_not_count(elongated):
+    weight = np.arange(len(elongated)) % 2
+    rows = np.where(weight[:, None] == 0, np.nan, elongated)
+    one = select_mixture(MIXTURES[0], rows, sample_weight=weight, **SMALL).results
+    two = select_mixture(MIXTURES[0], elongated[weight == 1], **SMALL).results
+    for name in ("bic", "aic", "icl", "log_likelihood"):
+        assert_allclose(one[name], two[name], rtol=1e-9, err_msg=name)
+
+
+def test_weights_that_cannot_be_used(elongated):
+    with pytest.raises(TypeError, match="GaussianMixture does not in fit, score, bic, aic; give a TorchGMM"):
+        select_mixture(MIXTURES[1], elongated, sample_weight=np.ones(600), **SMALL)
+    for weight, message in ((np.ones(599), "expected"), ("balanced", "array of numbers"), (-np.ones(600), "egative")):
+        with pytest.raises(ValueError, match=message):
+            select_mixture(MIXTURES[0], elongated, sample_weight=weight, **SMALL)
 
 
 def test_largest_first(elongated):

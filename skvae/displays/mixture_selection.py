@@ -69,6 +69,7 @@ class MixtureSelectionDisplay:
         n_components=range(1, 11),
         covariance_type=("full", "tied", "diag", "spherical"),
         criterion="bic",
+        sample_weight=None,
         n_jobs=None,
         ax=None,
         line_kw=None,
@@ -88,6 +89,8 @@ class MixtureSelectionDisplay:
             Covariance types.
         criterion : {"bic", "aic", "icl"}, default="bic"
             What the best fit has the lowest of.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples, by which mixtures are fitted and compared.
         n_jobs : int, default=None
             Number of fits at the same time, by joblib.
         ax : matplotlib Axes, default=None
@@ -105,6 +108,7 @@ class MixtureSelectionDisplay:
             n_components=n_components,
             covariance_type=covariance_type,
             criterion=criterion,
+            sample_weight=sample_weight,
             n_jobs=n_jobs,
         )
         return cls(selection).plot(ax=ax, line_kw=line_kw)

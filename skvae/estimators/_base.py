@@ -21,7 +21,7 @@ from ._columns import told_of_columns
 from ._datasets import table_of
 from ._descriptions import describe, foreign_part, rebuild
 from ._missing import has_missing
-from ._rows import check_row_count
+from ._rows import check_row_count, counted_rows, weighted_sum
 from ._tables import Table, TensorRows, is_lazy, result_dtype, sparse_rows
 from ._tasks import CallbackSupportMixin, is_watched, told_to_callbacks
 
@@ -87,12 +87,35 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
             # The sums of large finite values may overflow in scikit-learn's search for values that are not finite.
             with config_context(array_api_dispatch=False), np.errstate(over="ignore", invalid="ignore"):
                 X = self._validated_array(host_array(X), allows_nan, reset, min_samples, settings)
-        if self._allows_nan and not allows_nan and has_missing(X):
+        if self._allows_nan and not allows_nan:
+            self._refuse_missing(X)
+        return X
+
+    def _validate_weighted(self, X, sample_weight):
+        """Check X and the weights of its samples, as a fit does, for what judges them.
+
+        Returns
+        -------
+        X : ndarray of shape (n, d), Table or TensorRows
+            Samples of positive weight, as from `_validate`; what the others hold does not matter, as in a fit.
+        weight : ndarray of shape (n,) or None
+            Their weights in float64; None where ``sample_weight`` is None.
+        """
+        if sample_weight is None:
+            return self._validate(X, reset=False), None
+        X, weight, _ = counted_rows(self._validate(X, reset=False, allows_nan=True), sample_weight)
+        if self._allows_nan and not self._knows_missing():
+            X = X.without_missing() if isinstance(X, Table) else X
+            self._refuse_missing(X)
+        return X, weight
+
+    def _refuse_missing(self, X):
+        """Raise if values are missing, for estimators that have not learned what that means."""
+        if has_missing(X):
             raise ValueError(
                 f"X contains NaN, but {type(self).__name__} was fitted to rows without missing values; fit it to rows "
                 "that have some, or fill them in."
             )
-        return X
 
     def _validated_array(self, X, allows_nan, reset, min_samples, settings):
         """X as an array or a table."""
@@ -196,10 +219,13 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
 
 
 class ScoreMixin:
-    """``score`` for estimators whose ``score_samples`` is the log-likelihood of each row, or a bound on it."""
+    """``score`` for estimators whose ``score_samples`` is the log-likelihood of each row, or a bound on it.
 
-    def score(self, X, y=None):
-        """Mean of `score_samples` over the rows; higher is better.
+    Subclasses have ``_score_valid``, which is ``score_samples`` for validated rows.
+    """
+
+    def score(self, X, y=None, sample_weight=None):
+        """Mean of `score_samples` over the samples; higher is better.
 
         Parameters
         ----------
@@ -207,13 +233,29 @@ class ScoreMixin:
             Data.
         y : Ignored
             Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
         Returns
         -------
         score : float
-            In nats per row.
+            In nats per sample.
+
+        Raises
+        ------
+        ValueError
+            If the weights are not finite, negative, all zero, or not one for each sample.
         """
-        return float(host_array(self.score_samples(X)).mean(dtype=np.float64))
+        total, n_samples = self._total_score(X, sample_weight)
+        return total / n_samples
+
+    def _total_score(self, X, sample_weight):
+        """Weighted sum of `score_samples`, and the sum of the weights: the number of samples if there are none."""
+        if sample_weight is None:
+            scores = host_array(self.score_samples(X))
+            return weighted_sum(scores), len(scores)
+        X, weight = self._validate_weighted(X, sample_weight)
+        return weighted_sum(host_array(self._score_valid(X)), weight), float(weight.sum())
 
 
 class LatentMixin(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin):

@@ -86,7 +86,9 @@ class BoundMixin:
         ValueError
             If X has values that the likelihood can not produce.
         """
-        X = self._validate(X, reset=False)
+        return self._score_valid(self._validate(X, reset=False))
+
+    def _score_valid(self, X):
         X = self._within_support(X)
         return self._map_array(elbo_at_points(balanced_points(self._n_features_out)), X)
 

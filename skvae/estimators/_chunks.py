@@ -1,5 +1,6 @@
 """Passes over chunks of rows: sums, and functions of each row."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -144,10 +145,18 @@ def map_chunks(function, X, n_rows):
                         f"The device ran out of memory with chunks of {n_rows} rows; the call goes on with smaller "
                         "ones.",
                         RuntimeWarning,
-                        stacklevel=5,
+                        stacklevel=caller_level(),
                     )
                 size = len(tried) // 2
     return result
+
+
+def caller_level():
+    """Stack level, for a warning of the calling function, of the first frame outside of the package."""
+    frame, level, package = sys._getframe(1), 1, __name__.partition(".")[0]
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def attempted(function, rows):

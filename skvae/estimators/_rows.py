@@ -5,6 +5,7 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
@@ -99,11 +100,28 @@ def check_weights(sample_weight, X):
     ValueError
         If they are not finite, negative, all zero, or not one for each row.
     """
-    check_no_word(sample_weight)
-    weight = _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+    weight = finite_weights(sample_weight, X)
     if not weight.any():
         raise ValueError("Every sample_weight is zero; at least one row should count.")
     return weight
+
+
+def finite_weights(sample_weight, X):
+    """Weights of rows in float64, of which all may be zero.
+
+    Raises
+    ------
+    ValueError
+        If they are not finite, negative, or not one for each row.
+    """
+    check_no_word(sample_weight)
+    with config_context(array_api_dispatch=False):  # weights are an array, also of a tensor
+        return _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+
+
+def weighted_sum(values, weight=None):
+    """Sum of the values (n,) in float64, each as often as its weight says."""
+    return float(values.sum(dtype=np.float64) if weight is None else weight @ values.astype(np.float64, copy=False))
 
 
 def check_no_word(sample_weight):

@@ -61,12 +61,11 @@ class Table:
 
     def has_missing(self):
         """Whether a stored value of a sparse matrix is NaN. In files this is not known before they are read."""
-        return issparse(self._source) and holds_nan(self._source)
+        return issparse(self._source) and holds_nan(self._stored())
 
     def transposed(self):
         """The table of the columns of a sparse matrix, as rows."""
-        rows = self._source if self._order is None else self._source[self._order]
-        return Table(rows.T.tocsr(), self.dtype, allow_nan=self._allow_nan)
+        return Table(self._stored().T.tocsr(), self.dtype, allow_nan=self._allow_nan)
 
     def select(self, rows):
         """The table with some of the rows: of a slice, a mask, or an array of indices."""
@@ -79,6 +78,14 @@ class Table:
     def clip(self, low, high):
         """The table with values clipped to bounds, numbers or arrays (d,)."""
         return self._with(bounds=(low, high))
+
+    def without_missing(self):
+        """The table, but an error where a value that is read is missing."""
+        return self._with(allow_nan=False)
+
+    def _stored(self):
+        """The rows of a sparse matrix that the table has."""
+        return self._source if self._order is None else self._source[self._order]
 
     def _with(self, **changes):
         settings = {"order": self._order, "allow_nan": self._allow_nan, "bounds": self._bounds}
@@ -137,6 +144,10 @@ class TensorRows:
     def __getitem__(self, rows):
         """Rows of a slice (b, d), a view of the tensor."""
         return self.x[rows]
+
+    def select(self, rows):
+        """Some of the rows: of a mask, or an array of indices."""
+        return TensorRows(self.x[torch.from_numpy(rows).to(self.device)])
 
     def clip(self, low, high):
         """The rows with values clipped to bounds, numbers or arrays (d,)."""
@@ -236,5 +247,5 @@ def result_dtype(dtype, dtypes):
 
 
 def select_rows(X, rows):
-    """Some rows of an array or a table."""
-    return X.select(rows) if isinstance(X, Table) else X[rows]
+    """Some rows of an array, a table or a tensor."""
+    return X.select(rows) if isinstance(X, Table | TensorRows) else X[rows]

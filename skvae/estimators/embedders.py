@@ -630,7 +630,9 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         ValueError
             If X has values that the likelihood can not produce.
         """
-        X = self._validate(X, reset=False)
+        return self._score_valid(self._validate(X, reset=False))
+
+    def _score_valid(self, X):
         X = self._within_support(X)
         return self._map_array(elbo_at_points(torch.zeros(1, self._n_features_out, dtype=torch.float64)), X)
 

@@ -25,7 +25,15 @@ from ._base import ScoreMixin, TorchEstimator, fit_method
 from ._chunks import centered, column_means
 from ._datasets import batch_by_batch
 from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ._rows import check_enough_rows, check_processes, check_sample_size, counted_rows, fit_generator, fit_seed
+from ._rows import (
+    check_enough_rows,
+    check_processes,
+    check_sample_size,
+    counted_rows,
+    fit_generator,
+    fit_seed,
+    weighted_sum,
+)
 from ._starts import (
     check_component_weights,
     check_init,
@@ -420,7 +428,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         labels : ndarray of shape (n_samples,)
             Indices of components.
         """
-        return self._e_step(X, lambda evidence, log_resp: log_resp.argmax(1))
+        return self._e_step(self._validate(X, reset=False), lambda evidence, log_resp: log_resp.argmax(1))
 
     def predict_proba(self, X):
         """Posterior probability of each component for each row.
@@ -435,7 +443,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         resp : ndarray of shape (n_samples, n_components)
             Responsibilities; rows sum to one.
         """
-        return self._e_step(X, lambda evidence, log_resp: log_resp.exp())
+        return self._e_step(self._validate(X, reset=False), lambda evidence, log_resp: log_resp.exp())
 
     def transform(self, X):
         """Responsibilities, as `predict_proba`: what the next step of a pipeline gets.
@@ -465,6 +473,9 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         log_likelihood : ndarray of shape (n_samples,)
             In nats; zero for a row without any value.
         """
+        return self._score_valid(self._validate(X, reset=False))
+
+    def _score_valid(self, X):
         return self._e_step(X, lambda evidence, log_resp: evidence)
 
     def impute(self, X):
@@ -501,39 +512,66 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         rows = {"dtype": compute_dtype(X.dtype, device), "device": device, "chunk_size": self.chunk_size}
         return self._map(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
 
-    def bic(self, X):
+    def bic(self, X, sample_weight=None):
         """Bayesian information criterion on X; lower is better.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Data.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
         Returns
         -------
         bic : float
-            ``-2 log-likelihood + n_parameters log(n_samples)``.
-        """
-        log_likelihoods = host_array(self.score_samples(X))
-        n_samples = len(log_likelihoods)
-        return float(-2 * log_likelihoods.sum(dtype=np.float64) + self._n_parameters() * np.log(n_samples))
+            ``-2 log-likelihood + n_parameters log(n_samples)``; with weights w,
+            ``-2 sum_i w_i log p(x_i) + n_parameters log(sum_i w_i)``.
 
-    def aic(self, X):
+        Raises
+        ------
+        ValueError
+            If the weights are not finite, negative, all zero, or not one for each sample.
+
+        Examples
+        --------
+        A histogram has the criterion of the samples that it counts:
+
+        >>> import numpy as np
+        >>> from skvae import TorchGMM
+        >>> centers, counts = np.array([[-1.0], [0.0], [1.0]]), [30, 50, 20]
+        >>> gmm = TorchGMM(random_state=0).fit(centers, sample_weight=counts)
+        >>> round(gmm.bic(centers, sample_weight=counts), 3)
+        221.663
+        >>> round(gmm.bic(np.repeat(centers, counts, axis=0)), 3)
+        221.663
+        """
+        log_likelihood, n_samples = self._total_score(X, sample_weight)
+        return float(-2 * log_likelihood + self._n_parameters() * np.log(n_samples))
+
+    def aic(self, X, sample_weight=None):
         """Akaike information criterion on X; lower is better.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Data.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
         Returns
         -------
         aic : float
-            ``-2 log-likelihood + 2 n_parameters``.
-        """
-        return float(-2 * host_array(self.score_samples(X)).sum(dtype=np.float64) + 2 * self._n_parameters())
+            ``-2 log-likelihood + 2 n_parameters``; with weights w, the log-likelihood is ``sum_i w_i log p(x_i)``.
 
-    def icl(self, X):
+        Raises
+        ------
+        ValueError
+            If the weights are not finite, negative, all zero, or not one for each sample.
+        """
+        return -2 * self._total_score(X, sample_weight)[0] + 2 * self._n_parameters()
+
+    def icl(self, X, sample_weight=None):
         """Integrated completed likelihood on X, as an information criterion; lower is better.
 
         It is the BIC with a penalty for components that overlap: few, well separated ones have the lowest.
@@ -542,19 +580,27 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         ----------
         X : array-like of shape (n_samples, n_features)
             Data.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
         Returns
         -------
         icl : float
-            ``bic - 2 sum_i log max_c p(c | x_i)``.
+            ``bic - 2 sum_i w_i log max_c p(c | x_i)``, with the weights w_i, or 1.
+
+        Raises
+        ------
+        ValueError
+            If the weights are not finite, negative, all zero, or not one for each sample.
 
         References
         ----------
         C. Biernacki, G. Celeux and G. Govaert, Assessing a mixture model for clustering with the integrated completed
         likelihood, 2000.
         """
-        certainties = host_array(self._e_step(X, lambda evidence, log_resp: log_resp.amax(1)))
-        return self.bic(X) - 2 * float(certainties.sum(dtype=np.float64))
+        rows, weight = self._validate_weighted(X, sample_weight)
+        certainties = host_array(self._e_step(rows, lambda evidence, log_resp: log_resp.amax(1)))
+        return self.bic(X, sample_weight) - 2 * weighted_sum(certainties, weight)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the mixture.
@@ -792,8 +838,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         return self._mixture(torch.float64, device, center)
 
     def _e_step(self, X, select):
-        """Map the E-step over the rows and select one of its results."""
-        X = self._validate(X, reset=False)
+        """Map the E-step over validated rows and select one of its results."""
         device = resolve_device(self.device, dtype=torch.float64)
         family = COVARIANCES[self.covariance_type]
         dtype = torch.float64 if self._is_exact() else compute_dtype(X.dtype, device)

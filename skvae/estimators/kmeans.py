@@ -372,15 +372,20 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         y : Ignored
             Present for API consistency.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights of the rows.
+            Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
         Returns
         -------
         score : float
-            Minus the weighted sum of the squared distances of the rows to their nearest centres.
+            Minus the weighted sum of the squared distances of the samples to their nearest centres.
+
+        Raises
+        ------
+        ValueError
+            If the weights are not finite, negative, all zero, or not one for each sample.
         """
-        X = self._validate(X, reset=False)
-        return -self._inertia(X, self._labels(X), _weights(sample_weight, X))
+        X, weight = self._validate_weighted(X, sample_weight)
+        return -self._inertia(X, self._labels(X), weight)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -15,14 +15,14 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import _safe_indexing, check_consistent_length, get_tags
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
-from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted, has_fit_parameter
+from sklearn.utils.validation import _num_samples, check_is_fitted, has_fit_parameter
 from torch.utils.data import Dataset, Subset
 
 from ._arrays import host_array
 from ._base import guarded
 from ._datasets import dataset_of
 from ._labels import labelled_rows, sorted_classes
-from ._rows import check_no_word
+from ._rows import check_no_word, finite_weights
 
 MAX_NAMED = 10  # clusters that a warning names
 
@@ -175,16 +175,11 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         """
         X = dataset_of(X)
         rows, labels, mark = labelled_rows(y, self.unlabelled)
-        check_no_word(sample_weight)
-        check_consistent_length(X, y, sample_weight)
-        weight = np.ones(_num_samples(y))
-        if sample_weight is not None:
-            weight = sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        sample_weight = checked_weights(sample_weight, X, y)
+        weight = np.ones(_num_samples(y)) if sample_weight is None else sample_weight
         classes, codes = sorted_classes(labels)
-        if len(labels) and not weight[rows].any():
-            raise ValueError(
-                "Every labelled row has a sample_weight of zero; at least one row with a class should count."
-            )
+        if len(labels):
+            check_labels_count(weight[rows])
 
         # None is given as y because FrozenEstimator.fit insists on one.
         estimator = clone(self.estimator).fit(X, None, **self._params_of_estimator(sample_weight, fit_params))
@@ -259,7 +254,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         y : array-like of shape (n_samples,)
             Classes; unlabelled rows are marked as in `fit`.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows.
+            Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
         Returns
         -------
@@ -269,18 +264,21 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         Raises
         ------
         ValueError
-            If no row is labelled.
+            If no row is labelled, no labelled row has a positive weight, or y or the weights are not one for each row.
         """
         check_is_fitted(self)
         X = dataset_of(X)
-        check_consistent_length(X, y, sample_weight)
+        weight = checked_weights(sample_weight, X, y)
         rows, labels, _ = labelled_rows(host_array(y), self._mark)
-        if sample_weight is not None:
-            sample_weight = _safe_indexing(host_array(sample_weight), rows)
+        if weight is not None:
+            check_labels_count(weight[rows])
+            counted = weight[rows] > 0
+            rows, labels = rows[counted], labels[counted]
+            weight = weight[rows]
         if len(rows) < _num_samples(y):
             X = Subset(X, rows.tolist()) if isinstance(X, Dataset) else _safe_indexing(X, rows)
         found = self.predict(X)
-        return accuracy_score(labels, host_array(found), sample_weight=sample_weight)
+        return accuracy_score(labels, host_array(found), sample_weight=weight)
 
     @property
     def n_features_in_(self):
@@ -324,6 +322,25 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
                 stacklevel=5,
             )
         return fit_params
+
+
+def checked_weights(sample_weight, X, y):
+    """Weights of samples in float64, None if there are none.
+
+    Raises
+    ------
+    ValueError
+        If they are not finite, negative, or not one for each row, or if X and y have different numbers of rows.
+    """
+    check_no_word(sample_weight)  # which has a length
+    check_consistent_length(X, y, sample_weight)
+    return None if sample_weight is None else finite_weights(sample_weight, y)
+
+
+def check_labels_count(weight):
+    """Raise if no labelled row has a positive weight."""
+    if not weight.any():
+        raise ValueError("Every labelled row has a sample_weight of zero; at least one row with a class should count.")
 
 
 def hard_clusters(estimator, X):

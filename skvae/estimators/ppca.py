@@ -270,7 +270,9 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         """
         # The code is linear in the row, so that its mean is the code of the expected row.
         return self._map_rows(
-            PPCA.posterior_mean, lambda x, model, *density: model.posterior_mean(completed(x, *density)), X
+            PPCA.posterior_mean,
+            lambda x, model, *density: model.posterior_mean(completed(x, *density)),
+            self._validate(X, reset=False),
         )
 
     def posterior_variance(self):
@@ -312,6 +314,9 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         log_likelihood : ndarray of shape (n_samples,)
             In nats; zero for a row without any value.
         """
+        return self._score_valid(self._validate(X, reset=False))
+
+    def _score_valid(self, X):
         return self._map_rows(PPCA.log_prob, lambda x, model, *density: observed_e_step(x, *density)[0], X)
 
     def impute(self, X):
@@ -379,7 +384,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return self._map(lambda x: function(model, x), X, **rows)
 
     def _map_rows(self, complete, incomplete, X):
-        """Apply a method of the model to chunks of complete rows, and a function to those with missing values.
+        """Apply a method of the model to chunks of validated rows, a function to those with missing values.
 
         The function gets rows, the model and its density (mixture and family) in float64.
         """
@@ -393,7 +398,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
                 density.extend([model, model.as_mixture(), COVARIANCES["full"]])
             return incomplete(x.double(), *density)
 
-        return self._map_model(function, self._validate(X, reset=False))
+        return self._map_model(function, X)
 
 
 def check_variance(total_variance, X):

@@ -89,3 +89,11 @@ def test_from_estimator(mixture, blobs):
     assert_array_equal(display.best_estimator_.means_, selection.best_estimator_.means_)
     assert_array_equal(display.results["bic"], selection.results["bic"])
     assert_array_equal([line.get_ydata() for line in display.lines_], selection.results["aic"].reshape(2, 2))
+
+
+def test_weights_are_given_to_fits_and_criteria(blobs):
+    X, weight = blobs[0], np.arange(300) % 3
+    options = {"n_components": [2, 3], "covariance_type": ["diag"], "sample_weight": weight}
+    selection = select_mixture(TorchGMM(random_state=0), X, **options)
+    display = MixtureSelectionDisplay.from_estimator(TorchGMM(random_state=0), X, **options)
+    assert_array_equal(display.results["bic"], selection.results["bic"])

@@ -3,6 +3,7 @@
 import gc
 import warnings
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,4 +123,6 @@ def test_methods_go_on_with_smaller_chunks(estimator, X, monkeypatch):
         with pytest.warns(RuntimeWarning, match="ran out of memory with chunks of") as caught:
             found[name] = getattr(fitted, name)(X)
         assert len(caught) == 1, name
+        package = Path(_chunks.__file__).parents[1]
+        assert package not in Path(caught[0].filename).parents, f"{name}: it does not point at the caller"
     assert_same(found, expected, rtol=1e-9, atol=1e-12)

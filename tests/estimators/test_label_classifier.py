@@ -179,6 +179,9 @@ def test_score_counts_labelled_rows():
     assert classifier.score(pd.DataFrame(X), pd.Series(y)) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="y has no labelled row"):
         classifier.score(X, [-1] * 4)
+    with pytest.raises(ValueError, match="Every labelled row has a sample_weight of zero"):
+        classifier.score(X, y, sample_weight=[0, 9, 0, 0])
+    assert classifier.score([[0], [0], [1], [np.nan]], y, sample_weight=[1, 9, 1, 0]) == 1
     signs = by_cluster([0, 0, 1, 1], [-1, -1, 1, 1])
     assert signs.score([[0], [1]], [-1, -1]) == 0.5  # as in fit, although 1 is not among them here
 
