@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback
 from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
@@ -28,6 +27,7 @@ from ..models.networks import NETWORKS, check_image_shape, row_width
 from ..models.priors import Posterior
 from ._arrays import FLOATS, compute_dtype, generator_from, host_array, resolve_device
 from ._base import LatentMixin, TorchEstimator, fit_method
+from ._callbacks import NamedCallbacksMixin, training_callbacks
 from ._columns import Columns
 from ._datasets import batch_by_batch
 from ._likelihoods import (
@@ -48,7 +48,7 @@ POSITIVE_INT = Interval(Integral, 1, None, closed="left")
 NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
 
 
-class Embedder(LatentMixin, TorchEstimator):
+class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     """An encoder, a decoder and a likelihood, trained by gradient steps.
 
     Subclasses give the prior and the size of a code, and train the networks.
@@ -253,9 +253,6 @@ class Embedder(LatentMixin, TorchEstimator):
 
     def _general_plan(self):
         """The part of the plan that every embedder has."""
-        for callback in self.callbacks or ():
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks should be instances of skorch.callbacks.Callback, but one is {callback!r}.")
         return {
             "batch_size": self.batch_size,
             "optimizer": self.optimizer,
@@ -264,7 +261,7 @@ class Embedder(LatentMixin, TorchEstimator):
             "bf16": self.precision == "bf16",
             "compile": self.compile,
             "own_modules": self._has_own_modules(),
-            "callbacks": (*copy.deepcopy(list(self.callbacks or ())), *self._epoch_tasks()),
+            "callbacks": (*training_callbacks(self.callbacks), *self._epoch_tasks()),
             "progress": type(self).__name__ if self.verbose and current().rank == 0 else None,
         }
 

@@ -132,7 +132,7 @@ def remember(optimizer, state):
 
 
 def _callbacks(plan, n_steps, best, ranks):
-    """The plan's callbacks, ours before the user's."""
+    """The plan's callbacks with their names, ours before the user's."""
     found = [ELBOTerms(ranks)] if ranks.size == 1 else [JointLosses(), ELBOTerms(ranks)]
     if plan.kl_warmup_epochs:
         found.append(KLWarmUp(plan.kl_warmup_epochs))
@@ -146,7 +146,11 @@ def _callbacks(plan, n_steps, best, ranks):
         found.append(best)
     if plan.progress is not None:
         found.append(EpochProgress(plan.progress))
-    return [*found, *plan.callbacks]
+    # Users may name theirs as they like, so that ours have names of their own.
+    return [
+        item if isinstance(item, tuple) else (f"skvae.{type(item).__name__}", item)
+        for item in (*found, *plan.callbacks)
+    ]
 
 
 def partial_schedule(factor, n_steps):
