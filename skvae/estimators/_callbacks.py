@@ -31,9 +31,7 @@ class NamedCallbacksMixin:
         if deep:
             for name, callback in name_callbacks(self.callbacks):
                 params[PREFIX + name] = callback
-                if isinstance(callback, Callback):
-                    own = callback.get_params(deep=True)
-                    params.update({f"{PREFIX}{name}__{key}": value for key, value in own.items()})
+                params.update({f"{PREFIX}{name}__{key}": value for key, value in params_of(callback).items()})
         return params
 
     def set_params(self, **params):
@@ -89,6 +87,14 @@ def is_named(item):
 def is_callback(item):
     """Whether an item of ``callbacks`` is a callback or a class of callbacks."""
     return isinstance(item, Callback) or (isinstance(item, type) and issubclass(item, Callback))
+
+
+def params_of(callback):
+    """Parameters of a callback, or those that a class of callbacks would have."""
+    if isinstance(callback, Callback):
+        return callback.get_params(deep=True)
+    given = inspect.signature(callback).parameters.values() if is_callback(callback) else ()
+    return {one.name: one.default for one in given if one.default is not one.empty}
 
 
 def set_callback_params(estimator, params):
@@ -153,8 +159,8 @@ def check_callbacks(callbacks):
     for item in callbacks or ():
         if not (is_named(item) or is_callback(item)):
             raise TypeError(
-                "callbacks should be instances of skorch.callbacks.Callback, or pairs of a name and an instance, but "
-                f"one is {item!r}."
+                f"callbacks should be instances of skorch.callbacks.Callback, but one is {item!r}; give instances, "
+                "classes, or pairs of a name and one of these, in a list."
             )
     named = name_callbacks(callbacks)
     counts = Counter(name for name, _ in named)

@@ -25,7 +25,7 @@ from ..fitting.training import averaged, own_randomness, posterior_of
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
 from ..models.networks import NETWORKS, check_image_shape, row_width
 from ..models.priors import Posterior
-from ._arrays import FLOATS, compute_dtype, generator_from, host_array, resolve_device
+from ._arrays import FLOATS, compute_dtype, generator_from, host_array, named_in_errors, resolve_device
 from ._base import LatentMixin, TorchEstimator, fit_method
 from ._callbacks import NamedCallbacksMixin, training_callbacks
 from ._columns import Columns
@@ -202,7 +202,10 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         ValueError
             If the numbers of rows differ, or ``n_steps`` is less than two.
         """
-        ends = [self._validate(host_array(X), reset=False) for X in (X_from, X_to)]
+        ends = []
+        for name, X in (("X_from", X_from), ("X_to", X_to)):
+            with named_in_errors(name):
+                ends.append(self._validate(host_array(X), reset=False))
         if len(ends[0]) != len(ends[1]):
             raise ValueError(
                 f"X_from has {len(ends[0])} rows and X_to {len(ends[1])}; there should be one end for each beginning."
@@ -415,7 +418,8 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             raise ValueError(
                 "X_val has missing values, but X has none, so that no mask of them is learned; fill them in."
             )
-        return stored_rows(likelihood, check_support(likelihood, X_val, columns), device)
+        with named_in_errors("X_val"):
+            return stored_rows(likelihood, check_support(likelihood, X_val, columns), device)
 
     def _check_same_mask(self, columns):
         """Raise if values are missing, but the networks to go on with have no mask for them."""

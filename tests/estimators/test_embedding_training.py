@@ -323,7 +323,7 @@ def test_interrupts_and_errors_of_callbacks_come_through(X):
         assert not hasattr(vae, "module_")
 
 
-@pytest.mark.parametrize("callback", [1, EarlyStopping, "stop"])
+@pytest.mark.parametrize("callback", [1, VAEEmbedder, "stop", ("stop",), ("stop", 1), (1, EarlyStopping()), {}])
 def test_wrong_callbacks(callback, X):
     with pytest.raises(TypeError, match="callbacks should be instances of skorch.callbacks.Callback, but one is"):
         VAEEmbedder(2, callbacks=[callback], **SMALL).fit(X)
