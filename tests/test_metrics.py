@@ -224,3 +224,14 @@ def test_without_scikit_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(ImportError, match=r"needs scikit-image; install it with 'pip install skvae\[images\]'"):
         structural_similarity_score(np.zeros((1, 64)), np.zeros((1, 64)), image_shape=(8, 8), data_range=1)
+
+
+def test_images_with_channels_last_are_refused():
+    X = np.random.default_rng(0).uniform(size=(3, 8, 9, 3))
+    for images in (X, X.reshape(3, -1)):
+        with pytest.raises(ValueError, match=r"channels last; give image_shape=\(3, 8, 9\)"):
+            structural_similarity_score(images, images, image_shape=(8, 9, 3), data_range=1, win_size=3)
+    first = np.moveaxis(X, -1, 1)
+    with pytest.raises(ValueError, match=r"X_pred has the shape.*channels last.*np.moveaxis\(X_pred, -1, 1\)"):
+        structural_similarity_score(first, X, image_shape=(3, 8, 9), data_range=1)
+    assert structural_similarity_score(first, first, image_shape=(3, 8, 9), data_range=1) == pytest.approx(1)

@@ -23,7 +23,7 @@ from ..fitting.parallel import count_batches
 from ..fitting.snapshots import checkpoint_of, read_checkpoint
 from ..fitting.training import averaged, own_randomness, posterior_of
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
-from ..models.networks import NETWORKS, check_image_shape, row_width
+from ..models.networks import NETWORKS, check_channels_first, check_image_shape, row_width
 from ..models.priors import Posterior
 from ._arrays import FLOATS, compute_dtype, generator_from, host_array, named_in_errors, resolve_device
 from ._base import LatentMixin, TorchEstimator, fit_method
@@ -217,6 +217,11 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         mixed = codes[0][:, None] * (1 - shares) + codes[1][:, None] * shares
         decoded = self._map_array(lambda model, z: model.decode(z.to(model.dtype)), mixed.reshape(-1, mixed.shape[2]))
         return decoded.reshape(len(ends[0]), n_steps, -1)
+
+    def _validate(self, X, *, reset, **settings):
+        if reset:
+            check_channels_first(self.image_shape)
+        return super()._validate(X, reset=reset, **settings)
 
     def _knows_missing(self):
         return not hasattr(self, "module_") or isinstance(self.module_.likelihood, Observed)

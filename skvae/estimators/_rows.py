@@ -11,7 +11,7 @@ from sklearn.utils.validation import _check_sample_weight
 from ..fitting.distributed import current
 from ..fitting.lloyd import canonical_order
 from ..fitting.rows import blocks_of
-from ._arrays import host_array, seed_from, tensor_dtype
+from ._arrays import host_array, named_in_errors, seed_from, tensor_dtype
 from ._missing import has_missing
 from ._streams import streamed
 from ._tables import Table, select_rows
@@ -100,7 +100,8 @@ def check_weights(sample_weight, X):
         If they are not finite, negative, all zero, or not one for each row.
     """
     check_no_word(sample_weight)
-    weight = _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+    with named_in_errors("sample_weight"):
+        weight = _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
     if not weight.any():
         raise ValueError("Every sample_weight is zero; at least one row should count.")
     return weight

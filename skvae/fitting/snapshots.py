@@ -6,7 +6,6 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 from skorch.callbacks import EarlyStopping, LRScheduler
 
@@ -69,8 +68,9 @@ def callback_state(net, callback):
         return callback.state(net)
     if type(callback) is EarlyStopping:
         found = {name: getattr(callback, name, None) for name in EARLY_STOPPING_STATE}
-        # Files hold no numbers of NumPy.
-        return copied({name: value.item() if isinstance(value, np.generic) else value for name, value in found.items()})
+        if found["dynamic_threshold_"] is not None:  # perhaps a number of NumPy, which the file can not hold
+            found["dynamic_threshold_"] = float(found["dynamic_threshold_"])
+        return copied(found)
     return None
 
 
