@@ -10,6 +10,8 @@ from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_array, check_consistent_length, check_scalar, column_or_1d
 from sklearn.utils.validation import _check_sample_weight
 
+from .models.networks import check_channels_first
+
 __all__ = [
     "active_units",
     "clustering_accuracy_score",
@@ -23,7 +25,7 @@ FLOATS = (np.float64, np.float32)
 
 def _contingency(labels_true, labels_pred, sample_weight):
     """Classes, clusters, their counts (n_classes, n_clusters) and the one-to-one matching with the largest sum."""
-    labels_true, labels_pred = _check_labels(labels_true), _check_labels(labels_pred)
+    labels_true, labels_pred = _check_labels(labels_true, "labels_true"), _check_labels(labels_pred, "labels_pred")
     check_consistent_length(labels_true, labels_pred)
     if sample_weight is None:
         counts = contingency_matrix(labels_true, labels_pred)
@@ -43,9 +45,11 @@ def confusion_of(labels_true, labels_pred, weight):
     return sparse.coo_array((weight, (rows, columns)), shape=(len(classes), len(clusters))).toarray()
 
 
-def _check_labels(labels):
+def _check_labels(labels, name):
+    if np.ndim(labels) == 0:
+        raise ValueError(f"{name} should have one label for each sample, but is {labels!r}.")
     labels = column_or_1d(labels)
-    return check_array(labels, ensure_2d=False, dtype=None, input_name="labels")
+    return check_array(labels, ensure_2d=False, dtype=None, input_name=name)
 
 
 def match_clusters(labels_true, labels_pred, *, sample_weight=None):
@@ -313,8 +317,14 @@ def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_
 
 def _check_images(X, image_shape, name):
     """Images (n, channels, height, width)."""
+    check_channels_first(image_shape)
     X = check_array(X, dtype=FLOATS, allow_nd=True, input_name=name)
     shape = tuple(image_shape)
+    if X.ndim == 4 and X.shape[1:] != shape and X.shape[-1:] + X.shape[1:-1] == shape:
+        raise ValueError(
+            f"{name} has the shape {X.shape}, with channels last, but image_shape={image_shape!r}; give "
+            f"np.moveaxis({name}, -1, 1)."
+        )
     if len(shape) not in (2, 3) or X.shape[1:] not in ((math.prod(shape),), shape):
         raise ValueError(
             f"{name} has the shape {X.shape}, but image_shape={image_shape!r} was given; it should be (height, width) "

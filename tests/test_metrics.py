@@ -242,3 +242,14 @@ def test_whole_weights_are_repeated_samples():
     for bad, message in ((-weight, "[Nn]egative"), (0 * weight, "at least one"), (weight[1:], "expected")):
         with pytest.raises(ValueError, match=message):
             clustering_accuracy_score(*pairs[0], sample_weight=bad)
+
+
+def test_images_with_channels_last_are_refused():
+    X = np.random.default_rng(0).uniform(size=(3, 8, 9, 3))
+    for images in (X, X.reshape(3, -1)):
+        with pytest.raises(ValueError, match=r"channels last; give image_shape=\(3, 8, 9\)"):
+            structural_similarity_score(images, images, image_shape=(8, 9, 3), data_range=1, win_size=3)
+    first = np.moveaxis(X, -1, 1)
+    with pytest.raises(ValueError, match=r"X_pred has the shape.*channels last.*np.moveaxis\(X_pred, -1, 1\)"):
+        structural_similarity_score(first, X, image_shape=(3, 8, 9), data_range=1)
+    assert structural_similarity_score(first, first, image_shape=(3, 8, 9), data_range=1) == pytest.approx(1)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ..estimators._labels import is_missing, sorted_classes
+from ..models.networks import check_channels_first
 
 # Ten colours that can be told apart with every kind of colour vision (Petroff 2021, "Accessible color sequences").
 COLORS = (
@@ -117,8 +118,9 @@ def to_images(X, image_shape, name="X"):
     Raises
     ------
     ValueError
-        If the shape is none of an image of one or three channels, or not that of the rows.
+        If the shape is none of an image of one or three channels, has these last, or is not that of the rows.
     """
+    check_channels_first(image_shape)
     X, shape = np.asarray(X, dtype=float), tuple(image_shape)
     channels, *size = shape if len(shape) == 3 else (1, *shape)
     if len(size) != 2 or channels not in (1, 3):

@@ -1,5 +1,8 @@
 """Arrays and tensors: dtypes, devices and seeds."""
 
+import re
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
@@ -31,6 +34,18 @@ def check_dense(tensor):
             f"Got a tensor of layout {tensor.layout}; give tensor.to_dense(), or a CSR matrix of scipy.sparse, whose "
             "rows are made dense a chunk at a time."
         )
+
+
+@contextmanager
+def named_in_errors(name):
+    """Let an error about an array that is checked as X say the array's own name."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if name == "X" or type(error) not in (ValueError, TypeError):
+            raise
+        told = re.sub(r"(?<![\w'\"])X(?![\w'\"])", name, str(error))
+        raise type(error)(told if name in told else f"{name}: {told}") from error
 
 
 def resolve_device(device, *, dtype=torch.float32):

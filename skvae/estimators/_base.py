@@ -15,6 +15,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..fitting.distributed import jointly
 from ..fitting.epochs import Interrupted
 from ..fitting.rows import row_chunks
+from ..models.networks import has_channels_last
+from ._arguments import bind_arguments, name_methods
 from ._arrays import FLOATS, check_dense, host_array, tensor_dtypes
 from ._chunks import map_chunks
 from ._columns import told_of_columns
@@ -43,6 +45,7 @@ def guarded(method):
 
     @functools.wraps(method)
     def wrapper(self, *args, **kwargs):
+        bind_arguments(self, method, args, kwargs)
         before = dict(vars(self))
         args, kwargs = map(host_array, args), {name: host_array(value) for name, value in kwargs.items()}
         try:
@@ -66,6 +69,10 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
     _dtypes = FLOATS  # those of X that are not converted, which would be to the first
     _allows_nan = False  # whether values of X may be missing
     _streams_nan = True  # whether they may be in rows that are read a chunk at a time, too
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        name_methods(cls)
 
     def _validate(self, X, *, reset, min_samples=1, allows_nan=False):
         """Check X against scikit-learn's rules; values may be missing in training, and where that was learned.
@@ -136,10 +143,14 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _told_of_images(self, error, X):
         """An error about rows that may be images, with what to do; else the error itself."""
-        if getattr(X, "ndim", 0) not in (3, 4) or not isinstance(error, ValueError):
+        known = getattr(self, "image_shape", None) is not None  # so that the error is about their shape
+        if known or getattr(X, "ndim", 0) not in (3, 4) or not isinstance(error, ValueError):
             return error
         shape = tuple(X.shape[1:])
+        first = (shape[-1], *shape[:-1])  # with channels first
         advice = f"image_shape={shape}, or " if hasattr(self, "image_shape") else ""
+        if advice and has_channels_last(shape):
+            advice = f"image_shape={first} and np.moveaxis(X, -1, 1), or "
         return ValueError(f"{error} If they are images, give {advice}rows: X.reshape({len(X)}, {math.prod(shape)}).")
 
     def _validated_tensor(self, X, settings):
@@ -164,9 +175,15 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
         X, shape = X if isinstance(X, torch.Tensor) else np.asarray(X), tuple(shape)
         if X.shape[1:] in (shape, (1, *shape)) or (1, *X.shape[1:]) == shape:
             return X.reshape(len(X), -1)
+        moved = X.shape[-1:] + X.shape[1:-1]
+        if X.ndim == 4 and (moved == shape or moved == (1, *shape)):
+            raise ValueError(
+                f"X has images of shape {tuple(X.shape[1:])}, with channels last, but image_shape={shape}; give "
+                f"np.moveaxis(X, -1, 1), whose images have the shape {tuple(moved)}."
+            )
         raise ValueError(
-            f"X has images of shape {X.shape[1:]}, but image_shape={shape}; give rows, or images of this shape with "
-            "channels first."
+            f"X has images of shape {tuple(X.shape[1:])}, but image_shape={shape}; give rows, or images of this shape "
+            "with channels first."
         )
 
     def __sklearn_tags__(self):

@@ -18,6 +18,7 @@ from torch.utils.data import (
     default_convert,
 )
 
+from ._arguments import bind_arguments
 from ._arrays import host_array
 
 AT_ONCE = 1024  # items that are asked for together
@@ -145,7 +146,8 @@ def batch_by_batch(method):
     """
 
     @functools.wraps(method)
-    def wrapper(self, X, y=None, sample_weight=None):
+    def wrapper(self, *args, **kwargs):
+        X, y, sample_weight = list(bind_arguments(self, method, args, kwargs).values())[1:]
         if isinstance(X, IterableDataset):
             raise TypeError(
                 f"X is an IterableDataset ({type(X).__name__}), which gives rows and not batches; give "

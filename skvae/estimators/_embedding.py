@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback
 from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
@@ -24,10 +23,11 @@ from ..fitting.parallel import count_batches
 from ..fitting.snapshots import checkpoint_of, read_checkpoint
 from ..fitting.training import averaged, own_randomness, posterior_of
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
-from ..models.networks import NETWORKS, check_image_shape, row_width
+from ..models.networks import NETWORKS, check_channels_first, check_image_shape, row_width
 from ..models.priors import Posterior
-from ._arrays import FLOATS, compute_dtype, generator_from, host_array, resolve_device
+from ._arrays import FLOATS, compute_dtype, generator_from, host_array, named_in_errors, resolve_device
 from ._base import LatentMixin, TorchEstimator, fit_method
+from ._callbacks import NamedCallbacksMixin, training_callbacks
 from ._columns import Columns
 from ._datasets import batch_by_batch
 from ._likelihoods import (
@@ -48,7 +48,7 @@ POSITIVE_INT = Interval(Integral, 1, None, closed="left")
 NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
 
 
-class Embedder(LatentMixin, TorchEstimator):
+class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     """An encoder, a decoder and a likelihood, trained by gradient steps.
 
     Subclasses give the prior and the size of a code, and train the networks.
@@ -202,7 +202,10 @@ class Embedder(LatentMixin, TorchEstimator):
         ValueError
             If the numbers of rows differ, or ``n_steps`` is less than two.
         """
-        ends = [self._validate(host_array(X), reset=False) for X in (X_from, X_to)]
+        ends = []
+        for name, X in (("X_from", X_from), ("X_to", X_to)):
+            with named_in_errors(name):
+                ends.append(self._validate(host_array(X), reset=False))
         if len(ends[0]) != len(ends[1]):
             raise ValueError(
                 f"X_from has {len(ends[0])} rows and X_to {len(ends[1])}; there should be one end for each beginning."
@@ -214,6 +217,11 @@ class Embedder(LatentMixin, TorchEstimator):
         mixed = codes[0][:, None] * (1 - shares) + codes[1][:, None] * shares
         decoded = self._map_array(lambda model, z: model.decode(z.to(model.dtype)), mixed.reshape(-1, mixed.shape[2]))
         return decoded.reshape(len(ends[0]), n_steps, -1)
+
+    def _validate(self, X, *, reset, **settings):
+        if reset:
+            check_channels_first(self.image_shape)
+        return super()._validate(X, reset=reset, **settings)
 
     def _knows_missing(self):
         return not hasattr(self, "module_") or isinstance(self.module_.likelihood, Observed)
@@ -253,9 +261,6 @@ class Embedder(LatentMixin, TorchEstimator):
 
     def _general_plan(self):
         """The part of the plan that every embedder has."""
-        for callback in self.callbacks or ():
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks should be instances of skorch.callbacks.Callback, but one is {callback!r}.")
         return {
             "batch_size": self.batch_size,
             "optimizer": self.optimizer,
@@ -264,7 +269,7 @@ class Embedder(LatentMixin, TorchEstimator):
             "bf16": self.precision == "bf16",
             "compile": self.compile,
             "own_modules": self._has_own_modules(),
-            "callbacks": (*copy.deepcopy(list(self.callbacks or ())), *self._epoch_tasks()),
+            "callbacks": (*training_callbacks(self.callbacks), *self._epoch_tasks()),
             "progress": type(self).__name__ if self.verbose and current().rank == 0 else None,
         }
 
@@ -418,7 +423,8 @@ class Embedder(LatentMixin, TorchEstimator):
             raise ValueError(
                 "X_val has missing values, but X has none, so that no mask of them is learned; fill them in."
             )
-        return stored_rows(likelihood, check_support(likelihood, X_val, columns), device)
+        with named_in_errors("X_val"):
+            return stored_rows(likelihood, check_support(likelihood, X_val, columns), device)
 
     def _check_same_mask(self, columns):
         """Raise if values are missing, but the networks to go on with have no mask for them."""

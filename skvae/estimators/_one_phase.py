@@ -8,6 +8,7 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..fitting.nets import LR_SCHEDULES
+from ._arrays import named_in_errors
 from ._base import fit_method
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
 from ._rows import check_enough_rows, repeated_rows, row_count
@@ -64,7 +65,8 @@ class OnePhaseEmbedder(Embedder):
         """
         X = self._validate(X, reset=True, min_samples=2)
         if X_val is not None:
-            X_val = self._validate(X_val, reset=False, allows_nan=True)
+            with named_in_errors("X_val"):
+                X_val = self._validate(X_val, reset=False, allows_nan=True)
         seed = self._first_seed = self._draw_seed()
         given, X = X, repeated_rows(X, sample_weight, seed)
         self._check_enough_rows(X)
@@ -89,6 +91,7 @@ class OnePhaseEmbedder(Embedder):
             "lr_schedule": self.lr_schedule,
             "patience": self.n_iter_no_change if self.early_stopping else None,
             "tol": self.tol,
+            "validation_advice": "validation samples in fit (early_stopping=True, or X_val=...)",
         }
 
     @abstractmethod

@@ -12,7 +12,7 @@ from sklearn.utils.validation import _check_sample_weight
 from ..fitting.distributed import current
 from ..fitting.lloyd import canonical_order
 from ..fitting.rows import blocks_of
-from ._arrays import host_array, seed_from, tensor_dtype
+from ._arrays import host_array, named_in_errors, seed_from, tensor_dtype
 from ._missing import has_missing
 from ._streams import streamed
 from ._tables import Table, select_rows
@@ -115,7 +115,8 @@ def finite_weights(sample_weight, X):
         If they are not finite, negative, or not one for each row.
     """
     check_no_word(sample_weight)
-    with config_context(array_api_dispatch=False):  # weights are an array, also of a tensor
+    # Weights are an array, also of a tensor.
+    with named_in_errors("sample_weight"), config_context(array_api_dispatch=False):
         return _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
 
 

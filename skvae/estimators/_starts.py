@@ -10,7 +10,7 @@ from ..fitting.distributed import alone, current
 from ..fitting.rows import row_chunks
 from ..fitting.starts import from_labels
 from ..fitting.streams import sample_indices
-from ._arrays import to_tensor
+from ._arrays import named_in_errors, to_tensor
 from ._base import TorchEstimator
 from ._labels import is_missing
 from ._tables import Table
@@ -18,7 +18,9 @@ from ._tables import Table
 
 def check_init(name, value, shape):
     """A float64 array of the right shape, or an error that says what is wrong."""
-    value = check_array(value, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name)
+    settings = {"ensure_2d": False, "allow_nd": True, "ensure_min_samples": 0, "input_name": name}
+    with named_in_errors(name):
+        value = check_array(value, dtype=np.float64, **settings)
     if value.shape != shape:
         raise ValueError(f"{name} should have the shape {shape}, but it has the shape {value.shape}.")
     return value
@@ -70,7 +72,8 @@ def given_responsibilities(init_params, X, y, n_components, *, weight, counted, 
         return _class_labels(y, n_components, counted, n_given)
     if hasattr(init_params, "fit_predict"):
         return _cluster_labels(init_params, X, n_components, weight, draw_seed)
-    resp = check_array(init_params, dtype=np.float64, input_name="init_params")
+    with named_in_errors("init_params"):
+        resp = check_array(init_params, dtype=np.float64, input_name="init_params")
     if resp.shape != (n_given, n_components):
         raise ValueError(
             f"init_params as an array should hold responsibilities of shape {(n_given, n_components)}, one row for "

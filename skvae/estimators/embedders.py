@@ -57,7 +57,8 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         Share of hidden units that are left out at random in a gradient step.
 
     image_shape : tuple of int, default=None
-        (height, width) or (channels, height, width) of the images that rows hold, for "conv" and ``augment``.
+        (height, width) or (channels, height, width) of the images that rows hold, for "conv" and ``augment``; (height,
+        width, channels) is an error.
 
     channels : tuple of int, default=(32, 64)
         Channels of the encoder's convolutions, each of which halves height and width.
@@ -126,7 +127,8 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         Smallest improvement, in nats per row.
 
     callbacks : list of skorch callbacks, default=None
-        Copies of them are notified of every epoch and batch.
+        Instances, classes, or pairs of a name and one of these. Copies of them are notified of every epoch and batch.
+        ``callbacks__<name>__<parameter>`` are parameters of the estimator.
 
     augment : {"affine"} or callable, default=None
         Random views of the rows for the encoder in training; the decoder has to give the rows themselves. "affine"
@@ -378,7 +380,8 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         Share of hidden units that are left out at random in a gradient step.
 
     image_shape : tuple of int, default=None
-        (height, width) or (channels, height, width) of the images that rows hold, for "conv" and ``augment``.
+        (height, width) or (channels, height, width) of the images that rows hold, for "conv" and ``augment``; (height,
+        width, channels) is an error.
 
     channels : tuple of int, default=(32, 64)
         Channels of the encoder's convolutions, each of which halves height and width.
@@ -435,7 +438,8 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         Smallest improvement, in nats per row.
 
     callbacks : list of skorch callbacks, default=None
-        Copies of them are notified of every epoch and batch.
+        Instances, classes, or pairs of a name and one of these. Copies of them are notified of every epoch and batch.
+        ``callbacks__<name>__<parameter>`` are parameters of the estimator.
 
     augment : {"affine"} or callable, default=None
         Random views of the rows for the encoder in training; the decoder has to give the rows themselves. "affine"

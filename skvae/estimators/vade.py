@@ -104,7 +104,8 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         Share of hidden units that are left out at random in a gradient step.
 
     image_shape : tuple of int, default=None
-        (height, width) or (channels, height, width) of the images that rows hold.
+        (height, width) or (channels, height, width) of the images that rows hold; (height, width, channels) is an
+        error.
 
     channels : tuple of int or "auto", default="auto"
         Channels of the encoder's convolutions; "auto" is (16, 32, 64) for "hybrid", (32, 64) for "conv".
@@ -166,7 +167,8 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         Largest norm of the gradient of a step.
 
     callbacks : list of skorch callbacks, default=None
-        Copies of them are notified of every epoch and batch of each training of networks and mixture.
+        Instances, classes, or pairs of a name and one of these. Copies of them are notified of every epoch and batch of
+        each training of networks and mixture. ``callbacks__<name>__<parameter>`` are parameters of the estimator.
 
     warm_start : bool, default=False
         Whether `fit` goes on with the networks and the mixture of the last fit.

@@ -2,11 +2,13 @@
 
 import inspect
 import math
+import re
 from functools import partial
 
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import GradientNormClipping, LRScheduler
+from skorch.exceptions import SkorchException
 from skorch.helper import predefined_split
 from torch import nn
 
@@ -22,6 +24,7 @@ LR_SCHEDULES = {
     "exponential": lambda share: 0.01**share,
     "linear": lambda share: 1 - 0.99 * share,
 }
+NOT_MONITORED = re.compile("^(batches|epoch|dur|event_.*|.*_batch_count|.*_batch_size)$")  # in the history
 COMPILE_MODES = {mode: mode for mode in ("reduce-overhead", "max-autotune")}  # other than torch's default
 
 
@@ -51,8 +54,44 @@ class NegativeELBO(nn.Module):
 class EpochNet(NeuralNet):
     """skorch's net, but without waiting for the device after each batch: on an accelerator, the losses stay there.
 
-    The history of batches has tensors until the epoch is over, and numbers then.
+    The history of batches has tensors until the epoch is over, and numbers then. A callback that asks it for a record
+    that there is not is told which there are.
     """
+
+    validation_advice = ""  # how to get records of validation rows
+
+    def notify(self, method_name, **kwargs):
+        """Call a method of the net and of its callbacks.
+
+        Raises
+        ------
+        ValueError
+            If a callback asks for a record that there is not.
+        """
+        getattr(self, method_name)(self, **kwargs)
+        for name, callback in self.callbacks_:
+            try:
+                getattr(callback, method_name)(self, **kwargs)
+            except (KeyError, ValueError, SkorchException) as error:
+                missing = missing_record(error, callback)
+                if missing is None:
+                    raise
+                level = "batch" if method_name.startswith("on_batch") else "epoch"
+                raise ValueError(self._explain_missing(name, missing, level)) from error
+
+    def _explain_missing(self, name, missing, level):
+        """Say which records there are beside a missing one, and how to get it."""
+        row = self.history[-1] if self.history else {}
+        row = row["batches"][-1] if level == "batch" else row
+        records = [key for key in row if not NOT_MONITORED.search(key)]
+        similar = missing.replace("valid_", "train_")
+        advice = [f"monitor={similar!r}"] if similar != missing and similar in records else []
+        advice += [self.validation_advice] if "valid_" in missing and self.validation_advice else []
+        advice = advice or [f"one of these, or a callback before it that records {missing!r}"]
+        return (
+            f"The callback {name!r} asks for {missing!r}, but the records of this {level} are "
+            f"{', '.join(records) or 'none'}; use {', or '.join(advice)}."
+        )
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         """Train or validate for an epoch."""
@@ -78,6 +117,17 @@ class EpochNet(NeuralNet):
     def _reads_losses_later(self):
         """Whether reading a loss would wait for the device."""
         return torch.device(self.device).type != "cpu"
+
+
+def missing_record(error, callback):
+    """Return the name of the record that a callback looked up in vain in the history; None for another error."""
+    error = error if isinstance(error, KeyError) else error.__context__  # of a callback that explains it
+    if not isinstance(error, KeyError) or not error.args or not isinstance(error.args[0], str):
+        return None
+    key = error.args[0]
+    if found := re.fullmatch("Key (.+) was not found in history[.]", key):
+        return found[1].strip("'")
+    return key if key == getattr(callback, "monitor", None) or key.startswith(("train_", "valid_")) else None
 
 
 class JointNet(JointSteps, EpochNet):
@@ -118,6 +168,7 @@ def make_net(model, plan, n_steps, noise_size, generator, device, validation_row
         device=device,
         verbose=0,
     ).initialize()
+    net.validation_advice = plan.validation_advice if validation_rows is None else ""
     return net if ranks.size == 1 else net.begin(ranks, uses_all=not plan.own_modules)
 
 
@@ -132,7 +183,7 @@ def remember(optimizer, state):
 
 
 def _callbacks(plan, n_steps, best, ranks):
-    """The plan's callbacks, ours before the user's."""
+    """The plan's callbacks with their names, ours before the user's."""
     found = [ELBOTerms(ranks)] if ranks.size == 1 else [JointLosses(), ELBOTerms(ranks)]
     if plan.kl_warmup_epochs:
         found.append(KLWarmUp(plan.kl_warmup_epochs))
@@ -146,7 +197,11 @@ def _callbacks(plan, n_steps, best, ranks):
         found.append(best)
     if plan.progress is not None:
         found.append(EpochProgress(plan.progress))
-    return [*found, *plan.callbacks]
+    # Users may name theirs as they like, so that ours have names of their own.
+    return [
+        item if isinstance(item, tuple) else (f"skvae.{type(item).__name__}", item)
+        for item in (*found, *plan.callbacks)
+    ]
 
 
 def partial_schedule(factor, n_steps):

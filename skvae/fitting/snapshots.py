@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from skorch.callbacks import LRScheduler
+from skorch.callbacks import EarlyStopping, LRScheduler
 
 from .callbacks import Resumable
 
 FORMAT = 1
+EARLY_STOPPING_STATE = ("misses_", "dynamic_threshold_", "best_epoch_", "best_model_weights_")  # of skorch
 OWN_STATES = ("generator", "torch")  # of random numbers, which each process has for itself
 
 
@@ -22,7 +23,7 @@ def take_snapshot(net, model, generator):
         "optimizer": copied(net.optimizer_.state_dict()),
         "generator": generator.get_state(),
         "torch": torch.get_rng_state(),  # which is a private one where modules draw from it
-        "callbacks": [call.state(net) if isinstance(call, Resumable) else None for _, call in net.callbacks_],
+        "callbacks": [callback_state(net, callback) for _, callback in net.callbacks_],
         "schedules": [callback.lr_scheduler_.state_dict() for callback in schedules(net)],
         "epochs_done": len(net.history),
     }
@@ -42,9 +43,16 @@ def put_back(net, model, generator, snapshot, *, own_modules=False):
     if "history" in snapshot:
         net.history[:] = [{**row, "batches": []} for row in snapshot["history"]]
     del net.history[snapshot["epochs_done"] :]
+    if len(net.callbacks_) != len(snapshot["callbacks"]):
+        raise ValueError(
+            f"The checkpoint was written with {len(snapshot['callbacks'])} callbacks, those of the training included, "
+            f"but now there are {len(net.callbacks_)}; give callbacks as before, or remove the file to begin anew."
+        )
     for (_, callback), state in zip(net.callbacks_, snapshot["callbacks"], strict=True):
-        if state is not None:
+        if state is not None and isinstance(callback, Resumable):
             callback.resume(net, state)
+        elif state is not None and isinstance(callback, EarlyStopping):
+            vars(callback).update(copied(state))
     model.load_state_dict(snapshot["model"])
     net.optimizer_.load_state_dict(copied(snapshot["optimizer"]))
     for callback, state in zip(schedules(net), snapshot["schedules"], strict=False):
@@ -52,6 +60,18 @@ def put_back(net, model, generator, snapshot, *, own_modules=False):
     generator.set_state(snapshot["generator"])
     if own_modules:
         torch.set_rng_state(snapshot["torch"])
+
+
+def callback_state(net, callback):
+    """The state of a callback as numbers and copies of tensors, None where it has none that is known."""
+    if isinstance(callback, Resumable):
+        return callback.state(net)
+    if type(callback) is EarlyStopping:
+        found = {name: getattr(callback, name, None) for name in EARLY_STOPPING_STATE}
+        if found["dynamic_threshold_"] is not None:  # perhaps a number of NumPy, which the file can not hold
+            found["dynamic_threshold_"] = float(found["dynamic_threshold_"])
+        return copied(found)
+    return None
 
 
 def schedules(net):

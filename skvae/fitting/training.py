@@ -55,6 +55,7 @@ class Plan:
     own_modules: bool = False  # whether parts of the model are the user's, which may draw random numbers
     callbacks: tuple = ()
     progress: str | None = None
+    validation_advice: str = ""  # how a fit gets validation rows, where it can
 
 
 def posterior_of(model, rows, device, batch_size):

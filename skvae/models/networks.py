@@ -7,6 +7,7 @@ draws from a generator that `set_generator` hands over for training.
 """
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,8 @@ ACTIVATIONS = {
     "leaky_relu": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
 }
+IMAGE_CHANNELS = (1, 3, 4)  # of grey values, colours, and colours with opacity
+MAX_ASPECT = 4  # of an image, height to width or width to height
 STRIDE = 2
 
 
@@ -419,6 +422,30 @@ def check_image_shape(image_shape, n_features):
             f"Images of shape {shape} have {math.prod(shape)} values, but rows have {n_features}; change image_shape."
         )
     return (1, *shape)[-3:]
+
+
+def check_channels_first(image_shape):
+    """Raise a ValueError if a shape is (height, width, channels), as image libraries have it."""
+    if has_channels_last(image_shape):
+        height, width, channels = last = tuple(map(int, image_shape))
+        raise ValueError(
+            f"image_shape={last} has its channels last; give image_shape={(channels, height, width)}, and images with "
+            f"channels first: np.moveaxis(X.reshape{(-1, *last)}, -1, 1)."
+        )
+
+
+def has_channels_last(shape):
+    """Whether a shape is (height, width, channels), and can hardly be (channels, height, width).
+
+    The last length is that of grey values, of colours, or of colours and opacity, and the first is larger. Long signals
+    (channels, length, 1) do not count.
+    """
+    shape = tuple(shape) if isinstance(shape, Iterable) else ()
+    if len(shape) != 3 or not all(is_size(length) for length in shape):
+        return False
+    height, width, channels = shape
+    is_signal = channels == 1 and max(height, width) > MAX_ASPECT * min(height, width)
+    return channels in IMAGE_CHANNELS and height > max(IMAGE_CHANNELS) and not is_signal
 
 
 def is_size(number):

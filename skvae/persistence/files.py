@@ -5,6 +5,7 @@ import os
 import numpy as np
 import sklearn
 import torch
+from skorch.callbacks import Callback
 
 from .._version import __version__
 from ..estimators import ESTIMATORS
@@ -147,7 +148,9 @@ def fields_of(estimator, writer, where):
     """What a file holds of an estimator."""
     name = type(estimator).__name__
     if ESTIMATORS.get(name) is not type(estimator):
-        raise TypeError(unwritable(where, f"of the class {name}", f"use one of {sorted(ESTIMATORS)}"))
+        callback = isinstance(estimator, Callback)
+        instead = "call set_params(callbacks=None) after the fit" if callback else f"use one of {sorted(ESTIMATORS)}"
+        raise TypeError(unwritable(where, f"of the class {name}", instead))
     estimator._validate_params()
     params, state = estimator.get_params(deep=False), state_of(estimator)
     return {

@@ -41,3 +41,9 @@ def test_wrong_inputs():
         ReconstructionDisplay.from_predictions(X, X[:2], image_shape=(3, 4))
     with pytest.raises(ValueError, match="X_reconstructed has 6 features, but image_shape=.3, 4. has 12"):
         ReconstructionDisplay.from_predictions(X, X[:, :6], image_shape=(3, 4))
+
+
+def test_channels_last_are_refused():
+    X = np.random.default_rng(0).random((2, 192))
+    with pytest.raises(ValueError, match=r"channels last; give image_shape=\(3, 8, 8\)"):
+        ReconstructionDisplay.from_predictions(X, X, image_shape=(8, 8, 3))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping
 
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
 from skvae.fitting.snapshots import read_checkpoint
@@ -33,9 +33,17 @@ class StopOnce(Callback):
                 raise KeyboardInterrupt
 
 
+def slow_to_stop():
+    """No epoch is good enough, so that it stops after nine and takes the weights of the first."""
+    return EarlyStopping("train_loss", patience=8, threshold=0.9, load_best=True)
+
+
 EMBEDDERS = {
     "VAE": VAEEmbedder(2, lr_schedule="cosine", kl_warmup_epochs=3, callbacks=[StopOnce()], **SMALL),
     "VAE with early stopping": VAEEmbedder(2, early_stopping=True, n_iter_no_change=3, callbacks=[StopOnce()], **SMALL),
+    "VAE with early stopping of skorch": VAEEmbedder(
+        2, callbacks=[("stop", StopOnce()), ("early", slow_to_stop())], **SMALL | {"max_epochs": 12}
+    ),
     "AE": AutoencoderEmbedder(2, corruption=0.2, batch_norm=True, callbacks=[StopOnce()], **SMALL),
     "VaDE": VaDEClusterer(3, latent_dim=2, n_init=4, pretrain_epochs=2, callbacks=[StopOnce()], **SMALL),
     "VaDE with views": VaDEClusterer(
@@ -153,3 +161,13 @@ def test_a_killed_process_is_replaced_by_another(tmp_path):
     embedder = AutoencoderEmbedder(2, hidden_layer_sizes=(64,), max_epochs=200, batch_size=16, random_state=0)
     np.testing.assert_array_equal(np.load(files[1]), embedder.fit(X).transform(X))
     assert not files[0].exists()
+
+
+def test_a_checkpoint_of_a_fit_with_other_callbacks_is_refused(X, tmp_path):
+    embedder = VAEEmbedder(2, callbacks=[("stop", StopOnce())], checkpoint=tmp_path / "training.pt", **SMALL)
+    StopOnce.at = 12
+    with pytest.raises(KeyboardInterrupt):
+        embedder.fit(X)
+    with pytest.raises(ValueError, match="was written with . callbacks.*give callbacks as before"):
+        clone(embedder).set_params(callbacks__stop=None).fit(X)
+    assert embedder.fit(X).n_iter_ == SMALL["max_epochs"]

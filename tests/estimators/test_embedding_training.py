@@ -145,7 +145,7 @@ def test_validation_rows_are_recorded_without_stopping(X):
     vae = VAEEmbedder(2, **SMALL).fit(X[:300], X_val=X[300:])
     assert len([row["valid_loss"] for row in vae.history_]) == 4
     assert same_weights(vae, VAEEmbedder(2, **SMALL).fit(X[:300])), "the validation rows have changed the training"
-    with pytest.raises(ValueError, match="X has 3 features"):
+    with pytest.raises(ValueError, match="X_val has 3 features"):
         VAEEmbedder(2, **SMALL).fit(X, X_val=X[:, :3])
 
 
@@ -323,7 +323,7 @@ def test_interrupts_and_errors_of_callbacks_come_through(X):
         assert not hasattr(vae, "module_")
 
 
-@pytest.mark.parametrize("callback", [1, EarlyStopping, "stop"])
+@pytest.mark.parametrize("callback", [1, VAEEmbedder, "stop", ("stop",), ("stop", 1), (1, EarlyStopping()), {}])
 def test_wrong_callbacks(callback, X):
     with pytest.raises(TypeError, match="callbacks should be instances of skorch.callbacks.Callback, but one is"):
         VAEEmbedder(2, callbacks=[callback], **SMALL).fit(X)

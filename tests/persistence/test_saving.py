@@ -362,7 +362,11 @@ UNWRITABLE = {
     "optimizer": (VAEEmbedder(2, optimizer=torch.optim.Adam), "VAEEmbedder.optimizer is <class .*Adam"),
     "callbacks": (
         VAEEmbedder(2, callbacks=[EpochScoring("loss")]),
-        "VAEEmbedder.callbacks is of the class EpochScoring",
+        r"VAEEmbedder.callbacks is of the class EpochScoring.*set_params\(callbacks=None\)",
+    ),
+    "named callbacks": (
+        VAEEmbedder(2, callbacks=[("score", EpochScoring("loss"))]),
+        r"VAEEmbedder.callbacks is of the class EpochScoring.*set_params\(callbacks=None\)",
     ),
     "function": (VAEEmbedder(2, augment=lambda x, generator: x), "VAEEmbedder.augment is <function"),
     "clusterer": (TorchGMM(2, init_params=KMeans(2)), "TorchGMM.init_params is of the class KMeans.*use one of"),
