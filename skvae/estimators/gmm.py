@@ -44,7 +44,6 @@ from ._starts import (
 from ._streams import streamed
 from ._tables import Table
 
-
 EXACT = ("_exact_means", "_exact_factor")  # in float64, where float32 is not enough for what is published
 
 
@@ -782,6 +781,9 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         family, mixture = COVARIANCES[self.covariance_type], fit.mixture.to("cpu")
         precisions = family.precisions(mixture.factor)
         means = mixture.means.numpy() + center
+        wide = (mixture.covariances.flatten(1).abs().amax(1) > np.finfo(dtype).max).nonzero().flatten().tolist()
+        if wide:
+            raise ValueError(f"The covariances of components {wide} are not finite; scale the input data.")
         for name in EXACT:
             vars(self).pop(name, None)
         if dtype == np.float32 and not family.fits_float32(mixture._replace(means=torch.from_numpy(means))):

@@ -23,7 +23,7 @@ from torch import Tensor
 from .moments import Moments
 
 LOG_2PI = math.log(2 * math.pi)
-MAX_SQUARED_DISTANCE = 1e8  # of a mean from zero, in variances of its component: float32 moves the mean by 1e-3 of these
+MAX_SQUARED_DISTANCE = 1e8  # of a mean from zero, in variances of its component: float32 moves it by 1e-3 of their root
 MAX_COLLINEARITY = 1e6  # variance of a feature over what the others leave unexplained of it
 
 

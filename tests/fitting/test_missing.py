@@ -211,7 +211,8 @@ def test_complete_rows_are_as_without_patterns(family, x, reg_covar):
     starts = [start_mixture(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
     assert_same_mixture(*starts, rtol=1e-8, atol=1e-8)
     fits = [
-        fit_mixtures(rows, [lambda rows, start=start: start], tol=0.0, max_iter=10) for rows, start in zip((mine, theirs), starts, strict=True)
+        fit_mixtures(rows, [lambda rows, start=start: start], tol=0.0, max_iter=10)
+        for rows, start in zip((mine, theirs), starts, strict=True)
     ]
     assert_same_mixture(fits[0][0].mixture, fits[1][0].mixture, rtol=1e-8, atol=1e-8)
     assert fits[0][0].lower_bounds == pytest.approx(fits[1][0].lower_bounds)
@@ -229,7 +230,9 @@ def test_em_never_descends(family, x, share):
 def test_lower_bound_is_the_mean_log_likelihood(family, x_missing):
     weight = 0.5 + torch.rand(len(x_missing), generator=make_generator()).double()
     found = fit(x_missing, family, max_iter=5, weight=weight)
-    again = fit_mixtures(PatternRows(x_missing, family, 0.0, weight), [lambda rows: found.mixture], tol=0.0, max_iter=1)[0]
+    again = fit_mixtures(
+        PatternRows(x_missing, family, 0.0, weight), [lambda rows: found.mixture], tol=0.0, max_iter=1
+    )[0]
     evidence, _ = observed_e_step(x_missing, found.mixture, family)
     assert again.lower_bounds[0] == pytest.approx((weight @ evidence / weight.sum()).item())
 
