@@ -32,10 +32,11 @@ from ._arrays import compute_dtype, named_in_errors, resolve_device, to_dtype, t
 from ._base import TorchEstimator, fit_method
 from ._chunks import map_chunks
 from ._datasets import batch_by_batch
-from ._rows import check_processes, check_weights, fit_generator, row_count
+from ._rows import check_processes, check_weights, fit_seed, row_count
 from ._streams import streamed
 from ._tables import Table
 
+NARROW = 1e-4  # mean squared distance within clusters over that of centres: float32 has four digits of such distances
 MAP_BYTES = 2**22  # what a chunk of rows works on stays in a cache
 POOL_BYTES = 2**26  # rows that batches are drawn from, when not all are held
 POOL_BATCHES = 8  # but no fewer rows than so many batches have
@@ -159,6 +160,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     array([0, 1])
     """
 
+    _in_float64 = False
     _parameter_constraints: ClassVar[dict] = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
         "init": [StrOptions(set(SEEDINGS)), callable, "array-like"],
@@ -239,22 +241,15 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         """
         X = self._validate(X, reset=True)
         check_processes(self, X)
-        generator = fit_generator(self.random_state)
-        rows = self._rows(X, sample_weight, generator)
-        centers = self._start(X, rows, generator, self._init_rows())
+        self._warn_of_init_size()
+        self._warn_of_n_init()
+        vars(self).pop("_in_float64", None)
+        seed = fit_seed(self.random_state)
 
-        fit = fit_mini_batches(
-            rows,
-            centers,
-            generator,
-            max_iter=self.max_iter,
-            batch_size=self.batch_size,
-            rates=self._rates(),
-            tol=self.tol,
-            max_no_improvement=self.max_no_improvement,
-            reassignment_ratio=self.reassignment_ratio,
-            report=self._report if self.verbose and current().rank == 0 else None,
-        )
+        rows, fit, generator = self._fit_batches(X, sample_weight, seed)
+        if self._loses_digits(fit.centers, fit.counts, fit.mean_inertia):
+            self._in_float64 = True
+            rows, fit, generator = self._fit_batches(X, sample_weight, seed)
 
         self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // len(rows))
         self.inertia_ = fit.mean_inertia * rows.total_weight
@@ -290,21 +285,14 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         first = not hasattr(self, "cluster_centers_")
         X = self._validate(X, reset=first)[:]  # a batch is held, also where tables are not
         check_processes(self, X)
-        rows = self._rows(X, sample_weight, n_needed=self.n_clusters if first else 1)
         if first:
-            generator = fit_generator(self.random_state)
-            centers, counts, step = self._start(X, rows, generator, row_count(X)), np.zeros(self.n_clusters), 0
-            self._partial_seed = int(torch.randint(2**62, (), generator=generator))
-        else:
-            step, counts = self.n_steps_, self._counts
-            generator = torch.Generator().manual_seed(self._partial_seed + step)
-            centers = rows.centered(to_tensor(self.cluster_centers_, wide_dtype(rows.x), rows.x.device))
+            self._warn_of_n_init()
+        seed, step = (fit_seed(self.random_state), 0) if first else (self._partial_seed, self.n_steps_)
 
-        x, weight, ranks = rows.batch(len(rows), generator)
-        counts = to_tensor(counts, wide_dtype(x), x.device)
-        centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates(), ranks)
-        if needs_look(step, counts):
-            centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator, ranks)
+        rows, centers, counts, mean = self._step(X, sample_weight, seed, step)
+        if self._loses_digits(centers, counts, mean):
+            self._in_float64 = True
+            rows, centers, counts, mean = self._step(X, sample_weight, seed, step)
 
         self.n_steps_, self.n_iter_, self.inertia_ = step + 1, 1, mean * rows.total_weight
         self._publish(centers, counts, rows, X)
@@ -401,7 +389,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 "or add rows."
             )
         device = self._device(X.dtype)
-        dtype, weight = compute_dtype(X.dtype, device), _weights(sample_weight, X)
+        dtype, weight = self._dtype(X.dtype, device), _weights(sample_weight, X)
         if weight is not None:
             weight = torch.tensor(weight, dtype=compute_dtype(np.float64, device), device=device)
         if current().size > 1:
@@ -440,6 +428,54 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         _check_range(_largest(x), dtype)
         return WeightedRows(x, weight, ranks)
 
+    def _fit_batches(self, X, sample_weight, seed):
+        """Rows, what mini-batch k-means finds in them, and the generator that it leaves."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = self._rows(X, sample_weight, generator)
+        fit = fit_mini_batches(
+            rows,
+            self._start(X, rows, generator, self._n_init_rows()),
+            generator,
+            max_iter=self.max_iter,
+            batch_size=self.batch_size,
+            rates=self._rates(),
+            tol=self.tol,
+            max_no_improvement=self.max_no_improvement,
+            reassignment_ratio=self.reassignment_ratio,
+            report=self._report if self.verbose and current().rank == 0 else None,
+        )
+        return rows, fit, generator
+
+    def _step(self, X, sample_weight, seed, step):
+        """Rows of a batch, and centres, their counts and the mean inertia after a step with it."""
+        first = step == 0
+        rows = self._rows(X, sample_weight, n_needed=self.n_clusters if first else 1)
+        generator = torch.Generator().manual_seed(seed + step)
+        if first:
+            centers, counts = self._start(X, rows, generator, row_count(X)), np.zeros(self.n_clusters)
+            self._partial_seed = int(torch.randint(2**62, (), generator=generator))
+        else:
+            centers = rows.centered(to_tensor(self.cluster_centers_, wide_dtype(rows.x), rows.x.device))
+            counts = self._counts
+        x, weight, ranks = rows.batch(len(rows), generator)
+        counts = to_tensor(counts, wide_dtype(x), x.device)
+        centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates(), ranks)
+        if needs_look(step, counts):
+            centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator, ranks)
+        return rows, centers, counts, mean
+
+    def _loses_digits(self, centers, counts, mean_inertia):
+        """Whether clusters are so narrow for their distances that float32 gives too few digits of squared distances."""
+        if centers.dtype != torch.float32 or wide_dtype(centers) != torch.float64:
+            return False
+        squares = centers.double().square().sum(1)
+        between = float(counts.double() @ squares / counts.sum()) if counts.any() else float(squares.mean())
+        return mean_inertia < NARROW * between
+
+    def _dtype(self, dtype, device):
+        """The dtype in which rows of a dtype are clustered: float64 where float32 has too few digits."""
+        return torch.float64 if self._in_float64 else compute_dtype(dtype, device)
+
     def _pool_size(self, X):
         """Rows that are held of a table: many batches, and the sample in which a start is looked for."""
         return max(POOL_BYTES // (X.dtype.itemsize * X.shape[1]), POOL_BATCHES * self.batch_size, self._n_init_rows())
@@ -450,8 +486,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     def _rates(self):
         return by_counts if self.learning_rate == "counts" else constant_rate(self.learning_rate)
 
-    def _init_rows(self):
-        """Rows in the sample in which a start is looked for."""
+    def _warn_of_init_size(self):
         if self.init_size is not None and self.init_size < self.n_clusters:
             warnings.warn(
                 f"init_size={self.init_size} is smaller than n_clusters={self.n_clusters}; the start is looked for in "
@@ -459,7 +494,17 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 RuntimeWarning,
                 stacklevel=5,
             )
-        return self._n_init_rows()
+
+    def _has_given_centers(self):
+        return not isinstance(self.init, str) and not callable(self.init)
+
+    def _warn_of_n_init(self):
+        if self._has_given_centers() and self.n_init != "auto" and self.n_init > 1:
+            warnings.warn(
+                f"n_init={self.n_init} has no effect, because init is an array: there is one start.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def _n_init_rows(self):
         if self.init_size is None:
@@ -469,15 +514,9 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     def _start(self, X, rows, generator, init_size):
         """Centres to start from, less the offset of the rows."""
         named, ranks = isinstance(self.init, str), current()
-        given = not named and not callable(self.init)
+        given = self._has_given_centers()
         n_init = {"auto": 1 if given or self.init == "k-means++" else 3}.get(self.n_init, self.n_init)
-        if given and n_init > 1:
-            warnings.warn(
-                f"n_init={n_init} has no effect, because init is an array: there is one start.",
-                RuntimeWarning,
-                stacklevel=5,
-            )
-            n_init = 1
+        n_init = 1 if given else n_init
 
         def start(x, weight):
             if named:
@@ -563,10 +602,10 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             Gives the function for the centres less their mean.
         """
         device = self._device(X.dtype)
-        dtype, middle = compute_dtype(X.dtype, device), self.cluster_centers_.mean(axis=0, dtype=np.float64)
+        dtype, middle = self._dtype(X.dtype, device), self.cluster_centers_.mean(axis=0, dtype=np.float64)
         middle = middle.astype(X.dtype)  # the very number that is taken from the rows
-        function = function_for(to_tensor(self.cluster_centers_ - middle, dtype, device))
         offset = to_tensor(middle, dtype, device)
+        function = function_for(to_tensor(self.cluster_centers_, dtype, device) - offset)
         n_rows = row_chunks(len(X), X.shape[1] + len(self.cluster_centers_), n_bytes=MAP_BYTES)[0].stop
         # Fresh memory for each chunk would cost more than the work.
         buffer = offset.new_empty(min(len(X), n_rows), X.shape[1])
@@ -579,7 +618,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     def _inertia(self, X, labels, weight):
         """Weighted sum of the squared distances of rows to their centres."""
         device = self._device(X.dtype)
-        dtype = compute_dtype(X.dtype, device)
+        dtype = self._dtype(X.dtype, device)
         centers = to_tensor(self.cluster_centers_, dtype, device)
         total = 0.0
         for rows in [slice(None)] if isinstance(X, np.ndarray) else row_chunks(*X.shape):
