@@ -6,8 +6,10 @@ from numbers import Integral, Real
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.utils import check_array, check_consistent_length, check_scalar, column_or_1d
+from sklearn.utils import check_array, check_consistent_length, check_scalar
 from sklearn.utils.validation import _check_sample_weight
+
+from .estimators._labels import check_types, is_missing, label_array, plain
 
 __all__ = [
     "active_units",
@@ -22,15 +24,23 @@ FLOATS = (np.float64, np.float32)
 
 def _contingency(labels_true, labels_pred):
     """Classes, clusters, their counts (n_classes, n_clusters) and the one-to-one matching with the largest sum."""
-    labels_true, labels_pred = _check_labels(labels_true), _check_labels(labels_pred)
+    labels_true = _check_labels(labels_true, "labels_true")
+    labels_pred = _check_labels(labels_pred, "labels_pred")
     check_consistent_length(labels_true, labels_pred)
     counts = contingency_matrix(labels_true, labels_pred)
     return np.unique(labels_true), np.unique(labels_pred), counts, linear_sum_assignment(counts, maximize=True)
 
 
-def _check_labels(labels):
-    labels = column_or_1d(labels)
-    return check_array(labels, ensure_2d=False, dtype=None, input_name="labels")
+def _check_labels(labels, name):
+    """Labels as an array, none of which is missing."""
+    labels = label_array(labels, name)
+    if (n_missing := np.count_nonzero(is_missing(labels))) > 0:
+        raise ValueError(
+            f"Input {name} contains NaN: {n_missing} of {len(labels)} labels are missing; leave these rows out."
+        )
+    labels = plain(labels)
+    check_types(labels, name)
+    return check_array(labels, ensure_2d=False, dtype=None, input_name=name)
 
 
 def match_clusters(labels_true, labels_pred):

@@ -3,9 +3,10 @@
 import numpy as np
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
+from ..estimators._labels import label_array
 from .codes import codes_of, last_step, mixture_of
 from .drawing import axes_or_new, draw_codes, draw_mixture, known_classes, legend_beside
 
@@ -136,7 +137,7 @@ class LatentSpaceDisplay:
                 "in before (the impute method of a mixture does), or leave them out."
             )
         if labels is not None:
-            labels = column_or_1d(labels)
+            labels = label_array(labels)
             check_consistent_length(Z, labels)
         means, covariances = check_mixture(means, covariances, Z.shape[1])
         plane = Plane(Z, means, covariances, projection)

@@ -1,9 +1,11 @@
 """What a user may give a mixture to start from: parameters, labels, responsibilities, a clusterer."""
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_array, column_or_1d
+from sklearn.utils import check_array
 from sklearn.utils.validation import has_fit_parameter
 
 from ..fitting.distributed import alone, current
@@ -12,7 +14,7 @@ from ..fitting.starts import from_labels
 from ..fitting.streams import sample_indices
 from ._arrays import to_tensor
 from ._base import TorchEstimator
-from ._labels import is_missing
+from ._labels import read_labels, sorted_classes
 from ._tables import Table
 
 
@@ -96,12 +98,16 @@ def _class_labels(y, n_components, counted, n_given):
     """Places of the labels among the sorted classes; -1 for rows without a label."""
     if y is None:
         raise ValueError("init_params='labels' needs y, the labels of the rows (-1: unlabelled); give fit(X, y).")
-    y = column_or_1d(y, warn=True)
-    if len(y) != n_given:
-        raise ValueError(f"y should have a label for each of the {n_given} rows of X, but it has {len(y)}.")
-    y = y[counted]
-    labelled = np.asarray(y != -1) & ~is_missing(y)
-    return _places(y, labelled, n_components, "y holds {} classes (-1 left out)")
+    labels = read_labels(y, unlabelled=-1)
+    if labels.n_samples != n_given:
+        raise ValueError(f"y should have a label for each of the {n_given} rows of X, but it has {labels.n_samples}.")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # one label for each class is enough
+        classes, codes = sorted_classes(labels.values)
+    places = np.full(n_given, -1)
+    places[labels.rows] = codes
+    places = places[counted]
+    return _places(places, classes, n_components, "y holds {} classes (-1 left out)")
 
 
 def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
@@ -119,7 +125,10 @@ def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
     else:
         labels = clusterer.fit_predict(X, **({"sample_weight": weight} if weighted and weight is not None else {}))
     labels = np.asarray(labels)
-    return _places(labels, labels >= 0, n_components, f"init_params={clusterer!r} found {{}} clusters")
+    found, codes = np.unique(labels, return_inverse=True)
+    return _places(
+        np.where(labels >= 0, codes, -1), found, n_components, f"init_params={clusterer!r} found {{}} clusters"
+    )
 
 
 def _labels_from_sample(clusterer, X, n_components, weight, weighted, generator):
@@ -139,12 +148,24 @@ def _labels_from_sample(clusterer, X, n_components, weight, weighted, generator)
     return np.concatenate([clusterer.predict(X[rows]) for rows in row_chunks(*X.shape)])
 
 
-def _places(labels, counted, n_components, found):
-    """Place of each label among the distinct ones, -1 where it does not count."""
-    parts = current().objects(np.unique(labels[counted]))
-    classes = np.unique(np.concatenate(parts))
-    if len(classes) != n_components:
-        raise ValueError(f"{found.format(len(classes))}, but n_components={n_components}; let the two agree.")
-    out = np.full(len(labels), -1)
-    out[counted] = np.searchsorted(classes, labels[counted])
+def _places(codes, classes, n_components, found):
+    """Places of labels among the classes that occur in any process, from those among the classes of this one.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n_samples,)
+        Places among ``classes``; -1 for samples that do not count.
+    classes : ndarray of shape (n_classes,)
+        In sorted order.
+    n_components : int
+        As many classes as there should be.
+    found : str
+        Begins the error if there are not.
+    """
+    own = np.unique(codes[codes >= 0])
+    everywhere = np.unique(np.concatenate(current().objects(classes[own])))
+    if len(everywhere) != n_components:
+        raise ValueError(f"{found.format(len(everywhere))}, but n_components={n_components}; let the two agree.")
+    out = np.full(len(codes), -1)
+    out[codes >= 0] = np.searchsorted(everywhere, classes[codes[codes >= 0]])
     return out

@@ -72,8 +72,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             (n_samples, n_components) or clusterer, default="kmeans"
         How responsibilities start: from k-means clusters, from rows chosen by k-means++, at random, from random rows,
         from the classes that `fit` gets as y (component c starts as the mean and covariance of the c-th class in sorted
-        order; -1, None and NaN are unlabelled), from given responsibilities, or from the labels of a clone of the
-        clusterer (below zero: none).
+        order; -1, None, NaN, NA and NaT are unlabelled), from given responsibilities, or from the labels of a clone of
+        the clusterer (below zero: none).
 
     weights_init : array-like of shape (n_components,), default=None
         Starting weights, summing to one.
@@ -308,7 +308,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         X : array-like of shape (n_samples, n_features)
             Training data; NaN is a missing value.
         y : array-like of shape (n_samples,), default=None
-            Class labels to start from; -1, None or NaN where unlabelled. Used only with ``init_params="labels"``.
+            Class labels to start from, in any form that `ClusterLabelClassifier.fit` takes; -1, None, NaN, NA or NaT
+            where unlabelled. Used only with ``init_params="labels"``.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows; an integer weight is as many equal rows, and a weight of zero none.
 

@@ -76,8 +76,9 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
           majority. With fewer clusters than classes, some classes are never predicted.
 
     unlabelled : "auto", int, str or None, default="auto"
-        Value of y that marks rows without a label. NaN and None always do. "auto": -1 if the labels are integers,
-        unless -1 and 1 are the only ones, which then are two classes, as they usually are. None: no other value.
+        Value of y that marks rows without a label. None, NaN, NA and NaT always do. "auto": -1 if the labels are
+        integers, unless -1 and 1 are the only ones, which then are two classes, as they usually are; and the number -1
+        among text. None: no other value.
 
     Attributes
     ----------
@@ -150,7 +151,8 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         X : array-like of shape (n_samples, n_features)
             Training data; whatever the clusterer takes.
         y : array-like of shape (n_samples,)
-            Classes, numbers or strings; None, NaN and what ``unlabelled`` says for rows without.
+            Classes, whole numbers or strings; None, NaN, NA, NaT and what ``unlabelled`` says for rows without. A list,
+            an array, a Series of pandas or polars, or a tensor. The text "nan" is a class.
         sample_weight : array-like of shape (n_samples,), default=None
             Nonnegative weights of the rows. They are given to the clusterer if it takes them, and count labels.
         **fit_params : dict
@@ -164,7 +166,8 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         Raises
         ------
         ValueError
-            If no row is labelled, no labelled row has a positive weight, or y is not one class for each row.
+            If no row is labelled, no labelled row has a positive weight, or y is not one class for each row, but for
+            example real numbers or one-hot rows.
         TypeError
             If some classes are strings and some numbers.
 
@@ -174,7 +177,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
             If clusters have no labelled row, or if the clusterer does not take the weights.
         """
         X = dataset_of(X)
-        rows, labels, mark = labelled_rows(y, self.unlabelled)
+        rows, labels, mark, _ = labelled_rows(y, self.unlabelled)
         check_no_word(sample_weight)
         check_consistent_length(X, y, sample_weight)
         weight = np.ones(_num_samples(y))
@@ -274,7 +277,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         check_is_fitted(self)
         X = dataset_of(X)
         check_consistent_length(X, y, sample_weight)
-        rows, labels, _ = labelled_rows(host_array(y), self._mark)
+        rows, labels, _, _ = labelled_rows(y, self._mark)
         if sample_weight is not None:
             sample_weight = _safe_indexing(host_array(sample_weight), rows)
         if len(rows) < _num_samples(y):
