@@ -22,6 +22,7 @@ class Ranges(NamedTuple):
     low: np.ndarray  # (d,)
     high: np.ndarray  # (d,)
     fraction: float | None  # a value that is not a whole number
+    off: float  # largest distance of a value from a whole number
     n_seen: np.ndarray  # (d,), values that are not missing
 
 
@@ -53,11 +54,7 @@ class Columns:
     def ranges(self):
         """Extremes of the features; NaN for those that have no value."""
         parts = [self._ranges_of(part) for part in self._chunks()]
-        low, high, fractions, n_seen = zip(*parts, strict=True)
-        own = np.fmin.reduce(low), np.fmax.reduce(high), fractions, np.sum(n_seen, axis=0)
-        low, high, fractions, n_seen = zip(*self._ranks.objects(own), strict=True)
-        fraction = next((found for part in fractions for found in part if found is not None), None)
-        return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, np.sum(n_seen, axis=0))
+        return merged_ranges(self._ranks.objects(merged_ranges(parts)))
 
     def check_seen(self):
         """Raise if nothing can be learnt about a feature.
@@ -119,11 +116,18 @@ class Columns:
         if isinstance(part, torch.Tensor):
             return tensor_ranges(part)
         if part.dtype.kind != "f":
-            return part.min(axis=0), part.max(axis=0), None, np.full(part.shape[1], len(part))
-        broken = (np.rint(part) != part) & ~np.isnan(part)
-        fraction = part[broken][0] if broken.any() else None
+            return Ranges(part.min(axis=0), part.max(axis=0), None, 0.0, np.full(part.shape[1], len(part)))
+        broken = part[(np.rint(part) != part) & ~np.isnan(part)]
+        fraction, off = (broken[0], float(np.abs(np.rint(broken) - broken).max())) if len(broken) else (None, 0.0)
         n_seen = len(part) - np.isnan(part).sum(axis=0)
-        return np.fmin.reduce(part), np.fmax.reduce(part), fraction, n_seen
+        return Ranges(np.fmin.reduce(part), np.fmax.reduce(part), fraction, off, n_seen)
+
+
+def merged_ranges(parts):
+    """The ranges of all rows, from those of parts."""
+    low, high, fractions, offs, n_seen = zip(*parts, strict=True)
+    fraction = next((found for found in fractions if found is not None), None)
+    return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, max(offs), np.sum(n_seen, axis=0))
 
 
 def merged(parts):
@@ -138,17 +142,19 @@ def merged(parts):
 
 
 def tensor_ranges(part):
-    """Extremes of the features of a tensor (n, d), a value that is not whole, numbers of values that are there."""
+    """The ranges of a tensor (n, d)."""
     missing = part.isnan()
     low = part.masked_fill(missing, torch.inf).amin(0) if part.is_floating_point() else part.amin(0)
     high = part.masked_fill(missing, -torch.inf).amax(0) if part.is_floating_point() else part.amax(0)
-    fractions = part[(part.round() != part) & ~missing] if part.is_floating_point() else part[:0, 0]
+    broken = part[(part.round() != part) & ~missing] if part.is_floating_point() else part[:0, 0]
     n_seen = len(part) - missing.sum(0)
-    fraction = float(fractions[0]) if len(fractions) else None
+    fraction, off = None, 0.0
+    if len(broken):
+        fraction, off = broken[0].cpu().numpy()[()], float((broken.round() - broken).abs().max())
     low, high, n_seen = (found.cpu().numpy() for found in (low, high, n_seen))
     if not n_seen.all():
         low[n_seen == 0] = high[n_seen == 0] = np.nan
-    return low, high, fraction, n_seen
+    return Ranges(low, high, fraction, off, n_seen)
 
 
 def moments_of(part):

@@ -467,13 +467,13 @@ class Embedder(LatentMixin, TorchEstimator):
             return self._map_array(function, X)
 
         def watched(model, x):
-            n_outside = count(x)  # before anything could change the rows
+            outside = count(x)  # before anything could change the rows
             mapped = function(model, x)
-            found.append(n_outside)  # a chunk too large for the device comes again in halves
+            found.append(outside)  # a chunk too large for the device comes again in halves
             return mapped
 
         mapped = self._map_array(watched, X)
-        warn_of_outside(self.module_.likelihood, sum(found), len(X), stacklevel)
+        warn_of_outside(self.module_.likelihood, found, len(X), stacklevel)
         return mapped
 
     def _map_array(self, function, X):

@@ -92,7 +92,8 @@ def label_array(y, name="y"):
     if len(y.shape) != 1 and not (len(y.shape) == 2 and y.shape[1] == 1):
         advice = f"; of one-hot rows give {name}.argmax(axis=1)" if len(y.shape) == 2 else ""
         raise ValueError(
-            f"{name} should be a 1d array with one class for each row, but got an array of shape {tuple(y.shape)}{advice}."
+            f"{name} should be a 1d array with one class for each row, but got an array of shape {tuple(y.shape)}"
+            f"{advice}."
         )
     if getattr(getattr(y, "dtype", None), "kind", None) == "c":
         raise ValueError(f"Unknown label type: complex. {name} has dtype {y.dtype}; give whole numbers or text.")

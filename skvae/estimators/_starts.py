@@ -12,14 +12,18 @@ from ..fitting.distributed import alone, current
 from ..fitting.rows import row_chunks
 from ..fitting.starts import from_labels
 from ..fitting.streams import sample_indices
-from ._arrays import to_tensor
+from ._arrays import host_array, to_tensor
 from ._base import TorchEstimator
 from ._labels import read_labels, sorted_classes
+from ._messages import shown
 from ._tables import Table
+
+SLACK = 1e-6  # of sums that should be one
 
 
 def check_init(name, value, shape):
     """A float64 array of the right shape, or an error that says what is wrong."""
+    value = host_array(value)
     value = check_array(value, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name)
     if value.shape != shape:
         raise ValueError(f"{name} should have the shape {shape}, but it has the shape {value.shape}.")
@@ -28,13 +32,22 @@ def check_init(name, value, shape):
 
 def check_component_weights(name, value, n_components):
     """Weights of components, between zero and one and summing to one."""
-    weights = check_init(name, value, (n_components,))
-    if (weights < 0).any() or (weights > 1).any() or not np.allclose(weights.sum(), 1, atol=1e-6):
+    weights, slack = check_init(name, value, (n_components,)), _slack_of_sum(value)
+    total = weights.sum()
+    if (weights < 0).any() or (weights > 1).any() or not np.allclose(total, 1, atol=slack):
         raise ValueError(
-            f"{name} should be between 0 and 1 and sum to 1, but its values are between {weights.min():.5g} and "
-            f"{weights.max():.5g} and sum to {weights.sum():.5g}."
+            f"{name} should be between 0 and 1 and sum to 1, but its values are between {shown(weights.min(), 0, 1)} "
+            f"and {shown(weights.max(), 0, 1)} and sum to {shown(total, 1)}."
         )
-    return weights
+    return weights if slack == SLACK else weights / total
+
+
+def _slack_of_sum(value):
+    """How far a sum of numbers may be from one: more where they have few digits, as those of bfloat16."""
+    dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return max(SLACK, torch.finfo(dtype).eps) if dtype.is_floating_point else SLACK
+    return max(SLACK, float(np.finfo(dtype).eps)) if isinstance(dtype, np.dtype) and dtype.kind == "f" else SLACK
 
 
 def check_precisions_init(value, n_components, n_features, covariance_type, family):
@@ -72,18 +85,23 @@ def given_responsibilities(init_params, X, y, n_components, *, weight, counted, 
         return _class_labels(y, n_components, counted, n_given)
     if hasattr(init_params, "fit_predict"):
         return _cluster_labels(init_params, X, n_components, weight, draw_seed)
-    resp = check_array(init_params, dtype=np.float64, input_name="init_params")
+    resp = check_array(host_array(init_params), dtype=np.float64, input_name="init_params")
     if resp.shape != (n_given, n_components):
         raise ValueError(
             f"init_params as an array should hold responsibilities of shape {(n_given, n_components)}, one row for "
             f"each row of X, but it has the shape {resp.shape}."
         )
-    sums = resp.sum(axis=1)
-    if (resp < 0).any() or not (np.isclose(sums, 1, atol=1e-6) | (sums == 0)).all():
+    sums, slack = resp.sum(axis=1), _slack_of_sum(init_params)
+    wrong = ~(np.isclose(sums, 1, atol=slack) | (sums == 0))
+    if (resp < 0).any() or wrong.any():
+        row = f", that of row {wrong.argmax()} to {shown(sums[wrong.argmax()], 1)}" if wrong.any() else ""
         raise ValueError(
             "init_params as an array should hold responsibilities: not negative, and summing to 1 in each row (or to 0 "
-            f"for a row without any), but the values begin at {resp.min():.5g} and rows sum to up to {sums.max():.5g}."
+            f"for a row without any), but the values begin at {shown(resp.min(), 0)} and rows sum to up to "
+            f"{shown(sums.max(), 1)}{row}."
         )
+    if slack > SLACK:
+        resp = resp / np.where(sums > 0, sums, 1)[:, None]
     return resp[counted]
 
 
