@@ -9,6 +9,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_array, check_consistent_length, check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
+from .estimators._arrays import host_array
 from .estimators._labels import check_types, is_missing, label_array, plain
 
 __all__ = [
@@ -167,7 +168,7 @@ def active_units(Z, *, threshold=0.01):
     >>> active_units([[-1.0, 0.00, 3.0], [1.0, 0.01, 3.0]])
     1
     """
-    Z = check_array(Z, dtype=FLOATS, ensure_min_samples=2, input_name="Z")
+    Z = check_array(host_array(Z), dtype=FLOATS, ensure_min_samples=2, input_name="Z")
     check_scalar(threshold, "threshold", Real, min_val=0)
     return int((Z.var(axis=0, dtype=np.float64) > threshold).sum())
 
@@ -215,11 +216,11 @@ def reconstruction_error(estimator, X, *, sample_weight=None):
     elif hasattr(estimator, "inverse_transform"):
         decoded = estimator.inverse_transform(estimator.transform(X))
     else:
-        raise TypeError(
-            f"{type(estimator).__name__} has neither reconstruct nor inverse_transform; give an embedder that decodes."
-        )
+        advice = "an embedder that decodes, such as pipeline[:-1]" if hasattr(estimator, "steps") else "an embedder"
+        raise TypeError(f"{type(estimator).__name__} has neither reconstruct nor inverse_transform; give {advice}.")
+    X, sample_weight = host_array(X), host_array(sample_weight)
     X = check_array(X, dtype=FLOATS, ensure_all_finite="allow-nan", allow_nd=True).reshape(len(X), -1)
-    squares = (X - np.asarray(decoded, dtype=np.float64).reshape(X.shape)) ** 2
+    squares = (X - np.asarray(host_array(decoded), dtype=np.float64).reshape(X.shape)) ** 2
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     observed = ~np.isnan(X)
     total = weight @ observed.sum(axis=1)
@@ -294,7 +295,7 @@ def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_
         raise ValueError(
             f"win_size={win_size} should be odd and at most the smaller side of the images, {min(X_true.shape[2:])}."
         )
-    weight = _check_sample_weight(sample_weight, X_true, dtype=np.float64, ensure_non_negative=True)
+    weight = _check_sample_weight(host_array(sample_weight), X_true, dtype=np.float64, ensure_non_negative=True)
     settings = {"win_size": win_size, "data_range": data_range, "channel_axis": 0}
     scores = [structural_similarity(*pair, **settings) for pair in zip(X_true, X_pred, strict=True)]
     return float(np.average(scores, weights=weight))
@@ -302,7 +303,7 @@ def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_
 
 def _check_images(X, image_shape, name):
     """Images (n, channels, height, width)."""
-    X = check_array(X, dtype=FLOATS, allow_nd=True, input_name=name)
+    X = check_array(host_array(X), dtype=FLOATS, allow_nd=True, input_name=name)
     shape = tuple(image_shape)
     if len(shape) not in (2, 3) or X.shape[1:] not in ((math.prod(shape),), shape):
         raise ValueError(

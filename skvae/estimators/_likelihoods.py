@@ -15,7 +15,7 @@ from ..fitting.sources import RowSource
 from ..models import LIKELIHOODS, Observed, Support
 from ._arrays import float_dtype, to_tensor
 from ._columns import Columns
-from ._messages import shown
+from ._messages import meant, shown
 from ._tables import Table
 
 NEARLY, NEARLY_WHOLE = 1e-3, 0.1  # values so little beyond a bound, or away from a whole number, may be rounded ones
@@ -39,7 +39,10 @@ def choose_likelihood(likelihood, columns):
     """
     if isinstance(likelihood, str):
         if likelihood not in {"auto", *LIKELIHOODS}:
-            raise ValueError(f"likelihood={likelihood!r} is unknown; use 'auto' or one of {sorted(LIKELIHOODS)}.")
+            raise ValueError(
+                f"likelihood={likelihood!r} is unknown; use 'auto' or one of {sorted(LIKELIHOODS)}."
+                f"{meant(likelihood, LIKELIHOODS)}"
+            )
         if likelihood == "auto":
             return "bernoulli" if all_within(LIKELIHOODS["bernoulli"].support, columns) else "gaussian"
     elif isinstance(likelihood, type):

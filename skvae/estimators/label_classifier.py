@@ -12,6 +12,7 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import accuracy_score
+from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_consistent_length, get_tags
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
@@ -19,7 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, _num_samples, check_i
 from torch.utils.data import Dataset, Subset
 
 from ._arrays import host_array
-from ._base import guarded
+from ._base import CheckedParametersMixin, guarded
 from ._datasets import dataset_of
 from ._labels import labelled_rows, sorted_classes
 from ._rows import check_no_word
@@ -52,7 +53,7 @@ def hungarian(counts):
 ASSIGNMENTS = {"majority": majority, "proportional": proportional, "hungarian": hungarian}
 
 
-class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParametersMixin, BaseEstimator):
     """Classifier from clusters: they are found without labels, and a few labelled rows say what they mean.
 
     `fit` clusters all rows and does not show their labels to the clusterer. The labelled rows then estimate
@@ -310,6 +311,15 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         tags = super().__sklearn_tags__()
         tags.input_tags = get_tags(self.estimator).input_tags
         return tags
+
+    def _explained(self, message, name, value):
+        if name == "estimator" and hasattr(value, "fit_predict") and not hasattr(value, "predict"):
+            last = type(value.steps[-1][1] if isinstance(value, Pipeline) else value).__name__
+            return (
+                f"{message} {last} labels the rows that it is fitted to and cannot label new ones; use a clusterer with "
+                "predict, such as TorchMiniBatchKMeans, TorchGMM, VaDEClusterer or KMeans."
+            )
+        return super()._explained(message, name, value)
 
     def _params_of_estimator(self, sample_weight, fit_params):
         """What the fit of the clusterer is given beside X."""
