@@ -55,7 +55,8 @@ def decoder_of(estimator):
             f"The pipeline ends in a {last}, which has no inverse_transform; give the steps before it, pipeline[:-1]."
         )
     raise TypeError(
-        f"Steps {lacking} of the pipeline have no inverse_transform; give an embedder, or a pipeline whose steps all have."
+        f"Steps {lacking} of the pipeline have no inverse_transform; give an embedder, or a pipeline whose steps all "
+        "have one."
     )
 
 

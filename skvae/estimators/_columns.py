@@ -14,6 +14,8 @@ from ._arrays import float_dtype
 from ._labels import is_missing
 
 MAX_NAMED = 10  # features in an error
+LONG_TAIL, FEW = 3.0, 0.02  # of counts: largest value by the mean of those above zero, share of these near the largest
+NEAR_ZERO, NEARLY_ALL = 0.25, 0.75  # share of the mean that is close to zero, share of the features that come there
 
 
 class Ranges(NamedTuple):
@@ -89,6 +91,32 @@ class Columns:
     def maximum(self):
         """Largest values."""
         return torch.from_numpy(self.ranges.high.astype(np.float64))
+
+    def look_like_counts(self):
+        """Whether the values look like counts: whole numbers from 0 on with a long tail.
+
+        Codes, ratings and pixels have a scale with an end, which many values are near, and ages or prices stay away
+        from zero. Counts come close to zero in nearly all features, and their largest value stands alone: it is more
+        than three times the mean of the values that are not zero, and few of these are near it. Truth values, and
+        pixels of one byte, are none.
+        """
+        low, high, fraction, _, n_seen = self.ranges
+        largest = float(np.nanmax(high)) if n_seen.any() else 0.0
+        if fraction is not None or not np.nanmin(low) >= 0 or largest <= 1 or self.dtype == np.uint8:
+            return False
+        n_positive, n_near = self._ranks.totals(*self._numbers_above(0.0, 0.9 * largest))
+        varies = high > low
+        mean = self._moments[0]
+        near_zero = low[varies] <= NEAR_ZERO * mean[varies]
+        long_tail = largest * n_positive > LONG_TAIL * float((mean * n_seen).sum()) and n_near <= FEW * n_positive
+        return bool(varies.any() and near_zero.mean() >= NEARLY_ALL and long_tail)
+
+    def _numbers_above(self, *bounds):
+        """How many values of this process are larger than each of the bounds."""
+        counts = np.zeros(len(bounds))
+        for part in self._chunks():
+            counts += [np.count_nonzero(part > bound) for bound in bounds]
+        return map(float, counts)
 
     @functools.cached_property
     def _moments(self):

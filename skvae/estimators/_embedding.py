@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from abc import abstractmethod
 from contextlib import nullcontext
 from numbers import Integral, Real
@@ -333,6 +334,7 @@ class Embedder(LatentMixin, TorchEstimator):
             optimizer_state = copy.deepcopy(self.net_.optimizer_.state_dict()) if hasattr(self, "net_") else None
         else:
             kind = self._choose_likelihood(columns)
+            self._hint_at_counts(kind, columns, stacklevel=8 if streaming else 7)
             X, name = check_support(kind, X, columns), likelihood_name(kind)
             likelihood, history, optimizer_state = build_likelihood(kind, X, columns), [], None
             model = self._build(likelihood, X.shape[1], seeds)
@@ -401,6 +403,20 @@ class Embedder(LatentMixin, TorchEstimator):
     def _choose_likelihood(self, columns):
         """The likelihood, or the name of one, for a table with these columns."""
         return choose_likelihood(self.likelihood, columns)
+
+    def _hint_at_counts(self, chosen, columns, stacklevel):
+        """Warn if "auto" has chosen a likelihood of measurements for counts."""
+        automatic = isinstance(self.likelihood, str) and self.likelihood == "auto" and self.image_shape is None
+        if automatic and isinstance(chosen, str) and chosen == "gaussian" and columns.look_like_counts():
+            if current().rank > 0:
+                return
+            warnings.warn(
+                f"X holds counts (whole numbers from {np.nanmin(columns.ranges.low):g} to "
+                f"{np.nanmax(columns.ranges.high):g} with a long tail), for which likelihood='auto' takes 'gaussian': "
+                "likelihood='negative_binomial' (or 'poisson') models them; give 'gaussian' by name if it is meant.",
+                UserWarning,
+                stacklevel=stacklevel,
+            )
 
     def _check_same_sizes(self, X):
         """Raise if the networks to go on with do not belong to these rows or parameters."""

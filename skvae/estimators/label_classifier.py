@@ -316,8 +316,8 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         if name == "estimator" and hasattr(value, "fit_predict") and not hasattr(value, "predict"):
             last = type(value.steps[-1][1] if isinstance(value, Pipeline) else value).__name__
             return (
-                f"{message} {last} labels the rows that it is fitted to and cannot label new ones; use a clusterer with "
-                "predict, such as TorchMiniBatchKMeans, TorchGMM, VaDEClusterer or KMeans."
+                f"{message} {last} labels the rows that it is fitted to and cannot label new ones; use a clusterer "
+                "with predict, such as TorchMiniBatchKMeans, TorchGMM, VaDEClusterer or KMeans."
             )
         return super()._explained(message, name, value)
 

@@ -192,9 +192,9 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         check_variance(float(total_variance), X)
         if not incomplete and n_rows <= X.shape[1] and current().rank == 0 and lacks_noise(model, n_rows, X.dtype):
             warnings.warn(
-                f"The noise variance is zero but for rounding, because {len(model.variances)} components explain all of "
-                f"{n_rows} rows with {X.shape[1]} features: the density is degenerate, and new rows get arbitrarily low "
-                "scores; decrease n_components ('mle' chooses), or add rows.",
+                f"The noise variance is zero but for rounding, because {len(model.variances)} components explain all "
+                f"of {n_rows} rows with {X.shape[1]} features: the density is degenerate, and new rows get arbitrarily "
+                "low scores; decrease n_components ('mle' chooses), or add rows.",
                 ConvergenceWarning,
                 stacklevel=4,
             )
