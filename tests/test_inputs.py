@@ -578,12 +578,12 @@ class AnnotatedDatasets(AnnotatedData):
 @over_estimators
 def test_containers_of_matrices(estimator, X):
     y = some_classes(X)
-    with pytest.raises(TypeError, match=r"X is a AnnotatedData, .*; give one of them: adata\.X, adata\.layers"):
+    with pytest.raises(TypeError, match=r"X is of type AnnotatedData, .*; give one of them: adata\.X, adata\.layers"):
         clone(estimator).fit(AnnotatedData(X), y)
-    with pytest.raises(TypeError, match=r"X is a AnnotatedDatasets, .*; give one matrix .* mdata\.mod"):
+    with pytest.raises(TypeError, match=r"X is of type AnnotatedDatasets, .*; give one matrix .* mdata\.mod"):
         clone(estimator).fit(AnnotatedDatasets(X), y)
     fitted = clone(estimator).fit(AnnotatedData(X).X, y)
-    with pytest.raises(TypeError, match="X is a AnnotatedData, which holds several matrices"):
+    with pytest.raises(TypeError, match="X is of type AnnotatedData, which holds several matrices"):
         fitted.predict(AnnotatedData(X)) if hasattr(fitted, "predict") else fitted.transform(AnnotatedData(X))
 
 

@@ -53,11 +53,11 @@ def check_one_matrix(X):
     name = type(X).__name__
     if hasattr(X, "mod") and hasattr(X, "obs"):
         raise TypeError(
-            f"X is a {name}, which holds several tables; give one matrix of numbers, such as mdata.mod['rna'].X."
+            f"X is of type {name}, which holds several tables; give one matrix of numbers, such as mdata.mod['rna'].X."
         )
     if hasattr(X, "X") and hasattr(X, "obs") and (hasattr(X, "var") or hasattr(X, "layers")):
         raise TypeError(
-            f"X is a {name}, which holds several matrices; give one of them: adata.X, adata.layers['counts'] or "
+            f"X is of type {name}, which holds several matrices; give one of them: adata.X, adata.layers['counts'] or "
             "adata.obsm['X_pca']."
         )
 
