@@ -12,6 +12,7 @@ from sklearn.utils import check_array, check_scalar
 from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 
+from .estimators._arrays import host_array
 from .fitting.callbacks import Resumable
 from .fitting.vade import PruneMixtures
 from .models import GaussianMixturePrior
@@ -261,7 +262,7 @@ class LatentSnapshots(Resumable):
 
 def check_rows(X, dataset, name):
     """Rows as a float array (n, d) with as many features as those of training."""
-    X = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan", allow_nd=True, input_name=name)
+    X = check_array(host_array(X), dtype=np.float64, ensure_all_finite="allow-nan", allow_nd=True, input_name=name)
     X, n_features = X.reshape(len(X), -1), dataset.rows[:1].shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"{name} has {X.shape[1]} features, but the training data have {n_features}.")

@@ -7,9 +7,11 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.utils import check_array, check_consistent_length, check_scalar, column_or_1d
+from sklearn.utils import check_array, check_consistent_length, check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
+from .estimators._arrays import host_array
+from .estimators._labels import check_types, is_missing, label_array, plain
 from .models.networks import check_channels_first
 
 __all__ = [
@@ -25,12 +27,13 @@ FLOATS = (np.float64, np.float32)
 
 def _contingency(labels_true, labels_pred, sample_weight):
     """Classes, clusters, their counts (n_classes, n_clusters) and the one-to-one matching with the largest sum."""
-    labels_true, labels_pred = _check_labels(labels_true, "labels_true"), _check_labels(labels_pred, "labels_pred")
+    labels_true = _check_labels(labels_true, "labels_true")
+    labels_pred = _check_labels(labels_pred, "labels_pred")
     check_consistent_length(labels_true, labels_pred)
     if sample_weight is None:
         counts = contingency_matrix(labels_true, labels_pred)
     else:
-        weight = _check_sample_weight(sample_weight, labels_true, dtype=np.float64, ensure_non_negative=True)
+        weight = _check_sample_weight(host_array(sample_weight), labels_true, dtype=np.float64, ensure_non_negative=True)
         if not weight.any():
             raise ValueError("Every sample_weight is zero; at least one sample should count.")
         labels_true, labels_pred, weight = labels_true[weight > 0], labels_pred[weight > 0], weight[weight > 0]
@@ -46,9 +49,14 @@ def confusion_of(labels_true, labels_pred, weight):
 
 
 def _check_labels(labels, name):
-    if np.ndim(labels) == 0:
-        raise ValueError(f"{name} should have one label for each sample, but is {labels!r}.")
-    labels = column_or_1d(labels)
+    """Labels as an array, none of which is missing."""
+    labels = label_array(labels, name)
+    if (n_missing := np.count_nonzero(is_missing(labels))) > 0:
+        raise ValueError(
+            f"Input {name} contains NaN: {n_missing} of {len(labels)} labels are missing; leave these rows out."
+        )
+    labels = plain(labels)
+    check_types(labels, name)
     return check_array(labels, ensure_2d=False, dtype=None, input_name=name)
 
 
@@ -182,7 +190,7 @@ def active_units(Z, *, threshold=0.01):
     >>> active_units([[-1.0, 0.00, 3.0], [1.0, 0.01, 3.0]])
     1
     """
-    Z = check_array(Z, dtype=FLOATS, ensure_min_samples=2, input_name="Z")
+    Z = check_array(host_array(Z), dtype=FLOATS, ensure_min_samples=2, input_name="Z")
     check_scalar(threshold, "threshold", Real, min_val=0)
     return int((Z.var(axis=0, dtype=np.float64) > threshold).sum())
 
@@ -230,11 +238,11 @@ def reconstruction_error(estimator, X, *, sample_weight=None):
     elif hasattr(estimator, "inverse_transform"):
         decoded = estimator.inverse_transform(estimator.transform(X))
     else:
-        raise TypeError(
-            f"{type(estimator).__name__} has neither reconstruct nor inverse_transform; give an embedder that decodes."
-        )
+        advice = "an embedder that decodes, such as pipeline[:-1]" if hasattr(estimator, "steps") else "an embedder"
+        raise TypeError(f"{type(estimator).__name__} has neither reconstruct nor inverse_transform; give {advice}.")
+    X, sample_weight = host_array(X), host_array(sample_weight)
     X = check_array(X, dtype=FLOATS, ensure_all_finite="allow-nan", allow_nd=True).reshape(len(X), -1)
-    squares = (X - np.asarray(decoded, dtype=np.float64).reshape(X.shape)) ** 2
+    squares = (X - np.asarray(host_array(decoded), dtype=np.float64).reshape(X.shape)) ** 2
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     observed = ~np.isnan(X)
     total = weight @ observed.sum(axis=1)
@@ -309,7 +317,7 @@ def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_
         raise ValueError(
             f"win_size={win_size} should be odd and at most the smaller side of the images, {min(X_true.shape[2:])}."
         )
-    weight = _check_sample_weight(sample_weight, X_true, dtype=np.float64, ensure_non_negative=True)
+    weight = _check_sample_weight(host_array(sample_weight), X_true, dtype=np.float64, ensure_non_negative=True)
     settings = {"win_size": win_size, "data_range": data_range, "channel_axis": 0}
     scores = [structural_similarity(*pair, **settings) for pair in zip(X_true, X_pred, strict=True)]
     return float(np.average(scores, weights=weight))
@@ -318,7 +326,7 @@ def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_
 def _check_images(X, image_shape, name):
     """Images (n, channels, height, width)."""
     check_channels_first(image_shape)
-    X = check_array(X, dtype=FLOATS, allow_nd=True, input_name=name)
+    X = check_array(host_array(X), dtype=FLOATS, allow_nd=True, input_name=name)
     shape = tuple(image_shape)
     if X.ndim == 4 and X.shape[1:] != shape and X.shape[-1:] + X.shape[1:-1] == shape:
         raise ValueError(

@@ -12,6 +12,8 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.parallel import Parallel, delayed
 
+from .estimators._messages import meant
+
 __all__ = ["CRITERIA", "MixtureSelection", "select_mixture"]
 
 CRITERIA = {
@@ -203,7 +205,8 @@ def _check_takes_weights(estimator, methods):
 def check_criterion(criterion, available):
     """Raise an error unless the criterion is an available one."""
     if criterion not in available:
-        raise ValueError(f"criterion should be one of {sorted(available)}, but got {criterion!r}.")
+        hint = meant(criterion, available)
+        raise ValueError(f"criterion should be one of {sorted(available)}, but got {criterion!r}.{hint}")
 
 
 def _check_grid(name, values):

@@ -325,6 +325,40 @@ def test_unknown_device(estimator, device, blobs):
         with_parameter(estimator, device, "device").fit(*blobs)
 
 
+def test_devices_that_are_not_there(blobs):
+    for name in ("gpu", "GPU:0", "cdua", "nvidia"):
+        with pytest.raises(ValueError, match=f"device='{name}' .* no device of this name. Did you mean 'cuda'"):
+            TorchGMM(device=name).fit(blobs[0])
+    if not torch.cuda.is_available():
+        for device in ("cuda", "cuda:0", torch.device("cuda")):
+            with pytest.raises(ValueError, match="torch finds no CUDA device on this machine; install .* 'auto'"):
+                TorchGMM(device=device).fit(blobs[0])
+
+
+TYPOS = [
+    (TorchGMM(covariance_type="ful"), "among {'diag', 'full', 'spherical', .*Got 'ful' instead. Did you mean 'full'?"),
+    (TorchGMM(init_params="kmean"), "Did you mean 'kmeans'?"),
+    (TorchGMM(acceleration="squaerm"), "Did you mean 'squarem'?"),
+    (TorchPPCA("mel"), "Did you mean 'mle'?"),
+    (TorchMiniBatchKMeans(init="k-mean++"), "among {'k-means\\+\\+', 'random'}.*Did you mean 'k-means\\+\\+'?"),
+    (VAEEmbedder(likelihood="poison"), "among {'auto', 'bernoulli', 'categorical', .*Did you mean 'poisson'?"),
+    (VAEEmbedder(activation="ReLU"), "Did you mean 'relu'?"),
+    (VAEEmbedder(lr_schedule="cosin"), "Did you mean 'cosine'?"),
+    (AutoencoderEmbedder(max_epochs="Auto"), "Did you mean 'auto'?"),
+    (VaDEClusterer(covariance_type="diagonal"), "Did you mean 'diag'?"),
+    (ClusterLabelClassifier(TorchGMM(), assignment="hungary"), "Did you mean 'hungarian'?"),
+]
+
+
+@pytest.mark.parametrize(("estimator", "match"), TYPOS, ids=lambda part: type(part).__name__)
+def test_typos_are_told(estimator, match, blobs):
+    with pytest.raises(InvalidParameterError, match=match.replace("'?", r"'\?$")):
+        estimator.fit(*blobs)
+    with pytest.raises(InvalidParameterError) as told:
+        TorchGMM(covariance_type="nothing like it").fit(*blobs)
+    assert str(told.value).endswith("Got 'nothing like it' instead.")
+
+
 def parameter_cases():
     for estimator in QUICK:
         for name in estimator.get_params(deep=False):

@@ -612,3 +612,37 @@ def test_other_arrays_of_the_standard_become_arrays(estimator, X):
         again = clone(estimator).fit(array_api_strict.asarray(X), some_classes(X))
     assert_same(found, answers(fitted, X))
     assert_same(outputs(again, X), outputs(fitted, X))
+
+
+class AnnotatedData:
+    """What annotated matrices of single cells look like."""
+
+    def __init__(self, X):
+        self.X, self.shape, self.obs, self.var = X, X.shape, {}, {}
+        self.layers, self.obsm = {"counts": X}, {}
+
+    def __len__(self):
+        return len(self.X)
+
+
+class AnnotatedDatasets(AnnotatedData):
+    def __init__(self, X):
+        super().__init__(X)
+        self.mod = {"rna": AnnotatedData(X)}
+
+
+@over_estimators
+def test_containers_of_matrices(estimator, X):
+    y = some_classes(X)
+    with pytest.raises(TypeError, match=r"X is of type AnnotatedData, .*; give one of them: adata\.X, adata\.layers"):
+        clone(estimator).fit(AnnotatedData(X), y)
+    with pytest.raises(TypeError, match=r"X is of type AnnotatedDatasets, .*; give one matrix .* mdata\.mod"):
+        clone(estimator).fit(AnnotatedDatasets(X), y)
+    fitted = clone(estimator).fit(AnnotatedData(X).X, y)
+    with pytest.raises(TypeError, match="X is of type AnnotatedData, which holds several matrices"):
+        fitted.predict(AnnotatedData(X)) if hasattr(fitted, "predict") else fitted.transform(AnnotatedData(X))
+
+
+def test_columns_of_a_frame_may_have_the_names_of_a_container(X):
+    frame = pd.DataFrame(X, columns=["X", "obs", "layers", "mod"])
+    assert_array_equal(TorchPPCA(1).fit(frame).components_, TorchPPCA(1).fit(X).components_)

@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -78,6 +79,11 @@ def test_wrong_labels():
         clustering_accuracy_score([], [])
     with pytest.raises(ValueError, match="1d array"):
         clustering_accuracy_score([[0, 1], [1, 0]], [0, 1])
+    for y in (["a", np.nan], ["a", None], [0, pd.NA], pd.Series([0, None], dtype="Int64")):
+        with pytest.raises(ValueError, match="Input labels_true contains NaN: 1 of 2 labels are missing; leave these"):
+            clustering_accuracy_score(y, [0, 1])
+    with pytest.raises(TypeError, match=r"labels_pred has labels of the types \['int', 'str'\]"):
+        clustering_accuracy_score([0, 1], ["a", 1])
 
 
 @pytest.mark.parametrize(
@@ -91,9 +97,23 @@ def test_wrong_labels():
         lambda labels: np.array(list("abc"))[labels],
         lambda labels: np.array(list("abc"), dtype=object)[labels].tolist(),
         lambda labels: pd.Series(list("abc"), dtype="category")[labels],
+        lambda labels: torch.tensor(labels / 2, requires_grad=True),
+        lambda labels: torch.tensor(labels).bfloat16(),
         lambda labels: pd.Series(labels, index=np.arange(len(labels))[::-1], dtype="Int64"),
     ],
-    ids=["integers", "noise", "floats", "bytes", "column", "strings", "objects", "category", "Int64"],
+    ids=[
+        "integers",
+        "noise",
+        "floats",
+        "bytes",
+        "column",
+        "strings",
+        "objects",
+        "category",
+        "tensor",
+        "bfloat16",
+        "Int64",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:A column-vector y was passed")
 def test_kinds_of_labels(convert):

@@ -8,6 +8,7 @@ from sklearn.base import clone
 from sklearn.utils import check_consistent_length, check_scalar
 
 from ..callbacks import LatentSnapshots, Snapshots
+from ..estimators._labels import label_array
 from ..metrics import match_clusters
 from .codes import mixture_of
 from .drawing import draw_codes, draw_mixture, known_classes, legend_beside, panels_or_new
@@ -144,7 +145,7 @@ class ClusterEvolutionDisplay:
             labels = np.stack([nearest_component(*part) for part in parts])
         if y is not None:
             check_consistent_length(codes[0], y)
-            labels = np.broadcast_to(np.asarray(y), (len(codes), len(codes[0])))
+            labels = np.broadcast_to(label_array(y), (len(codes), len(codes[0])))
         last = (codes[-1], *(None if part is None else part[-1] for part in (means, covariances)))
         plane = Plane(*last, projection)
         projected = {"means": plane.points(means), "covariances": plane.shapes(covariances)}

@@ -5,6 +5,9 @@ from numbers import Integral
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length, check_scalar
 
+from ..estimators._arrays import host_array
+from ..estimators._labels import label_array
+from ..estimators._messages import meant
 from .codes import code_distribution, generator_of, last_step
 from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
 
@@ -103,7 +106,7 @@ class ClusterSamplesDisplay:
         X = distribution.sample(n_samples, generator_of(estimator, random_state)).reshape(k * n_samples, d)
         limits = distribution.means.min(), distribution.means.max()
         if distribution.decode is not None:
-            X, limits = np.asarray(distribution.decode(X)), (None, None)
+            X, limits = host_array(distribution.decode(X)), (None, None)
         shape = infer_image_shape(image_shape, estimator, X.shape[1])
         images, clusters = to_images(X.reshape(k, n_samples, -1), shape, "What is sampled"), np.arange(k)
         return cls._ordered(images, clusters, distribution.weights, order, limits).plot(ax=ax)
@@ -137,7 +140,7 @@ class ClusterSamplesDisplay:
             If there are not as many labels as images, the order is unknown, or the rows are no images of the shape.
         """
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
-        X, labels = check_array(X, dtype=float, input_name="X"), np.asarray(labels)
+        X, labels = check_array(host_array(X), dtype=float, input_name="X"), label_array(labels, "labels")
         check_consistent_length(X, labels)
         clusters, counts = np.unique(labels, return_counts=True)
         n_columns = min(n_samples, counts.max())
@@ -151,7 +154,7 @@ class ClusterSamplesDisplay:
     def _ordered(cls, images, clusters, weights, order, limits=(None, None)):
         """The display with its rows in an order."""
         if order not in ORDERS:
-            raise ValueError(f"order should be one of {list(ORDERS)}, but got {order!r}.")
+            raise ValueError(f"order should be one of {list(ORDERS)}, but got {order!r}.{meant(order, ORDERS)}")
         if order == "weight":
             rows = np.argsort(-weights, kind="stable")
             images, clusters, weights = images[rows], clusters[rows], weights[rows]

@@ -35,6 +35,31 @@ def codes_of(estimator, X):
     return X
 
 
+def decoder_of(estimator):
+    """``inverse_transform`` of an estimator.
+
+    Raises
+    ------
+    TypeError
+        If it has none. Of a pipeline, the error names the steps that have none.
+    """
+    if hasattr(estimator, "inverse_transform"):
+        return estimator.inverse_transform
+    last = type(last_step(estimator)).__name__
+    if not isinstance(estimator, Pipeline):
+        raise TypeError(f"{last} has no inverse_transform; give an embedder, or a pipeline that ends in one.")
+    steps = [step for _, step in estimator.steps if step is not None and not isinstance(step, str)]
+    lacking = [type(step).__name__ for step in steps if not hasattr(step, "inverse_transform")]
+    if len(steps) > 1 and not hasattr(steps[-1], "inverse_transform") and len(lacking) == 1:
+        raise TypeError(
+            f"The pipeline ends in a {last}, which has no inverse_transform; give the steps before it, pipeline[:-1]."
+        )
+    raise TypeError(
+        f"Steps {lacking} of the pipeline have no inverse_transform; give an embedder, or a pipeline whose steps all "
+        "have one."
+    )
+
+
 class CodeDistribution(NamedTuple):
     """A Gaussian mixture over codes, perhaps of one component, and what decodes them."""
 
@@ -82,15 +107,15 @@ def code_distribution(estimator):
     Raises
     ------
     TypeError
-        If the estimator does not say it.
+        If the estimator does not say it, or a step of a pipeline does not decode.
     """
     check_is_fitted(estimator)
     last = last_step(estimator)
     if is_over_inputs(last):
         before = isinstance(estimator, Pipeline) and len(estimator) > 1
-        decode = estimator[:-1].inverse_transform if before else None
+        decode = decoder_of(estimator[:-1]) if before else None
     else:
-        decode = estimator.inverse_transform
+        decode = decoder_of(estimator)
     if hasattr(last, "covariances_"):
         means = np.asarray(last.means_, dtype=float)
         covariances = full_covariances(last.covariances_, last.covariance_type, means).astype(float)

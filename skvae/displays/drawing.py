@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ..estimators._arrays import host_array
 from ..estimators._labels import is_missing, sorted_classes
 from ..models.networks import check_channels_first
 
@@ -121,7 +122,7 @@ def to_images(X, image_shape, name="X"):
         If the shape is none of an image of one or three channels, has these last, or is not that of the rows.
     """
     check_channels_first(image_shape)
-    X, shape = np.asarray(X, dtype=float), tuple(image_shape)
+    X, shape = np.asarray(host_array(X), dtype=float), tuple(image_shape)
     channels, *size = shape if len(shape) == 3 else (1, *shape)
     if len(size) != 2 or channels not in (1, 3):
         raise ValueError(

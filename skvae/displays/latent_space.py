@@ -3,9 +3,12 @@
 import numpy as np
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
+from ..estimators._arrays import host_array
+from ..estimators._labels import label_array
+from ..estimators._messages import meant
 from .codes import codes_of, last_step, mixture_of
 from .drawing import axes_or_new, draw_codes, draw_mixture, known_classes, legend_beside
 
@@ -124,7 +127,7 @@ class LatentSpaceDisplay:
             means and covariances do not fit together, or if the projection is unknown or lacks the mixture that it
             needs.
         """
-        Z = check_array(Z, input_name="Z", ensure_all_finite="allow-nan")
+        Z = check_array(host_array(Z), input_name="Z", ensure_all_finite="allow-nan")
         if Z.shape[1] < 2:
             raise ValueError(
                 "The codes have one dimension, and a plane two; draw a histogram of them (matplotlib's hist), or embed "
@@ -136,7 +139,7 @@ class LatentSpaceDisplay:
                 "in before (the impute method of a mixture does), or leave them out."
             )
         if labels is not None:
-            labels = column_or_1d(labels)
+            labels = label_array(labels, "labels")
             check_consistent_length(Z, labels)
         means, covariances = check_mixture(means, covariances, Z.shape[1])
         plane = Plane(Z, means, covariances, projection)
@@ -180,7 +183,9 @@ def check_mixture(means, covariances, n_features):
     """
     if means is None and covariances is not None:
         raise ValueError("There are covariances but no means to draw their ellipses around; give both.")
-    means, covariances = (None if part is None else np.asarray(part, dtype=float) for part in (means, covariances))
+    means, covariances = (
+        None if part is None else np.asarray(host_array(part), dtype=float) for part in (means, covariances)
+    )
     if means is not None and (means.ndim != 2 or means.shape[1] != n_features):
         raise ValueError(f"means should be of shape (n_components, {n_features}), but are of {means.shape}.")
     if covariances is not None and covariances.shape != (*means.shape, n_features):
@@ -210,7 +215,8 @@ class Plane:
 
     def __init__(self, Z, means, covariances, projection):
         if projection not in PROJECTIONS:
-            raise ValueError(f"projection should be one of {sorted(PROJECTIONS)}, but got {projection!r}.")
+            hint = meant(projection, PROJECTIONS)
+            raise ValueError(f"projection should be one of {sorted(PROJECTIONS)}, but got {projection!r}.{hint}")
         self.center, self.axes = np.zeros(2), np.eye(2)
         if Z.shape[1] > 2:
             self.center, self.axes = Z.mean(axis=0), PROJECTIONS[projection](Z, means, covariances)

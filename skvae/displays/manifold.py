@@ -5,6 +5,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.utils import check_array, check_scalar
 
+from ..estimators._arrays import host_array
 from .codes import code_distribution, last_step
 from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
 
@@ -111,7 +112,7 @@ class ManifoldDisplay:
         x, y = prior.quantiles(first, shares), prior.quantiles(second, shares)[::-1]
         codes = np.tile(check_fixed(fixed, prior.mean), (n_grid, n_grid, 1))
         codes[:, :, first], codes[:, :, second] = x, y[:, None]
-        decoded = np.asarray(prior.decode(codes.reshape(n_grid**2, -1)))
+        decoded = host_array(prior.decode(codes.reshape(n_grid**2, -1)))
         shape = infer_image_shape(image_shape, estimator, decoded.shape[1])
         images = to_images(decoded.reshape(n_grid, n_grid, -1), shape, "The decoder's output")
         return cls(images, x=x, y=y, components=(first, second)).plot(ax=ax)
@@ -142,9 +143,10 @@ class ManifoldDisplay:
         ValueError
             If X has not three dimensions, or does not fit the coordinates or the shape of images.
         """
-        X = np.asarray(X, dtype=float)
+        X = np.asarray(host_array(X), dtype=float)
         if X.ndim != 3:
             raise ValueError(f"X should be of shape (n_rows, n_columns, n_features), but is of {X.shape}.")
+        x, y = host_array(x), host_array(y)
         for name, values, size in (("x", x, X.shape[1]), ("y", y, X.shape[0])):
             if values is not None and np.shape(values) != (size,):
                 raise ValueError(f"{name} should have {size} values, but is of shape {np.shape(values)}.")
@@ -197,7 +199,7 @@ def check_fixed(fixed, mean):
     """A code: the one given, or the mean."""
     if fixed is None:
         return mean
-    fixed = check_array(fixed, dtype=float, ensure_2d=False, input_name="fixed")
+    fixed = check_array(host_array(fixed), dtype=float, ensure_2d=False, input_name="fixed")
     if fixed.shape != mean.shape:
         raise ValueError(f"fixed should be one code, of shape {mean.shape}, but is of {fixed.shape}.")
     return fixed

@@ -3,6 +3,8 @@
 import numpy as np
 from sklearn.utils import check_consistent_length
 
+from ..estimators._arrays import host_array
+from .codes import decoder_of
 from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
 
 
@@ -56,7 +58,7 @@ class ReconstructionDisplay:
         Parameters
         ----------
         embedder : transformer
-            Fitted, with ``transform`` and ``inverse_transform``.
+            Fitted, with ``transform`` and ``inverse_transform``; it may be a pipeline that ends in an embedder.
         X : array-like of shape (n_images, n_features)
             Images, one flat row each.
         image_shape : tuple of int, default=None
@@ -68,10 +70,16 @@ class ReconstructionDisplay:
         Returns
         -------
         display : ReconstructionDisplay
+
+        Raises
+        ------
+        TypeError
+            If the estimator does not decode: of a pipeline that ends in a mixture, give ``pipeline[:-1]``.
         """
-        decoded = np.asarray(embedder.inverse_transform(embedder.transform(X)))
+        decode = decoder_of(embedder)
+        decoded = host_array(decode(embedder.transform(X)))
         shape = infer_image_shape(image_shape, embedder, decoded.shape[1])
-        return cls.from_predictions(np.asarray(X).reshape(len(X), -1), decoded, image_shape=shape, ax=ax)
+        return cls.from_predictions(np.asarray(host_array(X)).reshape(len(X), -1), decoded, image_shape=shape, ax=ax)
 
     @classmethod
     def from_predictions(cls, X, X_reconstructed, *, image_shape, ax=None):

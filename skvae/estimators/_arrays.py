@@ -7,18 +7,25 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from ._messages import meant
+
 FLOATS = (np.float64, np.float32)
 DEVICES = ("cuda", "mps", "cpu")
+OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}  # what people call them
 
 
 def host_array(value):
     """A tensor as an array on the host, in float64 where NumPy has no such dtype; anything else as it is.
+
+    A list or tuple of tensors is a list of arrays.
 
     Raises
     ------
     TypeError
         If the tensor is sparse.
     """
+    if isinstance(value, list | tuple) and any(isinstance(part, torch.Tensor) for part in value):
+        return [host_array(part) for part in value]
     if not isinstance(value, torch.Tensor):
         return value
     check_dense(value)
@@ -48,6 +55,28 @@ def named_in_errors(name):
         raise type(error)(told if name in told else f"{name}: {told}") from error
 
 
+def check_one_matrix(X):
+    """Raise if X is a container of several matrices, as AnnData and MuData are.
+
+    Raises
+    ------
+    TypeError
+        It says which of them to give.
+    """
+    if isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "iloc") or hasattr(X, "columns"):
+        return  # columns of a frame may have any name
+    name = type(X).__name__
+    if hasattr(X, "mod") and hasattr(X, "obs"):
+        raise TypeError(
+            f"X is of type {name}, which holds several tables; give one matrix of numbers, such as mdata.mod['rna'].X."
+        )
+    if hasattr(X, "X") and hasattr(X, "obs") and (hasattr(X, "var") or hasattr(X, "layers")):
+        raise TypeError(
+            f"X is of type {name}, which holds several matrices; give one of them: adata.X, adata.layers['counts'] or "
+            "adata.obsm['X_pca']."
+        )
+
+
 def resolve_device(device, *, dtype=torch.float32):
     """The torch device for a ``device`` parameter; "auto" is the first of cuda, mps and cpu that can be used.
 
@@ -68,8 +97,27 @@ def resolve_device(device, *, dtype=torch.float32):
         resolved = torch.device(there[0] if device == "auto" else device)
         torch.empty(0, device=resolved, dtype=dtype)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"device={device!r} can not be used here; use 'auto' or one of {there}.") from error
+        raise ValueError(
+            f"device={str(device)!r} can not be used here; use 'auto' or one of {there}: {_why_not(device, dtype)}"
+        ) from error
     return resolved
+
+
+def _why_not(device, dtype):
+    """Why a device can not be used, and what to do."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        name = str(device).lower().split(":")[0]
+        return f"torch has no device of this name.{meant(OTHER_NAMES.get(name, name), DEVICES)}"
+    if found.type == "cuda" and torch.cuda.is_available():
+        return f"the CUDA devices of this machine are 0 to {torch.cuda.device_count() - 1}."
+    if found.type == "mps" and torch.backends.mps.is_available():
+        return f"it does not compute in {dtype}."
+    if found.type == "cuda":
+        build = "a build of torch with CUDA" if torch.version.cuda is None else "a driver for this GPU"
+        return f"torch finds no CUDA device on this machine; install {build}, or take device='auto'."
+    return f"torch finds no {found.type} device on this machine."
 
 
 def generator_from(random_state):

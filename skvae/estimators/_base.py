@@ -10,6 +10,7 @@ from scipy.sparse import issparse
 from sklearn import config_context, get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array
+from sklearn.utils._param_validation import InvalidParameterError, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..fitting.distributed import jointly
@@ -17,11 +18,12 @@ from ..fitting.epochs import Interrupted
 from ..fitting.rows import row_chunks
 from ..models.networks import has_channels_last
 from ._arguments import bind_arguments, name_methods
-from ._arrays import FLOATS, check_dense, host_array, tensor_dtypes
+from ._arrays import FLOATS, check_dense, check_one_matrix, host_array, tensor_dtypes
 from ._chunks import map_chunks
 from ._columns import told_of_columns
 from ._datasets import table_of
 from ._descriptions import describe, foreign_part, rebuild
+from ._messages import meant, one_of
 from ._missing import has_missing
 from ._rows import check_row_count, counted_rows, weighted_sum
 from ._tables import Table, TensorRows, is_lazy, result_dtype, sparse_rows
@@ -63,7 +65,26 @@ def guarded(method):
     return wrapper
 
 
-class TorchEstimator(CallbackSupportMixin, BaseEstimator):
+class CheckedParametersMixin:
+    """Errors about parameters that list options in sorted order, and say which one a typo may have meant."""
+
+    def _validate_params(self):
+        for name, value in self.get_params(deep=False).items():
+            try:
+                constraints = {name: self._parameter_constraints[name]} if name in self._parameter_constraints else {}
+                validate_parameter_constraints(constraints, {name: value}, caller_name=type(self).__name__)
+            except InvalidParameterError as error:
+                raise InvalidParameterError(self._explained(str(error), name, value)) from None
+
+    def _explained(self, message, name, value):
+        """The message with options in sorted order, and the one that was meant."""
+        choices = [choice for choice in self._parameter_constraints[name] if isinstance(choice, StrOptions)]
+        for choice in choices:
+            message = message.replace(str(choice), f"a str among {one_of(choice.options)}")
+        return message + meant(value, sorted(set().union(*(choice.options for choice in choices))))
+
+
+class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator):
     """What every estimator shares. Subclasses have ``device`` and ``random_state`` parameters."""
 
     _dtypes = FLOATS  # those of X that are not converted, which would be to the first
@@ -85,6 +106,7 @@ class TorchEstimator(CallbackSupportMixin, BaseEstimator):
         """
         if not reset:
             check_is_fitted(self)
+        check_one_matrix(X)
         X = table_of(X)
         allows_nan = self._allows_nan and (reset or allows_nan or self._knows_missing())
         settings = {"dtype": self._dtypes, "ensure_all_finite": "allow-nan" if self._allows_nan else True}

@@ -14,6 +14,8 @@ from ._arrays import float_dtype
 from ._labels import is_missing
 
 MAX_NAMED = 10  # features in an error
+LONG_TAIL, FEW = 3.0, 0.02  # of counts: largest value by the mean of those above zero, share of these near the largest
+NEAR_ZERO, NEARLY_ALL = 0.25, 0.75  # share of the mean that is close to zero, share of the features that come there
 
 
 class Ranges(NamedTuple):
@@ -22,6 +24,7 @@ class Ranges(NamedTuple):
     low: np.ndarray  # (d,)
     high: np.ndarray  # (d,)
     fraction: float | None  # a value that is not a whole number
+    off: float  # largest distance of a value from a whole number
     n_seen: np.ndarray  # (d,), values that are not missing
 
 
@@ -53,11 +56,7 @@ class Columns:
     def ranges(self):
         """Extremes of the features; NaN for those that have no value."""
         parts = [self._ranges_of(part) for part in self._chunks()]
-        low, high, fractions, n_seen = zip(*parts, strict=True)
-        own = np.fmin.reduce(low), np.fmax.reduce(high), fractions, np.sum(n_seen, axis=0)
-        low, high, fractions, n_seen = zip(*self._ranks.objects(own), strict=True)
-        fraction = next((found for part in fractions for found in part if found is not None), None)
-        return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, np.sum(n_seen, axis=0))
+        return merged_ranges(self._ranks.objects(merged_ranges(parts)))
 
     def check_seen(self):
         """Raise if nothing can be learnt about a feature.
@@ -93,6 +92,32 @@ class Columns:
         """Largest values."""
         return torch.from_numpy(self.ranges.high.astype(np.float64))
 
+    def look_like_counts(self):
+        """Whether the values look like counts: whole numbers from 0 on with a long tail.
+
+        Codes, ratings and pixels have a scale with an end, which many values are near, and ages or prices stay away
+        from zero. Counts come close to zero in nearly all features, and their largest value stands alone: it is more
+        than three times the mean of the values that are not zero, and few of these are near it. Truth values, and
+        pixels of one byte, are none.
+        """
+        low, high, fraction, _, n_seen = self.ranges
+        largest = float(np.nanmax(high)) if n_seen.any() else 0.0
+        if fraction is not None or not np.nanmin(low) >= 0 or largest <= 1 or self.dtype == np.uint8:
+            return False
+        n_positive, n_near = self._ranks.totals(*self._numbers_above(0.0, 0.9 * largest))
+        varies = high > low
+        mean = self._moments[0]
+        near_zero = low[varies] <= NEAR_ZERO * mean[varies]
+        long_tail = largest * n_positive > LONG_TAIL * float((mean * n_seen).sum()) and n_near <= FEW * n_positive
+        return bool(varies.any() and near_zero.mean() >= NEARLY_ALL and long_tail)
+
+    def _numbers_above(self, *bounds):
+        """How many values of this process are larger than each of the bounds."""
+        counts = np.zeros(len(bounds))
+        for part in self._chunks():
+            counts += [np.count_nonzero(part > bound) for bound in bounds]
+        return map(float, counts)
+
     @functools.cached_property
     def _moments(self):
         """Means and standard deviations (d,), chunks being merged (Chan, Golub and LeVeque 1979).
@@ -119,11 +144,18 @@ class Columns:
         if isinstance(part, torch.Tensor):
             return tensor_ranges(part)
         if part.dtype.kind != "f":
-            return part.min(axis=0), part.max(axis=0), None, np.full(part.shape[1], len(part))
-        broken = (np.rint(part) != part) & ~np.isnan(part)
-        fraction = part[broken][0] if broken.any() else None
+            return Ranges(part.min(axis=0), part.max(axis=0), None, 0.0, np.full(part.shape[1], len(part)))
+        broken = part[(np.rint(part) != part) & ~np.isnan(part)]
+        fraction, off = (broken[0], float(np.abs(np.rint(broken) - broken).max())) if len(broken) else (None, 0.0)
         n_seen = len(part) - np.isnan(part).sum(axis=0)
-        return np.fmin.reduce(part), np.fmax.reduce(part), fraction, n_seen
+        return Ranges(np.fmin.reduce(part), np.fmax.reduce(part), fraction, off, n_seen)
+
+
+def merged_ranges(parts):
+    """The ranges of all rows, from those of parts."""
+    low, high, fractions, offs, n_seen = zip(*parts, strict=True)
+    fraction = next((found for found in fractions if found is not None), None)
+    return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, max(offs), np.sum(n_seen, axis=0))
 
 
 def merged(parts):
@@ -138,17 +170,19 @@ def merged(parts):
 
 
 def tensor_ranges(part):
-    """Extremes of the features of a tensor (n, d), a value that is not whole, numbers of values that are there."""
+    """The ranges of a tensor (n, d)."""
     missing = part.isnan()
     low = part.masked_fill(missing, torch.inf).amin(0) if part.is_floating_point() else part.amin(0)
     high = part.masked_fill(missing, -torch.inf).amax(0) if part.is_floating_point() else part.amax(0)
-    fractions = part[(part.round() != part) & ~missing] if part.is_floating_point() else part[:0, 0]
+    broken = part[(part.round() != part) & ~missing] if part.is_floating_point() else part[:0, 0]
     n_seen = len(part) - missing.sum(0)
-    fraction = float(fractions[0]) if len(fractions) else None
+    fraction, off = None, 0.0
+    if len(broken):
+        fraction, off = broken[0].cpu().numpy()[()], float((broken.round() - broken).abs().max())
     low, high, n_seen = (found.cpu().numpy() for found in (low, high, n_seen))
     if not n_seen.all():
         low[n_seen == 0] = high[n_seen == 0] = np.nan
-    return low, high, fraction, n_seen
+    return Ranges(low, high, fraction, off, n_seen)
 
 
 def moments_of(part):

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from abc import abstractmethod
 from contextlib import nullcontext
 from numbers import Integral, Real
@@ -338,6 +339,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             optimizer_state = copy.deepcopy(self.net_.optimizer_.state_dict()) if hasattr(self, "net_") else None
         else:
             kind = self._choose_likelihood(columns)
+            self._hint_at_counts(kind, columns, stacklevel=8 if streaming else 7)
             X, name = check_support(kind, X, columns), likelihood_name(kind)
             likelihood, history, optimizer_state = build_likelihood(kind, X, columns), [], None
             model = self._build(likelihood, X.shape[1], seeds)
@@ -407,6 +409,20 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         """The likelihood, or the name of one, for a table with these columns."""
         return choose_likelihood(self.likelihood, columns)
 
+    def _hint_at_counts(self, chosen, columns, stacklevel):
+        """Warn if "auto" has chosen a likelihood of measurements for counts."""
+        automatic = isinstance(self.likelihood, str) and self.likelihood == "auto" and self.image_shape is None
+        if automatic and isinstance(chosen, str) and chosen == "gaussian" and columns.look_like_counts():
+            if current().rank > 0:
+                return
+            warnings.warn(
+                f"X holds counts (whole numbers from {np.nanmin(columns.ranges.low):g} to "
+                f"{np.nanmax(columns.ranges.high):g} with a long tail), for which likelihood='auto' takes 'gaussian': "
+                "likelihood='negative_binomial' (or 'poisson') models them; give 'gaussian' by name if it is meant.",
+                UserWarning,
+                stacklevel=stacklevel,
+            )
+
     def _check_same_sizes(self, X):
         """Raise if the networks to go on with do not belong to these rows or parameters."""
         if self._n_features_out != self._latent_size or self._n_trained_features != X.shape[1]:
@@ -473,13 +489,13 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             return self._map_array(function, X)
 
         def watched(model, x):
-            n_outside = count(x)  # before anything could change the rows
+            outside = count(x)  # before anything could change the rows
             mapped = function(model, x)
-            found.append(n_outside)  # a chunk too large for the device comes again in halves
+            found.append(outside)  # a chunk too large for the device comes again in halves
             return mapped
 
         mapped = self._map_array(watched, X)
-        warn_of_outside(self.module_.likelihood, sum(found), len(X), stacklevel)
+        warn_of_outside(self.module_.likelihood, found, len(X), stacklevel)
         return mapped
 
     def _map_array(self, function, X):

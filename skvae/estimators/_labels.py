@@ -1,50 +1,164 @@
-"""Labels of which some are missing."""
+"""Class labels of which some may be missing, in any of the forms in which they come."""
 
-from numbers import Integral
+from datetime import date
+from numbers import Integral, Real
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
-from sklearn.utils._missing import is_pandas_na, is_scalar_nan
+from sklearn.utils._missing import is_pandas_na
 from sklearn.utils.multiclass import check_classification_targets
 
+from ._arrays import host_array
 
-def labelled_rows(y, unlabelled):
-    """Indices of the labelled rows, their labels, and the value that marks the others beside NaN and None (or None).
+
+class Labels(NamedTuple):
+    """The labels of the labelled samples."""
+
+    rows: np.ndarray  # (m,), indices of the labelled samples
+    values: np.ndarray  # (m,), their labels
+    mark: object  # value that stands for no label besides None, NaN, NA and NaT, or None
+    n_samples: int  # labelled or not
+
+
+def read_labels(y, unlabelled):
+    """Read labels of which some may be missing.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        A list, an array, a Series of pandas or polars, or a tensor. None, NaN, NA and NaT are missing labels.
+    unlabelled : "auto", int, str or None
+        Further value that marks samples without a label. "auto" is -1 if the labels are integers, unless -1 and 1 are
+        the only ones, or if they are text apart from -1.
+
+    Returns
+    -------
+    labels : Labels
 
     Raises
     ------
     ValueError
-        If there are rows, but none is labelled, or if the labels are no classes.
+        If y is not one-dimensional.
+    """
+    y = label_array(y)
+    rows = np.flatnonzero(~is_missing(y))
+    values = plain(y[rows])
+    mark = _automatic_mark(values) if isinstance(unlabelled, str) and unlabelled == "auto" else unlabelled
+    if mark is not None and len(values):
+        kept = np.fromiter((value != mark for value in values.tolist()), dtype=bool, count=len(values))
+        rows, values = rows[kept], plain(values[kept])
+    return Labels(rows, values, mark, len(y))
+
+
+def labelled_rows(y, unlabelled):
+    """As `read_labels`, of a classifier, which needs a label.
+
+    Raises
+    ------
+    ValueError
+        If there are samples, but none is labelled, or if y is None or not one-dimensional.
     """
     if y is None:
         raise ValueError("ClusterLabelClassifier requires y to be passed, but the target y is None.")
-    if hasattr(y, "to_numpy") and not isinstance(getattr(y, "dtype", None), (np.dtype, type(None))):
-        y = np.asarray(y, dtype=object)  # of pandas' own kinds; integers among missing values would become floats
+    labels = read_labels(y, unlabelled)
+    if labels.n_samples and not len(labels.rows):
+        marks = "None or NaN" if labels.mark is None else f"None, NaN or {labels.mark!r}"
+        raise ValueError(
+            f"y has no labelled row: all {labels.n_samples} are {marks}; give the class of at least one row."
+        )
+    return labels
+
+
+def label_array(y, name="y"):
+    """Labels as an array (n,), with None for missing ones where the array holds objects.
+
+    Text and numbers, or integers and NaN, in one list stay what they are: NumPy would make them all text, or floats.
+
+    Raises
+    ------
+    ValueError
+        If they are not one-dimensional, or are complex numbers.
+    """
+    y = host_array(y)
+    if isinstance(y, list | tuple):
+        y = _array_of_list(y)
+    elif hasattr(y, "to_list") and hasattr(y, "to_numpy") and not isinstance(y.dtype, np.dtype):
+        # Of the own dtypes of pandas and polars. As arrays, integers among missing values would become floats.
+        y = np.fromiter(y.to_list(), dtype=object, count=len(y))
+    elif hasattr(y, "to_numpy") and not isinstance(getattr(y, "dtype", None), np.dtype | None):
+        y = np.asarray(y, dtype=object)
+    y = y if hasattr(y, "shape") else np.asarray(y)
+    if len(y.shape) != 1 and not (len(y.shape) == 2 and y.shape[1] == 1):
+        advice = f"; of one-hot rows give {name}.argmax(axis=1)" if len(y.shape) == 2 else ""
+        raise ValueError(
+            f"{name} should be a 1d array with one class for each row, but got an array of shape {tuple(y.shape)}"
+            f"{advice}."
+        )
+    if getattr(getattr(y, "dtype", None), "kind", None) == "c":
+        raise ValueError(f"Unknown label type: complex. {name} has dtype {y.dtype}; give whole numbers or text.")
     y = column_or_1d(y, warn=True)
-    rows = np.flatnonzero(~is_missing(y))
-    labels = y[rows]
-    if y.dtype.kind == "O" and len(labels) and all(isinstance(label, Integral) for label in labels):
-        labels = np.array(labels.tolist())
-    mark = unlabelled
-    if mark == "auto":
-        mark = -1 if labels.dtype.kind == "i" and set(np.unique(labels)) != {-1, 1} else None
-    if mark is not None:
-        kept = labels.astype(object) != mark
-        rows, labels = rows[kept], labels[kept]
-    if len(y) and not len(labels):
-        marks = "None or NaN" if mark is None else f"None, NaN or {mark!r}"
-        raise ValueError(f"y has no labelled row: all {len(y)} are {marks}; give the class of at least one row.")
-    return rows, labels, mark
+    if y.dtype.kind == "O" and (missing := is_missing(y)).any():
+        y = np.where(missing, None, y)
+    return y
+
+
+def _array_of_list(y):
+    """Labels of a list as an array: of objects if they are of several types."""
+    y = [host_array(label) for label in y]
+    objects = np.array([label.item() if _is_scalar_array(label) else label for label in y], dtype=object)
+    kinds = set(map(type, objects.ravel().tolist()))
+    nested = objects.ndim != 1 or not kinds.isdisjoint({list, tuple, np.ndarray})
+    return objects if nested or len(kinds) > 1 else np.array(objects.tolist())
+
+
+def _is_scalar_array(label):
+    return isinstance(label, np.ndarray) and label.ndim == 0
 
 
 def is_missing(labels):
-    """Which labels are NaN or None."""
+    """Which labels are NaN, NaT, NA or None."""
     if labels.dtype.kind == "f":
         return np.isnan(labels)
+    if labels.dtype.kind in "mM":
+        return np.isnat(labels)
     if labels.dtype.kind != "O":
         return np.zeros(len(labels), dtype=bool)
-    missing = (label is None or is_scalar_nan(label) or is_pandas_na(label) for label in labels)
-    return np.fromiter(missing, dtype=bool, count=len(labels))
+    return np.fromiter(map(_stands_for_none, labels), dtype=bool, count=len(labels))
+
+
+def _stands_for_none(label):
+    """Whether a label is None, NA, or not equal to itself, as NaN and NaT of every kind are not."""
+    if label is None or is_pandas_na(label):
+        return True
+    try:
+        return bool(label != label)
+    except (TypeError, ValueError):  # no label at all, such as an array
+        return False
+
+
+def plain(labels):
+    """Labels that are present as an array of numbers or dates, if they are objects that all are such."""
+    if labels.dtype.kind != "O" or not len(labels):
+        return labels
+    for kind in (Integral, Real):
+        if all(isinstance(label, kind) for label in labels):
+            return np.array(labels.tolist())
+    if all(isinstance(label, date) and getattr(label, "tzinfo", None) is None for label in labels):
+        return labels.astype("datetime64")
+    return labels
+
+
+def _automatic_mark(values):
+    """The mark of "auto": see `read_labels`."""
+    if values.dtype.kind == "i":
+        return -1 if set(np.unique(values)) != {-1, 1} else None
+    text = values.dtype.kind == "U" or (values.dtype.kind == "O" and any(isinstance(value, str) for value in values))
+    return -1 if text and all(isinstance(value, str) or _is_minus_one(value) for value in values) else None
+
+
+def _is_minus_one(value):
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_) and value == -1
 
 
 def sorted_classes(labels):
@@ -55,13 +169,32 @@ def sorted_classes(labels):
     ValueError
         If they are no classes, but for example real numbers.
     TypeError
-        If they can not be sorted.
+        If they are of several types, or of one that cannot be sorted.
     """
+    labels = plain(labels)
+    if len(labels):
+        check_types(labels)
+        _check_numbers(labels)
+        check_classification_targets(labels)
+    return np.unique(labels, return_inverse=True)
+
+
+def _check_numbers(labels):
+    """Raise if labels are real numbers that are not whole."""
     assert_all_finite(labels, input_name="y")
-    try:
-        if len(labels):
-            check_classification_targets(labels)
-        return np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        kinds = sorted({type(label).__name__ for label in labels})
-        raise TypeError(f"y has labels of the types {kinds}; they should be all strings or all numbers.") from error
+    broken = labels[labels != np.rint(labels)] if labels.dtype.kind == "f" else ()
+    if len(broken):
+        raise ValueError(
+            f"Unknown label type: continuous. y holds {float(broken[0])!r}, but classes should be whole numbers or "
+            "text; bin measurements first (KBinsDiscretizer), or use a regressor."
+        )
+
+
+def check_types(labels, name="y"):
+    """Raise if labels are objects and not all text."""
+    if labels.dtype.kind != "O" or all(isinstance(label, str) for label in labels):
+        return
+    kinds = sorted({type(label).__name__ for label in labels})
+    if len(kinds) > 1:
+        raise TypeError(f"{name} has labels of the types {kinds}; they should be all strings or all numbers.")
+    raise TypeError(f"{name} has labels of type {kinds[0]}; they should be strings or numbers.")

@@ -15,8 +15,10 @@ from ..fitting.sources import RowSource
 from ..models import LIKELIHOODS, Observed, Support
 from ._arrays import float_dtype, to_tensor
 from ._columns import Columns
+from ._messages import meant, shown
 from ._tables import Table
 
+NEARLY, NEARLY_WHOLE = 1e-3, 0.1  # values so little beyond a bound, or away from a whole number, may be rounded ones
 VERBS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
 
 
@@ -37,7 +39,10 @@ def choose_likelihood(likelihood, columns):
     """
     if isinstance(likelihood, str):
         if likelihood not in {"auto", *LIKELIHOODS}:
-            raise ValueError(f"likelihood={likelihood!r} is unknown; use 'auto' or one of {sorted(LIKELIHOODS)}.")
+            raise ValueError(
+                f"likelihood={likelihood!r} is unknown; use 'auto' or one of {sorted(LIKELIHOODS)}."
+                f"{meant(likelihood, LIKELIHOODS)}"
+            )
         if likelihood == "auto":
             return "bernoulli" if all_within(LIKELIHOODS["bernoulli"].support, columns) else "gaussian"
     elif isinstance(likelihood, type):
@@ -89,10 +94,12 @@ def check_support(likelihood, X, columns=None):
         return X
     smallest, largest = columns.ranges.low, columns.ranges.high
     if not all_within(support, columns):
+        beyond = max(float(np.nanmax(low - smallest)), float(np.nanmax(largest - high)))
+        clip = f" clip X (np.clip) if {beyond:.2g} beyond the bound is rounding," if beyond < NEARLY else ""
         raise ValueError(
             f"likelihood={name!r} needs values in {interval(low, high)}, but X has values from "
-            f"{np.nanmin(smallest):.6g} to {np.nanmax(largest):.6g}; scale X (MinMaxScaler(clip=True) keeps new rows "
-            "inside), or use likelihood='gaussian'."
+            f"{shown(np.nanmin(smallest), *low.flat)} to {shown(np.nanmax(largest), *high.flat)}; scale X "
+            f"(MinMaxScaler(clip=True) keeps new rows inside),{clip} or use likelihood='gaussian'."
         )
     if not (smallest < low).any() and not (largest > high).any():
         return X
@@ -101,11 +108,13 @@ def check_support(likelihood, X, columns=None):
 
 def check_integers(name, low, high, columns):
     """Raise if a table has values that are not whole numbers from low to high."""
-    smallest, largest, fraction, _ = columns.ranges
+    smallest, largest, fraction, off, _ = columns.ranges
     if fraction is not None:
+        advice = "round X (np.rint) if it should be counts"
+        advice = f"{advice}." if off < NEARLY_WHOLE else f"use likelihood='gaussian' for measurements, or {advice}."
         raise ValueError(
-            f"likelihood={name!r} needs whole numbers, but X has {fraction:.6g}; use likelihood='gaussian' for "
-            "measurements, or round X if it should be counts."
+            f"likelihood={name!r} needs whole numbers, but X has {shown(fraction, np.rint(fraction))}, and values up "
+            f"to {off:.2g} away from whole numbers; {advice}"
         )
     if (smallest < low).any():
         raise ValueError(
@@ -115,10 +124,11 @@ def check_integers(name, low, high, columns):
     beyond = largest > high
     if beyond.any():
         feature = beyond.argmax()
+        known, found = np.broadcast_to(high, len(largest))[feature], largest[feature]
         raise ValueError(
-            f"likelihood={name!r} knows the codes of the training data alone, up to "
-            f"{np.broadcast_to(high, len(largest))[feature]:g} in feature {columns.named([feature])[0]!r}, but X has "
-            f"{largest[feature]:.6g} there; fit with rows that have this category, or leave such rows out."
+            f"likelihood={name!r} knows the codes of the training data alone, up to {shown(known, found)} in feature "
+            f"{columns.named([feature])[0]!r}, but X has {shown(found, known)} there; fit with rows that have this "
+            "category, or leave such rows out."
         )
 
 
@@ -138,9 +148,9 @@ def bounds_of(support):
 
 
 def counter_of_outside(likelihood, dtype):
-    """A function of rows (b, d): how many of them a fitted likelihood can not produce. None if it can produce all.
+    """A function of rows (b, d): how many of them a fitted likelihood can not produce, and a value of such a row.
 
-    Missing values, and rounding of a dtype beyond the bounds, do not count.
+    Missing values, and rounding of a dtype beyond the bounds, do not count. None if the likelihood can produce all.
     """
     support = Support(*getattr(likelihood, "support", ()))
     low, high = bounds_of(support)
@@ -154,29 +164,34 @@ def counter_of_outside(likelihood, dtype):
         if alike:  # one pass over the rows is enough if all are within, as nearly always
             smallest, largest = x.aminmax()
             if smallest >= low.to(x) and largest <= high.to(x):
-                return 0
+                return 0, None
         found = (x < low.to(x)) | (x > high.to(x))
         if support.integers:
             found |= (x.round() - x).abs() > 0
-        return int(found.any(1).sum())
+        n_outside = int(found.any(1).sum())
+        return n_outside, np.dtype(dtype).type(float(x[found][0])) if n_outside else None
 
     return count
 
 
-def warn_of_outside(likelihood, n_outside, n_rows, stacklevel):
+def warn_of_outside(likelihood, outside, n_rows, stacklevel):
     """Warn of rows that a likelihood can not produce, if there are any; see `counter_of_outside`."""
+    n_outside = sum(n for n, _ in outside)
     if not n_outside:
         return
+    example = next(value for n, value in outside if n)
     support, name = Support(*likelihood.support), likelihood_name(likelihood)
     low, high = bounds_of(support)
     if support.integers:
         largest = f" to {high:g}" if high.ndim == 0 else " to the largest that each feature has in its support"
-        known, advice = f"whole numbers from {low.max():g}{largest if np.isfinite(high).any() else ''}", "."
+        known = f"whole numbers from {low.max():g}{largest if np.isfinite(high).any() else ''}"
+        advice = "." if example == np.rint(example) else "; np.rint makes counts of values that rounding has changed."
     else:
         known, advice = f"values in {interval(low, high)}", " (MinMaxScaler(clip=True) keeps new rows inside)."
+    value = shown(example, np.rint(example), *low.flat, *high.flat)
     warnings.warn(
-        f"{n_outside} of {n_rows} rows of X have values that likelihood={name!r} does not know: it knows {known}; the "
-        f"networks never learned what to make of them. Prepare X as in training{advice}",
+        f"{n_outside} of {n_rows} rows of X have values that likelihood={name!r} does not know, such as {value}: it "
+        f"knows {known}; the networks never learned what to make of them. Prepare X as in training{advice}",
         UserWarning,
         stacklevel=stacklevel,
     )

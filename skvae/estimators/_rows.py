@@ -77,6 +77,19 @@ def check_sample_size(n_samples):
     return check_scalar(n_samples, "n_samples", Integral, min_val=1)
 
 
+def check_index(name, value, size):
+    """The index of a component or cluster, or an error.
+
+    Raises
+    ------
+    ValueError
+        If it is not an integer from 0 to ``size - 1``.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < size:
+        raise ValueError(f"{name}={value!r} should be None or an integer from 0 to {size - 1}.")
+    return int(value)
+
+
 def counted_rows(X, sample_weight):
     """Rows of positive weight, their weights (float64, None if all are one) and what selects them.
 

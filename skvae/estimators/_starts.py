@@ -1,26 +1,31 @@
 """What a user may give a mixture to start from: parameters, labels, responsibilities, a clusterer."""
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_array, column_or_1d
+from sklearn.utils import check_array
 from sklearn.utils.validation import has_fit_parameter
 
 from ..fitting.distributed import alone, current
 from ..fitting.rows import row_chunks
 from ..fitting.starts import from_labels
 from ..fitting.streams import sample_indices
-from ._arrays import named_in_errors, to_tensor
+from ._arrays import host_array, named_in_errors, to_tensor
 from ._base import TorchEstimator
-from ._labels import is_missing
+from ._labels import read_labels, sorted_classes
+from ._messages import shown
 from ._tables import Table
+
+SLACK = 1e-6  # of sums that should be one
 
 
 def check_init(name, value, shape):
     """A float64 array of the right shape, or an error that says what is wrong."""
     settings = {"ensure_2d": False, "allow_nd": True, "ensure_min_samples": 0, "input_name": name}
     with named_in_errors(name):
-        value = check_array(value, dtype=np.float64, **settings)
+        value = check_array(host_array(value), dtype=np.float64, **settings)
     if value.shape != shape:
         raise ValueError(f"{name} should have the shape {shape}, but it has the shape {value.shape}.")
     return value
@@ -28,13 +33,22 @@ def check_init(name, value, shape):
 
 def check_component_weights(name, value, n_components):
     """Weights of components, between zero and one and summing to one."""
-    weights = check_init(name, value, (n_components,))
-    if (weights < 0).any() or (weights > 1).any() or not np.allclose(weights.sum(), 1, atol=1e-6):
+    weights, slack = check_init(name, value, (n_components,)), _slack_of_sum(value)
+    total = weights.sum()
+    if (weights < 0).any() or (weights > 1).any() or not np.allclose(total, 1, atol=slack):
         raise ValueError(
-            f"{name} should be between 0 and 1 and sum to 1, but its values are between {weights.min():.5g} and "
-            f"{weights.max():.5g} and sum to {weights.sum():.5g}."
+            f"{name} should be between 0 and 1 and sum to 1, but its values are between {shown(weights.min(), 0, 1)} "
+            f"and {shown(weights.max(), 0, 1)} and sum to {shown(total, 1)}."
         )
-    return weights
+    return weights if slack == SLACK else weights / total
+
+
+def _slack_of_sum(value):
+    """How far a sum of numbers may be from one: more where they have few digits, as those of bfloat16."""
+    dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return max(SLACK, torch.finfo(dtype).eps) if dtype.is_floating_point else SLACK
+    return max(SLACK, float(np.finfo(dtype).eps)) if isinstance(dtype, np.dtype) and dtype.kind == "f" else SLACK
 
 
 def check_precisions_init(value, n_components, n_features, covariance_type, family):
@@ -73,18 +87,23 @@ def given_responsibilities(init_params, X, y, n_components, *, weight, counted, 
     if hasattr(init_params, "fit_predict"):
         return _cluster_labels(init_params, X, n_components, weight, draw_seed)
     with named_in_errors("init_params"):
-        resp = check_array(init_params, dtype=np.float64, input_name="init_params")
+        resp = check_array(host_array(init_params), dtype=np.float64, input_name="init_params")
     if resp.shape != (n_given, n_components):
         raise ValueError(
             f"init_params as an array should hold responsibilities of shape {(n_given, n_components)}, one row for "
             f"each row of X, but it has the shape {resp.shape}."
         )
-    sums = resp.sum(axis=1)
-    if (resp < 0).any() or not (np.isclose(sums, 1, atol=1e-6) | (sums == 0)).all():
+    sums, slack = resp.sum(axis=1), _slack_of_sum(init_params)
+    wrong = ~(np.isclose(sums, 1, atol=slack) | (sums == 0))
+    if (resp < 0).any() or wrong.any():
+        row = f", that of row {wrong.argmax()} to {shown(sums[wrong.argmax()], 1)}" if wrong.any() else ""
         raise ValueError(
             "init_params as an array should hold responsibilities: not negative, and summing to 1 in each row (or to 0 "
-            f"for a row without any), but the values begin at {resp.min():.5g} and rows sum to up to {sums.max():.5g}."
+            f"for a row without any), but the values begin at {shown(resp.min(), 0)} and rows sum to up to "
+            f"{shown(sums.max(), 1)}{row}."
         )
+    if slack > SLACK:
+        resp = resp / np.where(sums > 0, sums, 1)[:, None]
     return resp[counted]
 
 
@@ -99,12 +118,16 @@ def _class_labels(y, n_components, counted, n_given):
     """Places of the labels among the sorted classes; -1 for rows without a label."""
     if y is None:
         raise ValueError("init_params='labels' needs y, the labels of the rows (-1: unlabelled); give fit(X, y).")
-    y = column_or_1d(y, warn=True)
-    if len(y) != n_given:
-        raise ValueError(f"y should have a label for each of the {n_given} rows of X, but it has {len(y)}.")
-    y = y[counted]
-    labelled = np.asarray(y != -1) & ~is_missing(y)
-    return _places(y, labelled, n_components, "y holds {} classes (-1 left out)")
+    labels = read_labels(y, unlabelled=-1)
+    if labels.n_samples != n_given:
+        raise ValueError(f"y should have a label for each of the {n_given} rows of X, but it has {labels.n_samples}.")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # one label for each class is enough
+        classes, codes = sorted_classes(labels.values)
+    places = np.full(n_given, -1)
+    places[labels.rows] = codes
+    places = places[counted]
+    return _places(places, classes, n_components, "y holds {} classes (-1 left out)")
 
 
 def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
@@ -122,7 +145,10 @@ def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
     else:
         labels = clusterer.fit_predict(X, **({"sample_weight": weight} if weighted and weight is not None else {}))
     labels = np.asarray(labels)
-    return _places(labels, labels >= 0, n_components, f"init_params={clusterer!r} found {{}} clusters")
+    found, codes = np.unique(labels, return_inverse=True)
+    return _places(
+        np.where(labels >= 0, codes, -1), found, n_components, f"init_params={clusterer!r} found {{}} clusters"
+    )
 
 
 def _labels_from_sample(clusterer, X, n_components, weight, weighted, generator):
@@ -142,12 +168,24 @@ def _labels_from_sample(clusterer, X, n_components, weight, weighted, generator)
     return np.concatenate([clusterer.predict(X[rows]) for rows in row_chunks(*X.shape)])
 
 
-def _places(labels, counted, n_components, found):
-    """Place of each label among the distinct ones, -1 where it does not count."""
-    parts = current().objects(np.unique(labels[counted]))
-    classes = np.unique(np.concatenate(parts))
-    if len(classes) != n_components:
-        raise ValueError(f"{found.format(len(classes))}, but n_components={n_components}; let the two agree.")
-    out = np.full(len(labels), -1)
-    out[counted] = np.searchsorted(classes, labels[counted])
+def _places(codes, classes, n_components, found):
+    """Places of labels among the classes that occur in any process, from those among the classes of this one.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n_samples,)
+        Places among ``classes``; -1 for samples that do not count.
+    classes : ndarray of shape (n_classes,)
+        In sorted order.
+    n_components : int
+        As many classes as there should be.
+    found : str
+        Begins the error if there are not.
+    """
+    own = np.unique(codes[codes >= 0])
+    everywhere = np.unique(np.concatenate(current().objects(classes[own])))
+    if len(everywhere) != n_components:
+        raise ValueError(f"{found.format(len(everywhere))}, but n_components={n_components}; let the two agree.")
+    out = np.full(len(codes), -1)
+    out[codes >= 0] = np.searchsorted(everywhere, classes[codes[codes >= 0]])
     return out

@@ -27,6 +27,7 @@ from ._datasets import batch_by_batch
 from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ._rows import (
     check_enough_rows,
+    check_index,
     check_processes,
     check_sample_size,
     counted_rows,
@@ -82,8 +83,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             (n_samples, n_components) or clusterer, default="kmeans"
         How responsibilities start: from k-means clusters, from rows chosen by k-means++, at random, from random rows,
         from the classes that `fit` gets as y (component c starts as the mean and covariance of the c-th class in sorted
-        order; -1, None and NaN are unlabelled), from given responsibilities, or from the labels of a clone of the
-        clusterer (below zero: none).
+        order; -1, None, NaN, NA and NaT are unlabelled), from given responsibilities, or from the labels of a clone of
+        the clusterer (below zero: none).
 
     weights_init : array-like of shape (n_components,), default=None
         Starting weights, summing to one.
@@ -289,7 +290,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         >>> gmm.predict([[-2.0], [9.0]])
         array([0, 1])
         """
-        means = check_array(means, dtype=FLOATS, input_name="means")
+        means = check_array(host_array(means), dtype=FLOATS, input_name="means")
         gmm = cls(**{"n_components": len(means), **params})
         gmm._validate_params()
         if gmm.n_components != len(means):
@@ -318,7 +319,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         X : array-like of shape (n_samples, n_features)
             Training data; NaN is a missing value.
         y : array-like of shape (n_samples,), default=None
-            Class labels to start from; -1, None or NaN where unlabelled. Used only with ``init_params="labels"``.
+            Class labels to start from, in any form that `ClusterLabelClassifier.fit` takes; -1, None, NaN, NA or NaT
+            where unlabelled. Used only with ``init_params="labels"``.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows; an integer weight is as many equal rows, and a weight of zero none.
 
@@ -601,28 +603,46 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         certainties = host_array(self._e_step(rows, lambda evidence, log_resp: log_resp.amax(1)))
         return self.bic(X, sample_weight) - 2 * weighted_sum(certainties, weight)
 
-    def sample(self, n_samples=1, random_state=None):
-        """Draw rows from the mixture.
+    def sample(self, n_samples=1, random_state=None, *, component=None):
+        """Draw samples from the mixture.
 
         Parameters
         ----------
         n_samples : int, default=1
-            Number of rows.
+            Number of samples.
         random_state : int, RandomState instance or None, default=None
             Seeds the draw; None uses the estimator's own ``random_state``.
+        component : int, default=None
+            The component of all samples; None draws components by their weights.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Rows, grouped by component.
+            Samples, grouped by component.
         y : ndarray of shape (n_samples,)
             Their components.
+
+        Raises
+        ------
+        ValueError
+            If there is no such component, or ``n_samples`` is less than one.
+
+        Examples
+        --------
+        >>> from skvae import TorchGMM
+        >>> gmm = TorchGMM.from_parameters([0.5, 0.5], [[-30.0], [30.0]], [1.0, 1.0], covariance_type="spherical")
+        >>> X, y = gmm.sample(4, random_state=0, component=1)
+        >>> bool((X > 20).all()), y
+        (True, array([1, 1, 1, 1]))
         """
         check_is_fitted(self)
         check_sample_size(n_samples)
         generator = generator_from(self.random_state if random_state is None else random_state)
         family, mixture = COVARIANCES[self.covariance_type], self._mixture(torch.float64, "cpu")
-        y = mixture.log_weights.exp().multinomial(n_samples, replacement=True, generator=generator).sort().values
+        if component is None:
+            y = mixture.log_weights.exp().multinomial(n_samples, replacement=True, generator=generator).sort().values
+        else:
+            y = torch.full((n_samples,), check_index("component", component, len(mixture.means)))
         noise = torch.randn(n_samples, mixture.means.shape[1], dtype=torch.float64, generator=generator)
         factor = mixture.factor.expand(len(mixture.means), *mixture.factor.shape[1:])
         x = torch.cat([mixture.means[c] + family.color(noise[y == c], factor[c]) for c in y.unique()])

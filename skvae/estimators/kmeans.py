@@ -28,7 +28,7 @@ from ..fitting.nearest import NearestCenters, distances, squared_residuals, wide
 from ..fitting.pool import PooledRows
 from ..fitting.rows import blocks_of, row_chunks
 from ..fitting.streams import draw_indices
-from ._arrays import compute_dtype, named_in_errors, resolve_device, to_dtype, to_tensor
+from ._arrays import compute_dtype, host_array, named_in_errors, resolve_device, to_dtype, to_tensor
 from ._base import TorchEstimator, fit_method
 from ._chunks import map_chunks
 from ._datasets import batch_by_batch
@@ -544,7 +544,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     def _checked_centers(self, centers, X, rows):
         """Starting centres that the user gave, as a tensor."""
         with named_in_errors("init"):
-            centers = check_array(centers, dtype=np.float64, input_name="init")
+            centers = check_array(host_array(centers), dtype=np.float64, input_name="init")
         if centers.shape != (self.n_clusters, X.shape[1]):
             raise ValueError(
                 f"init has centres of shape {centers.shape}, but (n_clusters, n_features) = "

@@ -12,6 +12,7 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import accuracy_score
+from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_consistent_length, get_tags
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
@@ -19,7 +20,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted, has_fit_para
 from torch.utils.data import Dataset, Subset
 
 from ._arrays import host_array
-from ._base import guarded
+from ._base import CheckedParametersMixin, guarded
 from ._datasets import dataset_of
 from ._labels import labelled_rows, sorted_classes
 from ._rows import check_no_word, finite_weights
@@ -52,7 +53,7 @@ def hungarian(counts):
 ASSIGNMENTS = {"majority": majority, "proportional": proportional, "hungarian": hungarian}
 
 
-class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParametersMixin, BaseEstimator):
     """Classifier from clusters: they are found without labels, and a few labelled rows say what they mean.
 
     `fit` clusters all rows and does not show their labels to the clusterer. The labelled rows then estimate
@@ -76,8 +77,9 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
           majority. With fewer clusters than classes, some classes are never predicted.
 
     unlabelled : "auto", int, str or None, default="auto"
-        Value of y that marks rows without a label. NaN and None always do. "auto": -1 if the labels are integers,
-        unless -1 and 1 are the only ones, which then are two classes, as they usually are. None: no other value.
+        Value of y that marks rows without a label. None, NaN, NA and NaT always do. "auto": -1 if the labels are
+        integers, unless -1 and 1 are the only ones, which then are two classes, as they usually are; and the number -1
+        among text. None: no other value.
 
     Attributes
     ----------
@@ -150,7 +152,8 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         X : array-like of shape (n_samples, n_features)
             Training data; whatever the clusterer takes.
         y : array-like of shape (n_samples,)
-            Classes, numbers or strings; None, NaN and what ``unlabelled`` says for rows without.
+            Classes, whole numbers or strings; None, NaN, NA, NaT and what ``unlabelled`` says for rows without. A list,
+            an array, a Series of pandas or polars, or a tensor. The text "nan" is a class.
         sample_weight : array-like of shape (n_samples,), default=None
             Nonnegative weights of the rows. They are given to the clusterer if it takes them, and count labels.
         **fit_params : dict
@@ -164,7 +167,8 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         Raises
         ------
         ValueError
-            If no row is labelled, no labelled row has a positive weight, or y is not one class for each row.
+            If no row is labelled, no labelled row has a positive weight, or y is not one class for each row, but for
+            example real numbers or one-hot rows.
         TypeError
             If some classes are strings and some numbers.
 
@@ -174,7 +178,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
             If clusters have no labelled row, or if the clusterer does not take the weights.
         """
         X = dataset_of(X)
-        rows, labels, mark = labelled_rows(y, self.unlabelled)
+        rows, labels, mark, _ = labelled_rows(y, self.unlabelled)
         sample_weight = checked_weights(sample_weight, X, y)
         weight = np.ones(_num_samples(y)) if sample_weight is None else sample_weight
         classes, codes = sorted_classes(labels)
@@ -269,7 +273,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         check_is_fitted(self)
         X = dataset_of(X)
         weight = checked_weights(sample_weight, X, y)
-        rows, labels, _ = labelled_rows(host_array(y), self._mark)
+        rows, labels, _, _ = labelled_rows(y, self._mark)
         if weight is not None:
             check_labels_count(weight[rows])
             counted = weight[rows] > 0
@@ -305,6 +309,15 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         tags = super().__sklearn_tags__()
         tags.input_tags = get_tags(self.estimator).input_tags
         return tags
+
+    def _explained(self, message, name, value):
+        if name == "estimator" and hasattr(value, "fit_predict") and not hasattr(value, "predict"):
+            last = type(value.steps[-1][1] if isinstance(value, Pipeline) else value).__name__
+            return (
+                f"{message} {last} labels the rows that it is fitted to and cannot label new ones; use a clusterer "
+                "with predict, such as TorchMiniBatchKMeans, TorchGMM, VaDEClusterer or KMeans."
+            )
+        return super()._explained(message, name, value)
 
     def _params_of_estimator(self, sample_weight, fit_params):
         """What the fit of the clusterer is given beside X."""

@@ -19,7 +19,7 @@ from ._arrays import compute_dtype, float_dtype, generator_from, resolve_device,
 from ._base import LatentMixin, TorchEstimator, fit_method
 from ._chunks import CenteredColumns, centered, column_means, scatter_about
 from ._columns import Columns
-from ._missing import any_missing, check_columns, impute_chunk, observed_means, rows_with_values
+from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ._rows import check_processes, check_sample_size, counted_rows, row_count
 
 
@@ -165,7 +165,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Warns
         -----
         ConvergenceWarning
-            If EM, with missing values, did not reach ``tol``.
+            If EM, with missing values, did not reach ``tol``; or if no noise is left, because the components explain
+            all of no more rows than features.
         """
         X = self._validate(X, reset=True, min_samples=2)
         check_processes(self, X)
@@ -176,6 +177,9 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             check_columns(self, X)
             X, weight, _ = rows_with_values(X, weight)
             mean = observed_means(X, weight)
+            low, high = Columns(X, current()).ranges[:2]
+            if np.array_equal(low, high):  # nothing is left to estimate
+                X, mean, incomplete = filled_in(X, low), low.astype(np.float64), False
         n_rows = row_count(X)
         if isinstance(self.n_components, Integral) and self.n_components > min(n_rows, X.shape[1]):
             raise ValueError(
@@ -186,6 +190,14 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         fit_rows = self._fit_incomplete if incomplete else self._fit_complete
         model, total_variance, self.n_iter_ = fit_rows(X, weight, mean)
         check_variance(float(total_variance), X)
+        if not incomplete and n_rows <= X.shape[1] and current().rank == 0 and lacks_noise(model, n_rows, X.dtype):
+            warnings.warn(
+                f"The noise variance is zero but for rounding, because {len(model.variances)} components explain all "
+                f"of {n_rows} rows with {X.shape[1]} features: the density is degenerate, and new rows get arbitrarily "
+                "low scores; decrease n_components ('mle' chooses), or add rows.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
 
         self.mean_ = to_dtype(mean + model.mean.cpu().numpy(), X.dtype)
         self.components_ = to_dtype(model.axes.cpu().numpy(), X.dtype)
@@ -399,6 +411,13 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             return incomplete(x.double(), *density)
 
         return self._map_model(function, X)
+
+
+def lacks_noise(model, n_rows, dtype):
+    """Whether the noise of a model of rows that are not all equal is no more than rounding."""
+    limits = np.finfo(float_dtype(dtype))
+    largest = float(model.variances[0])
+    return largest > 2 * limits.tiny and float(model.noise_variance) <= n_rows * limits.eps * largest
 
 
 def check_variance(total_variance, X):

@@ -44,7 +44,7 @@ from ._arrays import float_dtype
 from ._base import fit_method
 from ._bounds import BoundMixin, draw_rows
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
-from ._rows import check_enough_rows, repeated_rows, row_count
+from ._rows import check_enough_rows, check_index, repeated_rows, row_count
 from ._trainings import history_of
 from .gmm import TorchGMM
 
@@ -489,10 +489,8 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         if cluster is None:
             weights = torch.from_numpy(self.weights_.astype(np.float64))
             labels = torch.multinomial(weights, n_samples, replacement=True, generator=generator)
-        elif isinstance(cluster, Integral) and not isinstance(cluster, bool) and 0 <= cluster < len(self.weights_):
-            labels = torch.full((n_samples,), int(cluster))
         else:
-            raise ValueError(f"cluster={cluster!r} should be None or an integer from 0 to {len(self.weights_) - 1}.")
+            labels = torch.full((n_samples,), check_index("cluster", cluster, len(self.weights_)))
         X = draw_rows(self, lambda model, noise: model.prior.sample(noise, labels), n_samples, generator)
         return X, labels.numpy()
 

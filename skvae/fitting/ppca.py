@@ -76,7 +76,7 @@ def choose_components(n_components, variances, n_samples, dtype):
     ----------
     n_components : int, float, "mle" or None
         A float in (0, 1) is the share of the variance to reach; "mle" is Minka's choice; None are all that the data
-        determine, up to the rounding of their dtype.
+        determine, up to the rounding of their dtype. Of constant data it is one component, whichever is asked for.
     variances : Tensor of shape (m,)
         Variances along all principal axes, in decreasing order.
     n_samples : float
@@ -89,6 +89,8 @@ def choose_components(n_components, variances, n_samples, dtype):
         scores = [evidence_of_dimension(spectrum, k, n_samples) for k in range(1, len(spectrum))]
         return 1 + int(torch.stack(scores).nan_to_num(nan=-math.inf).argmax()) if scores else 1
     if isinstance(n_components, float):
+        if not variances[0] > 2 * torch.finfo(dtype).tiny:  # there is no share of nothing
+            return 1
         shares = variances.cumsum(0) / variances.sum()
         return min(int(torch.searchsorted(shares, n_components, right=True)) + 1, len(variances))
     if n_components is None:

@@ -2,9 +2,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
 
-from skvae import VAEEmbedder
-from skvae.displays import ReconstructionDisplay
+from skvae import TorchGMM, TorchPPCA, VAEEmbedder
+from skvae.displays import ClusterSamplesDisplay, ManifoldDisplay, ReconstructionDisplay
 from skvae.metrics import reconstruction_error
 
 
@@ -47,3 +49,20 @@ def test_channels_last_are_refused():
     X = np.random.default_rng(0).random((2, 192))
     with pytest.raises(ValueError, match=r"channels last; give image_shape=\(3, 8, 8\)"):
         ReconstructionDisplay.from_predictions(X, X, image_shape=(8, 8, 3))
+
+
+def test_what_does_not_decode():
+    rows = np.random.default_rng(0).normal(size=(40, 25))
+    ppca, gmm = TorchPPCA(2), TorchGMM(2, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), ppca, gmm).fit(rows)
+    with pytest.raises(TypeError, match=r"pipeline ends in a TorchGMM, which has no .* pipeline\[:-1\]"):
+        ReconstructionDisplay.from_estimator(pipeline, rows)
+    assert len(ReconstructionDisplay.from_estimator(pipeline[:-1], rows[:4]).errors) == 4
+    with pytest.raises(TypeError, match=r"neither reconstruct nor inverse_transform; give .* such as pipeline\[:-1\]"):
+        reconstruction_error(pipeline, rows)
+    with pytest.raises(TypeError, match="TorchGMM has no inverse_transform; give an embedder"):
+        ReconstructionDisplay.from_estimator(pipeline[-1], rows)
+    one_way = make_pipeline(Normalizer(), TorchPPCA(2), TorchGMM(2, random_state=0)).fit(rows)
+    for draw in (ManifoldDisplay.from_estimator, ClusterSamplesDisplay.from_estimator):
+        with pytest.raises(TypeError, match=r"Steps \['Normalizer'\] of the pipeline have no inverse_transform"):
+            draw(one_way)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
@@ -326,3 +326,25 @@ def test_labels_are_ignored(blobs):
     X, y = blobs
     one, two = (clone(TorchGMM(3, random_state=0)).fit(X, labels) for labels in (y, y[::-1]))
     assert_array_equal(one.means_, two.means_)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCES)
+def test_samples_of_one_component(covariance_type, blobs):
+    gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(blobs[0])
+    for component in (0, np.int64(2)):
+        X, y = gmm.sample(50, random_state=1, component=component)
+        assert_array_equal(y, np.full(50, component))
+        assert_array_equal(gmm.predict(X), y)
+        assert_array_equal(gmm.sample(50, random_state=1, component=component)[0], X)
+    assert gmm.sample(component=1)[0].shape == (1, 4)
+    for wrong in (3, -1, True, 1.0, "1", [1]):
+        with pytest.raises(ValueError, match=r"component=.* should be None or an integer from 0 to 2"):
+            gmm.sample(5, component=wrong)
+    with pytest.raises(NotFittedError):
+        TorchGMM().sample(component=0)
+
+
+def test_a_component_is_drawn_as_often_as_asked_for():
+    gmm = TorchGMM.from_parameters([1e-9, 1 - 1e-9], [[-50.0], [50.0]], [4.0, 1.0], covariance_type="spherical")
+    X, _ = gmm.sample(4000, random_state=0, component=0)
+    assert_allclose([X.mean(), X.std()], [-50, 2], atol=0.15)

@@ -148,6 +148,12 @@ def test_clusterer_gets_the_weights(blobs):
         (np.ones((300, 2)) / 2, None, r"shape \(300, 3\), one row for each row of X, but it has the shape \(300, 2\)"),
         (np.ones((300, 3)), None, r"summing to 1 in each row \(or to 0 .* rows sum to up to 3"),
         (-np.ones((300, 3)), None, "not negative"),
+        (np.full((300, 3), 0.3333), None, "rows sum to up to 0.9999, that of row 0 to 0.9999"),
+        (
+            np.where(np.arange(300)[:, None] == 7, [1, 1e-4, 0], [1, 0, 0]),
+            None,
+            "up to 1.0001, that of row 7 to 1.0001",
+        ),
         (KMeans(2, random_state=0), None, r"KMeans\(.*\) found 2 clusters, but n_components=3"),
     ],
 )

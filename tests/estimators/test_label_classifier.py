@@ -6,7 +6,7 @@ import pytest
 import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, ClusterMixin, clone
-from sklearn.cluster import DBSCAN, KMeans
+from sklearn.cluster import DBSCAN, AgglomerativeClustering, KMeans
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
@@ -300,6 +300,10 @@ def test_metadata_routing(blobs):
 def test_clusterers_that_can_not_predict():
     with pytest.raises(InvalidParameterError, match="must be an object implementing 'fit' and 'predict'. Got DBSCAN"):
         ClusterLabelClassifier(DBSCAN()).fit(np.eye(4), [0, 0, 1, 1])
+    for clusterer in (DBSCAN(), AgglomerativeClustering(2), make_pipeline(StandardScaler(), DBSCAN())):
+        name = type(clusterer.steps[-1][1] if hasattr(clusterer, "steps") else clusterer).__name__
+        with pytest.raises(InvalidParameterError, match=f"{name} labels the rows .* cannot label new ones; use"):
+            ClusterLabelClassifier(clusterer).fit(np.eye(4), [0, 0, 1, 1])
     with pytest.raises(InvalidParameterError, match="implementing 'fit' and 'predict'. Got Pipeline"):
         ClusterLabelClassifier(make_pipeline(StandardScaler(), DBSCAN())).fit(np.eye(4), [0, 0, 1, 1])
     regression = FrozenEstimator(LinearRegression().fit(np.eye(4), np.arange(4.0)))

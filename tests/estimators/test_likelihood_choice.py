@@ -8,9 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
 from sklearn.base import clone
+from sklearn.datasets import load_digits, load_wine
+from sklearn.exceptions import ConvergenceWarning
 
-from skvae import VaDEClusterer, VAEEmbedder
+from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
 from skvae.estimators._columns import Columns
 from skvae.estimators._likelihoods import (
     build_likelihood,
@@ -19,6 +22,7 @@ from skvae.estimators._likelihoods import (
     likelihood_name,
     stored_rows,
 )
+from skvae.estimators._messages import shown
 from skvae.models import LIKELIHOODS, Bernoulli, FixedGaussian, Gaussian, Support
 
 
@@ -243,3 +247,131 @@ def test_what_is_no_likelihood(X):
         build_likelihood(plain, X)
     with pytest.raises(TypeError, match="Bernoulli.from_data"):
         build_likelihood(type("Bernoulli", (Bernoulli,), {"from_data": classmethod(lambda cls, summary: None)}), X)
+
+
+def log_and_back(X):
+    """Counts after expm1(log1p(X)) in float32, which are not whole any more."""
+    return np.expm1(np.log1p(X.astype(np.float32)))
+
+
+@pytest.mark.parametrize("name", ["poisson", "negative_binomial", "categorical"])
+@pytest.mark.parametrize(
+    "convert", [np.asarray, sparse.csr_array, torch.from_numpy, pd.DataFrame], ids=lambda f: f.__name__
+)
+def test_messages_show_the_digits_that_tell_counts_apart(name, convert):
+    """How far expm1(log1p(X)) is from whole numbers hangs on the processor, so that the numbers are given."""
+    X = np.float32([[0, 1, 2], [3, 6.0000005, 2], [1, 1, 41.000015]])
+    settings = {"hidden_layer_sizes": (4,), "max_epochs": 1, "random_state": 0, "likelihood": name}
+    with pytest.raises(
+        ValueError, match=r"but X has (6\.0000005|41\.000015), and values up to 1\.5e-05 away .* \(np\.rint\)"
+    ):
+        VAEEmbedder(2, **settings).fit(convert(X))
+    vae = VAEEmbedder(2, **settings).fit(convert(np.rint(X)))
+    with pytest.warns(UserWarning, match=r"2 of 3 rows .* such as 6\.0000005: it knows .* np\.rint makes counts"):
+        vae.transform(convert(X))
+    with pytest.raises(ValueError, match=r"X has 6\.0000005, and values up to 1\.5e-05 away .*; round X"):
+        vae.score(convert(X))
+    counts = np.random.default_rng(0).poisson(20, size=(50, 4))
+    if (log_and_back(counts) != counts).any():
+        with pytest.raises(ValueError, match=r"but X has \d+\.\d{4,}, and values"):
+            check_support(name, log_and_back(counts))
+
+
+def test_messages_show_how_far_values_are_beyond_an_interval():
+    X = np.float32([[0.5, 1.000002], [0.00274616, 0.3]])
+    with pytest.raises(ValueError, match=r"values from 0\.00274616 to 1\.000002; .* clip X .* if 2e-06 beyond"):
+        check_support("bernoulli", X)
+    with pytest.raises(ValueError, match=r"values from -1e-06 to 0\.997254; .* clip X"):
+        check_support("bernoulli", 1 - X.astype(float).clip(1e-6, 1 + 1e-6))
+    with pytest.raises(ValueError, match=r"values from 0\.00274616 to 2; scale X \(.*\), or use"):
+        check_support("bernoulli", np.where(X > 1, 2, X))
+    with pytest.raises(ValueError, match="but X has -1e-09, and values up to 1e-09 away from whole numbers; round X"):
+        check_support("poisson", np.array([[1.0, -1e-9]]))
+    with pytest.raises(ValueError, match="up to 1234567 in feature 0, but X has 1234568 there"):
+        check_support(ManyCategories(), np.array([[1234568.0]]))
+
+
+class ManyCategories(torch.nn.Module):
+    """Codes of many categories."""
+
+    support = Support(0.0, (1234567.0,), integers=True)
+
+
+def test_numbers_are_short_where_nothing_is_hidden():
+    assert shown(0.123456789, 0, 1) == "0.123457"
+    assert shown(np.float32(1.0000001), 0, 1) == "1.0000001"
+    assert shown(1.0000001, 1) == "1.0000001"
+    assert shown(np.float32(1), 1) == "1"
+    assert shown(-1e-12, 0) == "-1e-12"
+    assert shown(1234568.0, 1234567.0) == "1234568"
+    assert shown(np.uint8(7), 6) == "7"
+
+
+RNG = np.random.default_rng(0)
+COUNTS = {
+    "negative binomial": RNG.negative_binomial(2, 0.1, (60, 5)),
+    "sparse": RNG.poisson(RNG.gamma(0.3, 3, (300, 20)) * RNG.lognormal(0, 1, 20)),
+    "topics": RNG.poisson(RNG.dirichlet(np.full(20, 0.3), 4)[RNG.integers(4, size=800)] * 40),
+    "one column": RNG.negative_binomial(1, 0.05, (300, 1)),
+}
+NO_COUNTS = {
+    "truth values": RNG.integers(0, 2, (50, 4)),
+    "pixels": load_digits().data,
+    "bytes": RNG.integers(0, 256, (100, 16)),
+    "pixels of one byte": RNG.poisson(1, (300, 10)).astype(np.uint8),
+    "ratings": RNG.integers(1, 6, (200, 8)),
+    "ratings, most of them absent": RNG.integers(1, 6, (200, 8)) * (RNG.uniform(size=(200, 8)) < 0.2),
+    "skewed ratings": np.clip(RNG.poisson(0.7, (300, 8)) + 1, 1, 5),
+    "codes": RNG.integers(0, 40, (200, 4)),
+    "genotypes": RNG.binomial(2, 0.1, (200, 30)),
+    "age, income": np.column_stack([RNG.integers(18, 90, 300), RNG.lognormal(10, 1, 300).round()]),
+    "negative": RNG.poisson(1, (300, 10)) - 1,
+    "rounded measurements": load_wine().data.round(),
+    "constant": np.full((20, 3), 7),
+}
+
+
+def with_gaps(X):
+    """Values that are missing at random."""
+    return np.where(np.random.default_rng(1).uniform(size=X.shape) < 0.1, np.nan, X)
+
+
+@pytest.mark.parametrize("X", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("convert", [np.float64, np.int64, with_gaps])
+def test_counts_are_told_from_measurements(X, convert):
+    assert Columns(convert(X)).look_like_counts()
+
+
+@pytest.mark.parametrize("X", NO_COUNTS.values(), ids=NO_COUNTS)
+def test_whole_numbers_that_are_no_counts(X):
+    assert not Columns(X if X.dtype == np.uint8 else X.astype(float)).look_like_counts()
+    assert not Columns(0.5 + X).look_like_counts()
+
+
+SMALL = {"hidden_layer_sizes": (4,), "max_epochs": 1, "random_state": 0}
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        VAEEmbedder(2, **SMALL),
+        AutoencoderEmbedder(2, **SMALL),
+        VaDEClusterer(2, latent_dim=2, pretrain_epochs=1, n_init=1, **SMALL),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_auto_hints_at_likelihoods_of_counts(estimator, method):
+    X = COUNTS["sparse"]
+    for rows in (X, sparse.csr_array(X), torch.from_numpy(X)):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", UserWarning)
+            getattr(clone(estimator), method)(rows)
+        hints = [warning for warning in found if "X holds counts" in str(warning.message)]
+        assert [hint.filename for hint in hints] == [__file__]
+        assert "likelihood='negative_binomial' (or 'poisson')" in str(hints[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for name in ("gaussian", "poisson"):
+            getattr(clone(estimator).set_params(likelihood=name), method)(X)

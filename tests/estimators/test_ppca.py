@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 
 from skvae import TorchGMM, TorchPPCA
 
@@ -147,3 +148,28 @@ def test_wrong_weights():
         TorchPPCA(2).fit(X, sample_weight=-np.ones(150))
     with pytest.raises(ValueError, match="Z has 3 features, but TorchPPCA is expecting 2"):
         TorchPPCA(2).fit(X).inverse_transform(X[:, :3])
+
+
+@pytest.mark.parametrize("n_components", [None, "mle", 0.5, 0.95])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("row", [np.ones(6), np.full(6, 0.1), 1e4 + np.arange(6.0)], ids=["ones", "0.1", "large"])
+def test_equal_rows_have_one_component(n_components, dtype, row):
+    X = np.tile(row, (9, 1)).astype(dtype)
+    hidden = X.copy()
+    hidden[np.arange(9), np.arange(9) % 6] = np.nan
+    for rows in [X] if n_components == "mle" else [X, hidden]:
+        ppca = TorchPPCA(n_components).fit(rows)
+        assert ppca.n_components_ == 1
+        assert_allclose(ppca.explained_variance_ratio_, [1.0])
+        assert_allclose(ppca.mean_, row, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n_components", [None, 0.999, 4])
+def test_no_noise_is_left_of_fewer_rows_than_features(dtype, n_components):
+    X = np.random.default_rng(0).normal(size=(5, 20)).astype(dtype)
+    with pytest.warns(ConvergenceWarning, match="noise variance is zero .* 4 components explain all of 5") as found:
+        TorchPPCA(n_components).fit(X)
+    assert [warning.filename for warning in found] == [__file__]
+    for fewer in (3, "mle"):
+        TorchPPCA(fewer).fit(X)  # without a warning
