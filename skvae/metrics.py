@@ -33,7 +33,9 @@ def _contingency(labels_true, labels_pred, sample_weight):
     if sample_weight is None:
         counts = contingency_matrix(labels_true, labels_pred)
     else:
-        weight = _check_sample_weight(host_array(sample_weight), labels_true, dtype=np.float64, ensure_non_negative=True)
+        weight = _check_sample_weight(
+            host_array(sample_weight), labels_true, dtype=np.float64, ensure_non_negative=True
+        )
         if not weight.any():
             raise ValueError("Every sample_weight is zero; at least one sample should count.")
         labels_true, labels_pred, weight = labels_true[weight > 0], labels_pred[weight > 0], weight[weight > 0]

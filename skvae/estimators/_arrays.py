@@ -162,3 +162,22 @@ def to_dtype(array, dtype):
 def float_dtype(dtype):
     """The dtype of what is computed from data of a dtype: the same, or float64 for integers."""
     return dtype if np.dtype(dtype).kind == "f" else np.dtype(np.float64)
+
+
+def is_exact(estimator, names, published):
+    """Whether an estimator has parameters in float64 beside those published in float32, which are these rounded.
+
+    The user may change what is published.
+
+    Parameters
+    ----------
+    estimator : estimator
+    names : tuple of str
+        Attributes in float64.
+    published : tuple of ndarray
+        Those published, in the same order.
+    """
+    return all(
+        hasattr(estimator, name) and np.array_equal(getattr(estimator, name).astype(array.dtype), array)
+        for name, array in zip(names, published, strict=True)
+    )

@@ -20,7 +20,7 @@ from ..fitting.rows import WhitenedRows, e_step
 from ..fitting.squarem import ACCELERATIONS
 from ..fitting.starts import STARTS, draw_starts
 from ..models.covariances import COVARIANCES, Mixture
-from ._arrays import FLOATS, compute_dtype, generator_from, host_array, resolve_device, to_tensor
+from ._arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
 from ._base import ScoreMixin, TorchEstimator, fit_method
 from ._chunks import centered, column_means
 from ._datasets import batch_by_batch
@@ -831,7 +831,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights_, dtype=np.float64)
         means, covariances, factor = self.means_, self.covariances_, self.precisions_cholesky_
-        if self._is_exact():
+        if is_exact(self, EXACT, (means, factor)):
             means, factor = self._exact_means, self._exact_factor
             covariances = family.compact(family.covariances(family.expand(torch.tensor(factor))))
         parts = (
@@ -841,14 +841,6 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             family.expand(to_tensor(factor, dtype, device)),
         )
         return Mixture(*(torch.as_tensor(part).to(device=device, dtype=dtype) for part in parts))
-
-    def _is_exact(self):
-        """Whether there are parameters in float64 beside those in float32, and these are still what was fitted."""
-        pairs = zip(EXACT, (self.means_, self.precisions_cholesky_), strict=True)
-        return all(
-            hasattr(self, name) and np.array_equal(getattr(self, name).astype(published.dtype), published)
-            for name, published in pairs
-        )
 
     def _current_mixture(self, device, center):
         """The mixture to go on from."""
@@ -863,7 +855,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         """Map the E-step over validated rows and select one of its results."""
         device = resolve_device(self.device, dtype=torch.float64)
         family = COVARIANCES[self.covariance_type]
-        dtype = torch.float64 if self._is_exact() else compute_dtype(X.dtype, device)
+        exact = is_exact(self, EXACT, (self.means_, self.precisions_cholesky_))
+        dtype = torch.float64 if exact else compute_dtype(X.dtype, device)
         mixture = self._mixture(dtype, device)
 
         def function(x):

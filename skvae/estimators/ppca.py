@@ -1,5 +1,6 @@
 """Probabilistic principal component analysis."""
 
+import math
 import warnings
 from numbers import Integral, Real
 from typing import ClassVar
@@ -12,15 +13,28 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..fitting.distributed import current
 from ..fitting.missing import PatternRows, completed, observed_e_step
-from ..fitting.ppca import axes_of_rows, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
+from ..fitting.ppca import Rounding, axes_of_rows, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
 from ..models.covariances import COVARIANCES
 from ..models.ppca import PPCA
-from ._arrays import compute_dtype, float_dtype, generator_from, resolve_device, to_dtype, to_tensor
+from ._arrays import (
+    compute_dtype,
+    float_dtype,
+    generator_from,
+    is_exact,
+    resolve_device,
+    tensor_dtype,
+    to_dtype,
+    to_tensor,
+)
 from ._base import LatentMixin, TorchEstimator, fit_method
 from ._chunks import CenteredColumns, centered, column_means, scatter_about
 from ._columns import Columns
 from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ._rows import check_processes, check_sample_size, counted_rows, row_count
+
+EXACT = ("_exact_mean", "_exact_components", "_exact_variances")  # in float64, where float32 is not enough
+MIN_SHARE = 1e-4  # of the largest variance: float32 has three digits of such ones
+MIN_NOISE = 1e-8  # in units of the largest variance and square of a mean: float32 rounds samples to this
 
 
 class TorchPPCA(LatentMixin, TorchEstimator):
@@ -199,9 +213,12 @@ class TorchPPCA(LatentMixin, TorchEstimator):
                 stacklevel=4,
             )
 
-        self.mean_ = to_dtype(mean + model.mean.cpu().numpy(), X.dtype)
-        self.components_ = to_dtype(model.axes.cpu().numpy(), X.dtype)
-        self.explained_variance_ = to_dtype(model.variances.cpu().numpy(), X.dtype)
+        parts = mean + model.mean.cpu().numpy(), model.axes.cpu().numpy(), model.variances.cpu().numpy()
+        for name in EXACT:
+            vars(self).pop(name, None)
+        if float_dtype(X.dtype) == np.float32 and not fits_float32(model, parts[0]):
+            self._exact_mean, self._exact_components, self._exact_variances = parts
+        self.mean_, self.components_, self.explained_variance_ = (to_dtype(part, X.dtype) for part in parts)
         ratio = model.variances / torch.maximum(total_variance, model.variances.sum())  # of equal rows, too
         self.explained_variance_ratio_ = to_dtype(ratio.cpu().numpy(), X.dtype)
         self.noise_variance_ = float(model.noise_variance)
@@ -213,14 +230,26 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         device = resolve_device(self.device, dtype=torch.float64)
         dtype, ranks = compute_dtype(X.dtype, device), current()
         n_rows, n_samples = ranks.totals(len(X), float(len(X) if weight is None else weight.sum()))
+        rounding = Rounding.of(dtype)
+        squares, axes = self._spectrum(X, weight, mean, n_rows, dtype, device)
+        model, total_variance = fit_ppca(squares, axes, n_samples, self.n_components, rounding)
+        if dtype != torch.float64:
+            chosen = isinstance(self.n_components, Real)  # else all variances matter
+            smallest = min(model.noise_variance or model.variances[-1], model.variances[-1]) if chosen else squares[-1]
+            largest = model.variances[0] if chosen else squares[0]
+            if smallest < MIN_SHARE * largest:
+                squares, axes = self._spectrum(X, weight, mean, n_rows, torch.float64, device)
+                model, total_variance = fit_ppca(squares, axes, n_samples, self.n_components, rounding)
+        return model, total_variance, 1
+
+    def _spectrum(self, X, weight, mean, n_rows, dtype, device):
+        """Sums of squares along the principal axes, and these, from products in a dtype."""
+        ranks = current()
         if n_rows < X.shape[1]:  # the products of rows are fewer than those of features
             columns = CenteredColumns(X if ranks.size == 1 else X[:], mean, weight, dtype, device)
             columns = columns if ranks.size == 1 else [ranks.gather(block) for block in columns]
-            squares, axes = axes_of_rows(columns, X.shape[1])
-        else:
-            squares, axes = axes_of_scatter(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
-        model, total_variance = fit_ppca(squares, axes, n_samples, self.n_components, dtype)
-        return model, total_variance, 1
+            return axes_of_rows(columns, X.shape[1])
+        return axes_of_scatter(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
 
     def _fit_incomplete(self, X, weight, mean):
         """As `_fit_complete`, by EM."""
@@ -234,7 +263,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         unit = torch.eye(X.shape[1], dtype=torch.float64, device=device)[None]
         rows = PatternRows(x / scale, COVARIANCES["full"], 0.0, weight, unit, ranks)
 
-        settings = {"dtype": compute_dtype(X.dtype, device), "tol": self.tol, "max_iter": self.max_iter}
+        rounding = Rounding.of(compute_dtype(X.dtype, device))
+        settings = {"rounding": rounding, "tol": self.tol, "max_iter": self.max_iter}
         n_components, n_iter, start = self.n_components, 0, None
         if not isinstance(n_components, Integral):
             n_components, full = choose_observed(rows, n_components, **settings)
@@ -384,13 +414,16 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return to_dtype(self._model(torch.float64, "cpu").sample(*noises).numpy(), self.mean_.dtype)
 
     def _model(self, dtype, device):
-        parts = self.mean_, self.components_, self.explained_variance_, self.noise_variance_
-        return PPCA(*(torch.tensor(part, dtype=dtype, device=device) for part in parts))
+        parts = self.mean_, self.components_, self.explained_variance_
+        if is_exact(self, EXACT, parts):
+            parts = self._exact_mean, self._exact_components, self._exact_variances
+        return PPCA(*(torch.tensor(part, dtype=dtype, device=device) for part in (*parts, self.noise_variance_)))
 
     def _map_model(self, function, X):
         """Apply a method of the model to chunks of rows or codes."""
         device = resolve_device(self.device, dtype=torch.float64)
-        dtype = compute_dtype(X.dtype, device)
+        exact = is_exact(self, EXACT, (self.mean_, self.components_, self.explained_variance_))
+        dtype = torch.float64 if exact else compute_dtype(X.dtype, device)
         model, width = self._model(dtype, device), 3 * self.n_features_in_
         rows = {"dtype": dtype, "device": device, "width": width, "chunk_size": self.chunk_size}
         return self._map(lambda x: function(model, x), X, **rows)
@@ -415,9 +448,14 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
 def lacks_noise(model, n_rows, dtype):
     """Whether the noise of a model of rows that are not all equal is no more than rounding."""
-    limits = np.finfo(float_dtype(dtype))
-    largest = float(model.variances[0])
-    return largest > 2 * limits.tiny and float(model.noise_variance) <= n_rows * limits.eps * largest
+    rounding, largest = Rounding.of(tensor_dtype(float_dtype(dtype))), float(model.variances[0])
+    return largest > 2 * rounding.tiny and float(model.noise_variance) <= n_rows * rounding.share * largest
+
+
+def fits_float32(model, mean):
+    """Whether a model in float32 gives densities with the precision of float32."""
+    smallest = min(float(model.noise_variance) or math.inf, float(model.variances[-1]))
+    return smallest > MIN_NOISE * (float(model.variances[0]) + float(np.square(mean).max()))
 
 
 def check_variance(total_variance, X):

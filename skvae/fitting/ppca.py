@@ -8,6 +8,23 @@ import torch
 from ..models.ppca import PPCA, evidence_of_dimension
 
 
+class Rounding(NamedTuple):
+    """Variances that rounding may leave of nothing.
+
+    Values of data are known up to the precision of their dtype, so that variances are known up to its square, or up to
+    the precision of the arithmetic if this is more.
+    """
+
+    share: float  # of the largest variance
+    tiny: float  # the smallest variance that the dtype holds
+
+    @classmethod
+    def of(cls, dtype, arithmetic=torch.float64):
+        """That of data in a dtype with sums in another."""
+        limits = torch.finfo(dtype)
+        return cls(max(limits.eps**2, torch.finfo(arithmetic).eps), limits.tiny)
+
+
 class ObservedFit(NamedTuple):
     """What EM found from rows with missing values."""
 
@@ -69,37 +86,35 @@ def _with_signs(axes):
     return axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
 
 
-def choose_components(n_components, variances, n_samples, dtype):
+def choose_components(n_components, variances, n_samples, rounding):
     """The number of components for an int, a share of the variance, or "mle".
 
     Parameters
     ----------
     n_components : int, float, "mle" or None
         A float in (0, 1) is the share of the variance to reach; "mle" is Minka's choice; None are all that the data
-        determine, up to the rounding of their dtype. Of constant data it is one component, whichever is asked for.
+        determine, up to rounding. Of constant data it is one component, whichever is asked for.
     variances : Tensor of shape (m,)
         Variances along all principal axes, in decreasing order.
     n_samples : float
         Number of rows.
-    dtype : torch.dtype
-        That of the data.
+    rounding : Rounding
     """
     if n_components == "mle":
-        spectrum = variances[variances > torch.finfo(variances.dtype).eps * variances[0]]
+        spectrum = variances[variances > rounding.share * variances[0]]
         scores = [evidence_of_dimension(spectrum, k, n_samples) for k in range(1, len(spectrum))]
         return 1 + int(torch.stack(scores).nan_to_num(nan=-math.inf).argmax()) if scores else 1
     if isinstance(n_components, float):
-        if not variances[0] > 2 * torch.finfo(dtype).tiny:  # there is no share of nothing
+        if not variances[0] > 2 * rounding.tiny:  # there is no share of nothing
             return 1
         shares = variances.cumsum(0) / variances.sum()
         return min(int(torch.searchsorted(shares, n_components, right=True)) + 1, len(variances))
     if n_components is None:
-        rounding = len(variances) * torch.finfo(dtype).eps * variances[0]
-        return max(1, int((variances > rounding).sum()))
+        return max(1, int((variances > len(variances) * rounding.share * variances[0]).sum()))
     return n_components
 
 
-def fit_ppca(squares, axes, n_samples, n_components, dtype):
+def fit_ppca(squares, axes, n_samples, n_components, rounding):
     """Maximum likelihood PPCA of centred rows (Tipping and Bishop 1999, equations 7 and 8).
 
     Variances are sums of squares over the total weight less one, as scikit-learn counts them.
@@ -113,8 +128,7 @@ def fit_ppca(squares, axes, n_samples, n_components, dtype):
         Total weight of the rows.
     n_components : int, float, "mle" or None
         See `choose_components`.
-    dtype : torch.dtype
-        That of the data.
+    rounding : Rounding
 
     Returns
     -------
@@ -124,16 +138,16 @@ def fit_ppca(squares, axes, n_samples, n_components, dtype):
     """
     n_features = axes.shape[1]
     variances = squares / max(n_samples - 1, 1)
-    q = choose_components(n_components, variances, n_samples, dtype)
+    q = choose_components(n_components, variances, n_samples, rounding)
     # Never zero: a flat direction has the width of rounding.
-    floor = torch.finfo(dtype).eps * variances[0] + torch.finfo(dtype).tiny
+    floor = rounding.share * variances[0] + rounding.tiny
     rest = variances[q:].sum() / (n_features - q) if q < n_features else variances.new_zeros(())
     noise = torch.maximum(rest, floor) if q < n_features else rest
     model = PPCA(variances.new_zeros(n_features), axes[:q], torch.maximum(variances[:q], floor), noise)
     return model, variances.sum()
 
 
-def fit_ppca_observed(rows, n_components, dtype, *, tol, max_iter, start=None):
+def fit_ppca_observed(rows, n_components, rounding, *, tol, max_iter, start=None):
     """Maximum likelihood PPCA from the observed values of rows.
 
     EM with the missing values alone as what is not known: the M-step is the closed form (`fit_ppca`) with the expected
@@ -144,7 +158,7 @@ def fit_ppca_observed(rows, n_components, dtype, *, tol, max_iter, start=None):
     rows : PatternRows
         Of the full covariance type, in the units of the data but for a common factor.
     n_components : int
-    dtype : torch.dtype
+    rounding : Rounding
         That of the data.
     tol : float
         EM stops when the mean log-likelihood of a row gains less, in nats.
@@ -175,8 +189,8 @@ def fit_ppca_observed(rows, n_components, dtype, *, tol, max_iter, start=None):
             converged = True
             break
         # All rows count while EM runs.
-        model = steps.propose(model, fit_ppca(*spectrum, weight + 1, n_components, dtype)[0]._replace(mean=mean))
-    final, total_variance = fit_ppca(*spectrum, weight, n_components, dtype)
+        model = steps.propose(model, fit_ppca(*spectrum, weight + 1, n_components, rounding)[0]._replace(mean=mean))
+    final, total_variance = fit_ppca(*spectrum, weight, n_components, rounding)
     return ObservedFit(final._replace(mean=mean), total_variance, bounds, converged)
 
 
@@ -223,17 +237,17 @@ def _log_covariance(model):
     return (model.axes.mT * ratios) @ model.axes
 
 
-def choose_observed(rows, n_components, dtype, *, tol, max_iter):
+def choose_observed(rows, n_components, rounding, *, tol, max_iter):
     """As `choose_components`, from the maximum likelihood covariance of rows with missing values, and that fit.
 
     Parameters
     ----------
     rows : PatternRows
     n_components : float or None
-    dtype : torch.dtype
+    rounding : Rounding
     tol : float
     max_iter : int
     """
     n_features = rows.x.shape[1]
-    full = fit_ppca_observed(rows, n_features, dtype, tol=tol, max_iter=max_iter)
-    return choose_components(n_components, full.model.variances, rows.total_weight, dtype), full
+    full = fit_ppca_observed(rows, n_features, rounding, tol=tol, max_iter=max_iter)
+    return choose_components(n_components, full.model.variances, rows.total_weight, rounding), full

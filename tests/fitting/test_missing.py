@@ -9,12 +9,13 @@ from torch.testing import assert_close
 
 from skvae.fitting.em import fit_mixtures, start_mixture
 from skvae.fitting.missing import PatternRows, Patterns, completed, observed_e_step, pattern_codes
-from skvae.fitting.ppca import axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
+from skvae.fitting.ppca import Rounding, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
 from skvae.fitting.rows import WhitenedRows
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture, _gram_root
 from skvae.models.ppca import PPCA
 
+ROUNDING = Rounding.of(torch.float64)
 K = 3
 FULL = COVARIANCES["full"]
 over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVARIANCES)
@@ -297,7 +298,7 @@ def covariance_of(model):
 @pytest.mark.parametrize("n_components", [1, 3, 5, 6])
 def test_density_of_ppca_as_a_mixture(n_components):
     x = low_rank()
-    model, _ = fit_ppca(*axes_of_scatter(x.mT @ x), len(x), n_components, torch.float64)
+    model, _ = fit_ppca(*axes_of_scatter(x.mT @ x), len(x), n_components, ROUNDING)
     mixture = model.as_mixture()
     assert_close(FULL.log_prob(x, mixture.means, mixture.factor)[:, 0], model.log_prob(x))
     assert_close(FULL.covariances(mixture.factor), mixture.covariances)
@@ -310,10 +311,10 @@ def test_complete_rows_give_the_closed_form(n_components, far):
     """In one step, wherever EM begins."""
     x = low_rank()
     x = x - x.mean(0)
-    expected, total = fit_ppca(*axes_of_scatter(x.mT @ x), len(x), n_components, torch.float64)
+    expected, total = fit_ppca(*axes_of_scatter(x.mT @ x), len(x), n_components, ROUNDING)
     start = PPCA(randn(6), torch.eye(2, 6).double(), torch.tensor([9.0, 4.0]).double(), torch.tensor(0.1).double())
     settings = {"tol": 1e-12, "max_iter": 1, "start": start if far else None}
-    found = fit_ppca_observed(ppca_rows(x), n_components, torch.float64, **settings)
+    found = fit_ppca_observed(ppca_rows(x), n_components, ROUNDING, **settings)
     for mine, theirs in zip(found.model, expected, strict=True):
         assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
     assert_close(found.total_variance, total)
@@ -323,7 +324,7 @@ def test_complete_rows_give_the_closed_form(n_components, far):
 def test_ppca_is_a_stationary_point(n_components):
     """With variances that count all rows, the gradient of the log-likelihood of the observed values is zero."""
     x = hide(low_rank())
-    found = fit_ppca_observed(ppca_rows(x), n_components, torch.float64, tol=1e-14, max_iter=5000)
+    found = fit_ppca_observed(ppca_rows(x), n_components, ROUNDING, tol=1e-14, max_iter=5000)
     assert found.converged
     assert (torch.tensor(found.lower_bounds).double().diff() > -1e-12).all()
     share = (len(x) - 1) / len(x)
@@ -348,13 +349,13 @@ def test_ppca_is_a_stationary_point(n_components):
 def test_ppca_ends_in_the_same_place_from_elsewhere():
     x, settings = hide(low_rank()), {"tol": 1e-13, "max_iter": 5000}
     start = PPCA(randn(6), torch.eye(2, 6).double(), torch.tensor([9.0, 4.0]).double(), torch.tensor(0.1).double())
-    one, two = (fit_ppca_observed(ppca_rows(x), 2, torch.float64, start=at, **settings) for at in (None, start))
+    one, two = (fit_ppca_observed(ppca_rows(x), 2, ROUNDING, start=at, **settings) for at in (None, start))
     assert_close(covariance_of(one.model), covariance_of(two.model), rtol=1e-5, atol=1e-5)
     assert_close(one.model.mean, two.model.mean, rtol=1e-5, atol=1e-5)
 
 
 def test_all_components_are_one_gaussian(x_missing):
-    model = fit_ppca_observed(ppca_rows(x_missing), 3, torch.float64, tol=1e-13, max_iter=5000).model
+    model = fit_ppca_observed(ppca_rows(x_missing), 3, ROUNDING, tol=1e-13, max_iter=5000).model
     one = fit(x_missing, FULL, torch.ones(len(x_missing), 1).double(), max_iter=5000, tol=1e-13).mixture
     share = (len(x_missing) - 1) / len(x_missing)
     assert_close(share * covariance_of(model), one.covariances[0], rtol=1e-5, atol=1e-5)
@@ -363,6 +364,6 @@ def test_all_components_are_one_gaussian(x_missing):
 
 def test_share_of_the_variance_is_chosen():
     x = hide(low_rank(n_rows=400, noise=0.05), share=0.2)
-    q, full = choose_observed(ppca_rows(x), 0.95, torch.float64, tol=1e-6, max_iter=1000)
+    q, full = choose_observed(ppca_rows(x), 0.95, ROUNDING, tol=1e-6, max_iter=1000)
     assert q == 2
     assert len(full.model.variances) == 6
