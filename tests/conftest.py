@@ -3,8 +3,9 @@
 import os
 
 os.environ["SCIPY_ARRAY_API"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+SHARES_CORES = "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ  # each worker has a core
+if SHARES_CORES:
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import numpy as np
@@ -14,8 +15,12 @@ import torch
 from hypothesis import settings
 from sklearn.datasets import make_blobs
 from sklearn.utils.fixes import parse_version
+from threadpoolctl import threadpool_limits
 
 from skvae.persistence.onnx import OLDEST_TORCH
+
+if SHARES_CORES:
+    threadpool_limits(1)  # plugins may have imported NumPy before
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -1,7 +1,7 @@
 """Run pytest as on another processor, where the last bits of products differ: no test may hang on them.
 
     python tests/processors.py haswell --threads 1 -- tests/estimators/test_gmm.py
-    python tests/processors.py --all --threads 1 2 -- -n0 --no-cov tests/fitting
+    python tests/processors.py --all --threads 1 2 -- -n0 tests/fitting
 
 What follows ``--`` goes to pytest; each run ends in a line that says how it went. Variables choose the kernels of
 torch, MKL, oneDNN and NumPy's OpenBLAS among those that this processor has; ``--all`` leaves out what it has not. MKL

@@ -128,7 +128,7 @@ import sys, warnings
 import numpy as np
 from skvae import AutoencoderEmbedder
 X = np.random.default_rng(0).random((300, 9))
-settings = {"hidden_layer_sizes": (64,), "max_epochs": 200, "batch_size": 16, "random_state": 0}
+settings = {"hidden_layer_sizes": (64,), "max_epochs": 100, "batch_size": 16, "random_state": 0}
 embedder = AutoencoderEmbedder(2, checkpoint=sys.argv[1], **settings)
 Z = embedder.fit(X).transform(X)
 np.save(sys.argv[2], Z)
@@ -147,9 +147,9 @@ def test_a_killed_process_is_replaced_by_another(tmp_path):
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert 0 < read_checkpoint(files[0])["current"]["epochs_done"] < 200
+    assert 0 < read_checkpoint(files[0])["current"]["epochs_done"] < 100
     subprocess.run(command, check=True)
     X = np.random.default_rng(0).random((300, 9))
-    embedder = AutoencoderEmbedder(2, hidden_layer_sizes=(64,), max_epochs=200, batch_size=16, random_state=0)
+    embedder = AutoencoderEmbedder(2, hidden_layer_sizes=(64,), max_epochs=100, batch_size=16, random_state=0)
     np.testing.assert_array_equal(np.load(files[1]), embedder.fit(X).transform(X))
     assert not files[0].exists()
