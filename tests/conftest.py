@@ -3,9 +3,8 @@
 import os
 
 os.environ["SCIPY_ARRAY_API"] = "1"
-SHARES_CORES = "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ  # each worker has a core
-if SHARES_CORES:
-    os.environ["OMP_NUM_THREADS"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import numpy as np
@@ -19,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from skvae.persistence.onnx import OLDEST_TORCH
 
-if SHARES_CORES:
-    threadpool_limits(1)  # plugins may have imported NumPy before
+if "PYTEST_XDIST_WORKER" in os.environ:  # plugins may have imported NumPy before
+    threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
