@@ -28,7 +28,7 @@ def groups(seed, n_features=3):
 
 def warned(X, **parameters):
     """A fitted mixture, and whether it warned of singular covariances."""
-    parameters = {"reg_covar": 0.0, "random_state": 0, "max_iter": 300} | parameters
+    parameters = {"reg_covar": 0.0, "random_state": 0, "max_iter": 100} | parameters
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         gmm = TorchGMM(2, **parameters).fit(X)
@@ -46,14 +46,13 @@ def assert_regularized(gmm, X):
 @over_dependent
 @over_seeds
 @pytest.mark.parametrize("covariance_type", ["full", "tied"])
-@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
-def test_dependent_columns_are_reported(kind, seed, covariance_type, unit):
+@pytest.mark.parametrize(("unit", "reg_covar"), [(1.0, 0.0), (1e-6, 0.0), (1e6, 1e-8)])
+def test_dependent_columns_are_reported(kind, seed, covariance_type, unit, reg_covar):
     X = DEPENDENT[kind](groups(seed)) * unit
-    for reg_covar in (0.0, 1e-20 * unit**2):
-        gmm, was_warned = warned(X, covariance_type=covariance_type, reg_covar=reg_covar)
-        assert was_warned
-        assert gmm.n_regularized_ > 0
-        assert_regularized(gmm, X)
+    gmm, was_warned = warned(X, covariance_type=covariance_type, reg_covar=reg_covar)
+    assert was_warned
+    assert gmm.n_regularized_ > 0
+    assert_regularized(gmm, X)
 
 
 @over_dependent
