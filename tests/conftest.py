@@ -14,8 +14,12 @@ import torch
 from hypothesis import settings
 from sklearn.datasets import make_blobs
 from sklearn.utils.fixes import parse_version
+from threadpoolctl import threadpool_limits
 
 from skvae.persistence.onnx import OLDEST_TORCH
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # plugins may have imported NumPy before
+    threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -4,6 +4,7 @@ As a script, ``joint_fits.py FOLDER``, one of these processes: it writes what it
 """
 
 import contextlib
+import faulthandler
 import io
 import os
 import sys
@@ -415,6 +416,7 @@ CHECKS["broken_off"] = broken_off  # the last: the group is gone
 
 def main(folder):
     """Make all fits with the others."""
+    faulthandler.dump_traceback_later(220, exit=True)  # where it is, if it waits for ever
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     found = {}
     for name, fit in (FITS | OTHER_DRAWS | EQUAL_NETS | NETS | ODD_NETS | CHECKS).items():

@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import joint_fits
 import numpy as np
@@ -18,7 +20,8 @@ from joint_fits import CLASSES, EQUAL_NETS, FITS, NETS, ODD_NETS, OTHER_DRAWS, R
 from skvae import TorchGMM
 from skvae.distributed import shard
 from skvae.fitting.distributed import _end_group
-from skvae.fitting.parallel import count_batches, count_steps, dealt_sizes, step_weights
+from skvae.fitting.epochs import Epochs
+from skvae.fitting.parallel import AveragedGradients, count_batches, count_steps, dealt_sizes, step_weights
 
 HERE = Path(__file__).parent
 LOCAL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parent)}
@@ -46,7 +49,12 @@ def found(tmp_path_factory):
         if not folder.exists():
             folder.mkdir()
             running = processes(folder)
-            assert [process.wait(timeout=240) for process in running] == [0, 0]
+            try:
+                assert [process.wait(timeout=240) for process in running] == [0, 0]
+            finally:
+                for process in running:
+                    process.kill()
+                    process.wait()
     return [torch.load(folder / f"found_{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -209,6 +217,21 @@ def test_a_group_that_the_script_made_is_left_to_it(monkeypatch):
     assert torch.distributed.is_initialized()
     _end_group(lambda: torch.distributed.group.WORLD)
     assert not torch.distributed.is_initialized()
+
+
+def test_a_group_outlives_what_averages_gradients(monkeypatch):
+    """Whose end would wait for the threads of the group with Python's lock, for which they may wait."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        net = SimpleNamespace(averaged=AveragedGradients(uses_all=True))
+        net.averaged(torch.nn.Linear(2, 2), input=torch.ones(3, 2)).sum().backward()
+        wrapped, left = weakref.ref(net.averaged._wrapped), []
+        ranks = SimpleNamespace(leave=lambda: left.append(wrapped()))
+        Epochs(net, None, None, None, None, None, None, ranks=ranks)._leave()
+        assert left == [None]
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("n_rows", [[100, 57], [40, 40, 41], [1490, 10], [2, 2, 2], [7, 300, 2]])

@@ -54,7 +54,7 @@ class Epochs:
                 new = self._snapshot()
             except torch.cuda.OutOfMemoryError as error:
                 if self.ranks.size > 1 and not isinstance(error, AgreedShortage):
-                    self.ranks.leave()
+                    self._leave()
                     raise
                 self._halve_batches()
                 self.go_back(good)
@@ -62,7 +62,7 @@ class Epochs:
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) and _stopped_by_callback(self.net):
                     return None
-                self.ranks.leave()
+                self._leave()
                 if not self.keeps or good["epochs_done"] == 0:
                     raise
                 self.go_back(good)
@@ -79,6 +79,16 @@ class Epochs:
     def go_back(self, snapshot):
         """Continue from a snapshot."""
         put_back(self.net, self.model, self.generator, snapshot, own_modules=self.plan.own_modules)
+
+    def _leave(self):
+        """Take part no more. What averages gradients goes first.
+
+        The last to let go of a group waits for its threads, and they may wait for Python's lock, which is free only if
+        it is Python that lets go.
+        """
+        if getattr(self.net, "averaged", None) is not None:
+            self.net.averaged.drop()
+        self.ranks.leave()
 
     def _snapshot(self):
         return take_snapshot(self.net, self.model, self.generator)

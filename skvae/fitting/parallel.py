@@ -77,12 +77,16 @@ class AveragedGradients:
         """What the module gives. Its parameters may be others than those of the step before."""
         parameters = list(module.parameters())
         if [*map(id, parameters)] != [*map(id, self._parameters)]:
-            self._wrapped = None
-            gc.collect()  # what averages the gradients of the old ones would go on
+            self.drop()
             settings = {"find_unused_parameters": not self.uses_all, "gradient_as_bucket_view": True}
             self._wrapped = DistributedDataParallel(module, **settings | UNSHARED_BUFFERS)
             self._parameters = parameters
         return self._wrapped(**inputs)
+
+    def drop(self):
+        """Forget what averages the gradients, which would go on, and has the group."""
+        self._wrapped, self._parameters = None, []
+        gc.collect()
 
 
 class JointSteps(NeuralNet):

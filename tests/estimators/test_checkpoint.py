@@ -131,36 +131,32 @@ def test_the_folder_has_to_exist(X, tmp_path):
         fit(clone(EMBEDDERS["VAE"]).set_params(checkpoint=tmp_path / "no" / "training.pt"), X)
 
 
-SCRIPT = """
-import sys, warnings
+LONG = {"hidden_layer_sizes": (64,), "max_epochs": 100, "batch_size": 32, "random_state": 0}
+SCRIPT = f"""
+import sys
 import numpy as np
 from skvae import AutoencoderEmbedder
 X = np.random.default_rng(0).random((300, 9))
-settings = {"hidden_layer_sizes": (64,), "max_epochs": 200, "batch_size": 16, "random_state": 0}
-embedder = AutoencoderEmbedder(2, checkpoint=sys.argv[1], **settings)
-Z = embedder.fit(X).transform(X)
-np.save(sys.argv[2], Z)
+AutoencoderEmbedder(2, checkpoint=sys.argv[1], **{LONG}).fit(X)
 """
 
 
 def test_a_killed_process_is_replaced_by_another(tmp_path):
-    """With SIGKILL, at no particular moment, twice."""
-    files = tmp_path / "training.pt", tmp_path / "codes.npy"
-    command = [sys.executable, "-c", SCRIPT, *map(str, files)]
+    """With SIGKILL, at no particular moment, twice; the third is this one."""
+    path = tmp_path / "training.pt"
     for delay in (0.03, 0.1):
-        process = subprocess.Popen(command)
-        known = files[0].stat().st_mtime_ns if files[0].exists() else None
-        while process.poll() is None and (not files[0].exists() or files[0].stat().st_mtime_ns == known):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)])
+        known = path.stat().st_mtime_ns if path.exists() else None
+        while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == known):
             time.sleep(0.002)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert 0 < read_checkpoint(files[0])["current"]["epochs_done"] < 200
-    subprocess.run(command, check=True)
+    assert 0 < read_checkpoint(path)["current"]["epochs_done"] < LONG["max_epochs"]
     X = np.random.default_rng(0).random((300, 9))
-    embedder = AutoencoderEmbedder(2, hidden_layer_sizes=(64,), max_epochs=200, batch_size=16, random_state=0)
-    np.testing.assert_array_equal(np.load(files[1]), embedder.fit(X).transform(X))
-    assert not files[0].exists()
+    resumed, whole = (AutoencoderEmbedder(2, checkpoint=file, **LONG).fit(X) for file in (path, None))
+    np.testing.assert_array_equal(resumed.transform(X), whole.transform(X))
+    assert not path.exists()
 
 
 def test_a_checkpoint_of_a_fit_with_other_callbacks_is_refused(X, tmp_path):

@@ -62,7 +62,10 @@ def test_float32_far_from_the_origin(covariance_type, offset, correlated):
     assert single.n_regularized_ == double.n_regularized_ == 0
     assert_allclose(single.covariances_, double.covariances_, rtol=1e-3, atol=1e-3)
     assert single.lower_bound_ == pytest.approx(double.lower_bound_, abs=1e-4)
-    assert (single.predict(X) == double.predict(X.astype(np.float64))).mean() > 0.99
+    proba = double.predict_proba(X.astype(np.float64))
+    sure = proba.max(1) > 0.75  # the digits that means in float32 have lost decide about others
+    assert sure.mean() > 0.5
+    assert_array_equal(single.predict(X)[sure], proba[sure].argmax(1))
 
 
 @over_all_types
