@@ -327,15 +327,11 @@ def test_unknown_device(estimator, device, blobs):
 
 def test_devices_that_are_not_there(blobs):
     for name in ("gpu", "GPU:0", "cdua", "nvidia"):
-        with pytest.raises(
-            ValueError, match=f"device='{name}' .* no device of this name. Did you mean 'cuda'"
-        ):
+        with pytest.raises(ValueError, match=f"device='{name}' .* no device of this name. Did you mean 'cuda'"):
             TorchGMM(device=name).fit(blobs[0])
     if not torch.cuda.is_available():
         for device in ("cuda", "cuda:0", torch.device("cuda")):
-            with pytest.raises(
-                ValueError, match="torch finds no CUDA device on this machine; install .* 'auto'"
-            ):
+            with pytest.raises(ValueError, match="torch finds no CUDA device on this machine; install .* 'auto'"):
                 TorchGMM(device=device).fit(blobs[0])
 
 

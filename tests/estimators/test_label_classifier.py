@@ -299,9 +299,7 @@ def test_clusterers_that_can_not_predict():
         ClusterLabelClassifier(DBSCAN()).fit(np.eye(4), [0, 0, 1, 1])
     for clusterer in (DBSCAN(), AgglomerativeClustering(2), make_pipeline(StandardScaler(), DBSCAN())):
         name = type(clusterer.steps[-1][1] if hasattr(clusterer, "steps") else clusterer).__name__
-        with pytest.raises(
-            InvalidParameterError, match=f"{name} labels the rows .* cannot label new ones; use"
-        ):
+        with pytest.raises(InvalidParameterError, match=f"{name} labels the rows .* cannot label new ones; use"):
             ClusterLabelClassifier(clusterer).fit(np.eye(4), [0, 0, 1, 1])
     with pytest.raises(InvalidParameterError, match="implementing 'fit' and 'predict'. Got Pipeline"):
         ClusterLabelClassifier(make_pipeline(StandardScaler(), DBSCAN())).fit(np.eye(4), [0, 0, 1, 1])
