@@ -331,7 +331,7 @@ def test_devices_that_are_not_there(blobs):
             TorchGMM(device=name).fit(blobs[0])
     if not torch.cuda.is_available():
         for device in ("cuda", "cuda:0", torch.device("cuda")):
-            with pytest.raises(ValueError, match="torch finds no CUDA device on this machine; install .* 'auto'"):
+            with pytest.raises(ValueError, match="torch finds no CUDA device on this machine; install .*'auto'"):
                 TorchGMM(device=device).fit(blobs[0])
 
 

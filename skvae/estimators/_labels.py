@@ -96,7 +96,7 @@ def label_array(y, name="y"):
             f"{advice}."
         )
     if getattr(getattr(y, "dtype", None), "kind", None) == "c":
-        raise ValueError(f"Unknown label type: complex. {name} has dtype {y.dtype}; give whole numbers or text.")
+        raise ValueError(f"Complex data not supported: {name} has dtype {y.dtype}; give whole numbers or text.")
     y = column_or_1d(y, warn=True)
     if y.dtype.kind == "O" and (missing := is_missing(y)).any():
         y = np.where(missing, None, y)

@@ -16,9 +16,10 @@ from sklearn.utils.validation import check_is_fitted
 from ..fitting.distributed import current
 from ..fitting.em import MixtureFit, fit_mixtures, start_mixture, step_mixture
 from ..fitting.missing import PatternRows, observed_e_step
-from ..fitting.rows import WhitenedRows, e_step
+from ..fitting.rows import WhitenedRows, e_step, largest_product
 from ..fitting.squarem import ACCELERATIONS
 from ..fitting.starts import STARTS, draw_starts
+from ..fitting.threads import serial_if_small
 from ..models.covariances import COVARIANCES, Mixture
 from ._arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
 from ._base import ScoreMixin, TorchEstimator, fit_method
@@ -343,9 +344,11 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         X = self._validate(X, reset=True, min_samples=2)
         check_processes(self, X)
 
-        rows, starts, center = self._begin(X, y, sample_weight, warm=self.warm_start and hasattr(self, "converged_"))
-
-        best = self._best_fit(rows, starts)
+        with self._threads(X):
+            rows, starts, center = self._begin(
+                X, y, sample_weight, warm=self.warm_start and hasattr(self, "converged_")
+            )
+            best = self._best_fit(rows, starts)
 
         self._publish(best, center, X.dtype)
         self._weight_seen = rows.total_weight
@@ -386,9 +389,9 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         check_processes(self, X)
         seen, before = (0.0, []) if first else (self._weight_seen, self.lower_bounds_)
 
-        rows, starts, center = self._begin(X, y, sample_weight) if first else self._resume(X, sample_weight)
-
-        step = step_mixture(rows, starts[0](rows), seen, self.learning_decay)
+        with self._threads(X):
+            rows, starts, center = self._begin(X, y, sample_weight) if first else self._resume(X, sample_weight)
+            step = step_mixture(rows, starts[0](rows), seen, self.learning_decay)
         self._warn_if_regularized(step)
 
         n_iter = 1 if first else self.n_iter_ + 1
@@ -865,7 +868,13 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             return select(*e_step(x, mixture, family))
 
         width = 3 * (X.shape[1] + len(mixture.means))
-        return self._map(function, X, dtype=dtype, device=device, width=width, chunk_size=self.chunk_size)
+        with self._threads(X):
+            return self._map(function, X, dtype=dtype, device=device, width=width, chunk_size=self.chunk_size)
+
+    def _threads(self, X):
+        """Within this, one thread computes where products of samples are too small for several."""
+        n_operations = largest_product(COVARIANCES[self.covariance_type], X.shape[1], self.n_components)
+        return serial_if_small(n_operations, resolve_device(self.device, dtype=torch.float64))
 
     def _n_parameters(self):
         n_components, n_features = self.means_.shape

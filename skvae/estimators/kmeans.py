@@ -24,10 +24,11 @@ from ..fitting.minibatch import (
     reassign,
     start_centers,
 )
-from ..fitting.nearest import NearestCenters, distances, squared_residuals, wide_dtype
+from ..fitting.nearest import MAX_CHUNK, NearestCenters, distances, squared_residuals, wide_dtype
 from ..fitting.pool import PooledRows
 from ..fitting.rows import blocks_of, row_chunks
 from ..fitting.streams import draw_indices
+from ..fitting.threads import serial_if_small
 from ._arrays import compute_dtype, host_array, named_in_errors, resolve_device, to_dtype, to_tensor
 from ._base import TorchEstimator, fit_method
 from ._chunks import map_chunks
@@ -160,7 +161,6 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     array([0, 1])
     """
 
-    _in_float64 = False
     _parameter_constraints: ClassVar[dict] = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
         "init": [StrOptions(set(SEEDINGS)), callable, "array-like"],
@@ -246,10 +246,11 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         vars(self).pop("_in_float64", None)
         seed = fit_seed(self.random_state)
 
-        rows, fit, generator = self._fit_batches(X, sample_weight, seed)
-        if self._loses_digits(fit.centers, fit.counts, fit.mean_inertia):
-            self._in_float64 = True
+        with self._threads(X):
             rows, fit, generator = self._fit_batches(X, sample_weight, seed)
+            if self._loses_digits(fit.centers, fit.counts, fit.mean_inertia):
+                self._in_float64 = True
+                rows, fit, generator = self._fit_batches(X, sample_weight, seed)
 
         self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // len(rows))
         self.inertia_ = fit.mean_inertia * rows.total_weight
@@ -289,10 +290,11 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             self._warn_of_n_init()
         seed, step = (fit_seed(self.random_state), 0) if first else (self._partial_seed, self.n_steps_)
 
-        rows, centers, counts, mean = self._step(X, sample_weight, seed, step)
-        if self._loses_digits(centers, counts, mean):
-            self._in_float64 = True
+        with self._threads(X):
             rows, centers, counts, mean = self._step(X, sample_weight, seed, step)
+            if self._loses_digits(centers, counts, mean):
+                self._in_float64 = True
+                rows, centers, counts, mean = self._step(X, sample_weight, seed, step)
 
         self.n_steps_, self.n_iter_, self.inertia_ = step + 1, 1, mean * rows.total_weight
         self._publish(centers, counts, rows, X)
@@ -472,9 +474,14 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         between = float(counts.double() @ squares / counts.sum()) if counts.any() else float(squares.mean())
         return mean_inertia < NARROW * between
 
+    def _threads(self, X):
+        """Within this, one thread computes where products of a batch with the centres are too small for several."""
+        n_rows = max(self.batch_size, MAX_CHUNK)
+        return serial_if_small(n_rows * self.n_clusters * X.shape[1], self._device(X.dtype))
+
     def _dtype(self, dtype, device):
         """The dtype in which rows of a dtype are clustered: float64 where float32 has too few digits."""
-        return torch.float64 if self._in_float64 else compute_dtype(dtype, device)
+        return torch.float64 if hasattr(self, "_in_float64") else compute_dtype(dtype, device)
 
     def _pool_size(self, X):
         """Rows that are held of a table: many batches, and the sample in which a start is looked for."""
@@ -613,7 +620,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         def apply(found):
             return function(torch.sub(_as_tensor(found, dtype, device), offset, out=buffer[: len(found)]))
 
-        return map_chunks(apply, X, n_rows)
+        with self._threads(X):
+            return map_chunks(apply, X, n_rows)
 
     def _inertia(self, X, labels, weight):
         """Weighted sum of the squared distances of rows to their centres."""

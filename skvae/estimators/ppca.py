@@ -22,18 +22,21 @@ from ._arrays import (
     generator_from,
     is_exact,
     resolve_device,
-    tensor_dtype,
     to_dtype,
     to_tensor,
 )
 from ._base import LatentMixin, TorchEstimator, fit_method
-from ._chunks import CenteredColumns, centered, column_means, scatter_about
+from ._chunks import CenteredColumns, caller_level, centered, column_means, scatter_about
 from ._columns import Columns
 from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ._rows import check_processes, check_sample_size, counted_rows, row_count
 
 EXACT = ("_exact_mean", "_exact_components", "_exact_variances")  # in float64, where float32 is not enough
 MIN_SHARE = 1e-4  # of the largest variance: float32 has three digits of such ones
+DEGENERATE, LOWEST_SCORE = (
+    1e-12,
+    -1e6,
+)  # share of the largest variance, and nats for each feature, of a density that is one
 MIN_NOISE = 1e-8  # in units of the largest variance and square of a mean: float32 rounds samples to this
 
 
@@ -179,8 +182,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Warns
         -----
         ConvergenceWarning
-            If EM, with missing values, did not reach ``tol``; or if no noise is left, because the components explain
-            all of no more rows than features.
+            If EM, with missing values, did not reach ``tol``.
         """
         X = self._validate(X, reset=True, min_samples=2)
         check_processes(self, X)
@@ -204,15 +206,6 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         fit_rows = self._fit_incomplete if incomplete else self._fit_complete
         model, total_variance, self.n_iter_ = fit_rows(X, weight, mean)
         check_variance(float(total_variance), X)
-        if not incomplete and n_rows <= X.shape[1] and current().rank == 0 and lacks_noise(model, n_rows, X.dtype):
-            warnings.warn(
-                f"The noise variance is zero but for rounding, because {len(model.variances)} components explain all "
-                f"of {n_rows} rows with {X.shape[1]} features: the density is degenerate, and new rows get arbitrarily "
-                "low scores; decrease n_components ('mle' chooses), or add rows.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-
         parts = mean + model.mean.cpu().numpy(), model.axes.cpu().numpy(), model.variances.cpu().numpy()
         for name in EXACT:
             vars(self).pop(name, None)
@@ -355,11 +348,27 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         -------
         log_likelihood : ndarray of shape (n_samples,)
             In nats; zero for a row without any value.
+
+        Warns
+        -----
+        RuntimeWarning
+            If the density is degenerate: no noise is left, and samples lie outside of what the components span.
         """
         return self._score_valid(self._validate(X, reset=False))
 
     def _score_valid(self, X):
-        return self._map_rows(PPCA.log_prob, lambda x, model, *density: observed_e_step(x, *density)[0], X)
+        scores = self._map_rows(PPCA.log_prob, lambda x, model, *density: observed_e_step(x, *density)[0], X)
+        share = self.noise_variance_ / max(float(self.explained_variance_[0]), np.finfo(float).tiny)
+        q, d = self.components_.shape
+        if q < d and share < DEGENERATE and float(scores.min()) < LOWEST_SCORE * d:
+            warnings.warn(
+                f"The noise variance is zero but for rounding, because {q} components explain all of the training "
+                "samples, and others get arbitrarily low scores: the density is degenerate. Decrease n_components "
+                "('mle' chooses), or fit more samples.",
+                RuntimeWarning,
+                stacklevel=caller_level(),
+            )
+        return scores
 
     def impute(self, X):
         """Replace missing values by their expectation given the observed values of their row.
@@ -444,12 +453,6 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             return incomplete(x.double(), *density)
 
         return self._map_model(function, X)
-
-
-def lacks_noise(model, n_rows, dtype):
-    """Whether the noise of a model of rows that are not all equal is no more than rounding."""
-    rounding, largest = Rounding.of(tensor_dtype(float_dtype(dtype))), float(model.variances[0])
-    return largest > 2 * rounding.tiny and float(model.noise_variance) <= n_rows * rounding.share * largest
 
 
 def fits_float32(model, mean):

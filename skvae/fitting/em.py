@@ -102,7 +102,7 @@ def start_mixture(rows, resp_of, n_components):
     family = rows.family
     while True:
         mixture, regularized, _ = m_step(rows.moments(resp_of, n_components), rows)
-        if not rows.is_mixed:
+        if rows.wants_residuals(mixture):
             mixture, regularized, _ = m_step(rows.moments(resp_of, n_components, mixture), rows)
         # Whether a point has a covariance of exactly zero is chance: rounding gives it one.
         points = family.variances(mixture.covariances).amax(1) < START_JITTER

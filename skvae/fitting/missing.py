@@ -145,7 +145,7 @@ class PatternRows:
         If the squares of the values are out of the range of float64.
     """
 
-    can_refine, is_mixed, min_tolerance = False, True, MIN_TOLERANCE
+    can_refine, min_tolerance = False, MIN_TOLERANCE
 
     def __init__(self, x, family, reg_covar, weight=None, covariance=None, ranks=ALONE):
         self.family, self.ranks, self.n_features = family, ranks, x.shape[1]
@@ -194,6 +194,10 @@ class PatternRows:
     def is_accurate_for(self, mixture):
         """Whether these rows keep the digits that the mixture needs: as many as there are."""
         return True
+
+    def wants_residuals(self, mixture):
+        """Whether sums have lost too many digits: they have not."""
+        return False
 
     def refine(self):
         """Make the rows anew, in a form that keeps more digits: there is none."""

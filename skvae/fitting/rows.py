@@ -33,6 +33,13 @@ class Expected(NamedTuple):
     frame: Tensor | None = None  # factor (k or 1, d, d): moments are those of whitened residuals, ``(x - m) @ frame``
 
 
+def largest_product(family, n_features, n_components):
+    """Multiplications in the largest product of an E-step of a chunk of rows."""
+    if family.prefers_linear(n_features):
+        return n_components * LINEAR_BYTES // 8
+    return n_features**2 * max(MIN_RESIDUAL_CHUNK, RESIDUAL_BYTES // (16 * (n_features + n_components)))
+
+
 def row_chunks(n_rows, n_columns, chunk_size=None, n_bytes=RESIDUAL_BYTES):
     """Slices that cover the rows; without a chunk size, as many rows as fit into a cache."""
     chunk_size = chunk_size or max(MIN_CHUNK, n_bytes // (8 * n_columns))
@@ -184,6 +191,10 @@ class WhitenedRows:
         """Whether there is a form that keeps more digits."""
         return self.read_again is not None and self.is_mixed
 
+    def wants_residuals(self, mixture):
+        """Whether sums about the origin, of which a mixture was made, have lost too many digits."""
+        return not self.is_mixed or (self.is_linear() and self._linear_dtype(mixture) != self.x.dtype)
+
     def refine(self):
         """Make the rows anew, in a form that keeps more digits; whether there is one. The coordinates are others."""
         if not self.can_refine:
@@ -202,14 +213,15 @@ class WhitenedRows:
             Responsibilities of the rows of a slice.
         n_components : int
         mixture : Mixture, optional
-            What the same responsibilities gave before. In coordinates that do not mix features, sums of residuals from
-            its means, whitened by its factors, have more digits.
+            What the same responsibilities gave before. Sums of residuals from its means have more digits, and in
+            coordinates that do not mix features those of residuals whitened by its factors.
         """
         means = torch.zeros(n_components, self.x.shape[1], dtype=self.x.dtype, device=self.x.device)
         frame = None
-        if mixture is not None and not self.is_mixed:
-            means, frame = mixture.means.to(means), self.family.frame(mixture.to(means))
-        if not self.is_linear():
+        if mixture is not None:
+            means = mixture.means.to(means)
+            frame = None if self.is_mixed else self.family.frame(mixture.to(means))
+        if mixture is not None or not self.is_linear():
             moments = self.family.empty_moments(means)
             for block in blocks_of(self.x):
                 self.accumulate(moments, resp_of, means, block, frame)

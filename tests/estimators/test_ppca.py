@@ -5,7 +5,6 @@ import pytest
 from numpy.testing import assert_allclose
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
 
 from skvae import TorchGMM, TorchPPCA
 
@@ -166,10 +165,13 @@ def test_equal_rows_have_one_component(n_components, dtype, row):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("n_components", [None, 0.999, 4])
-def test_no_noise_is_left_of_fewer_rows_than_features(dtype, n_components):
-    X = np.random.default_rng(0).normal(size=(5, 20)).astype(dtype)
-    with pytest.warns(ConvergenceWarning, match="noise variance is zero .* 4 components explain all of 5") as found:
-        TorchPPCA(n_components).fit(X)
-    assert [warning.filename for warning in found] == [__file__]
+def test_no_noise_is_left_of_fewer_samples_than_features(dtype, n_components):
+    X, others = np.random.default_rng(0).normal(size=(2, 5, 20)).astype(dtype)
+    ppca = TorchPPCA(n_components).fit(X)
+    assert np.isfinite(ppca.score(X))
+    for score in (ppca.score_samples, ppca.score):
+        with pytest.warns(RuntimeWarning, match="noise variance is zero .* 4 components explain all of") as found:
+            score(others)
+        assert [warning.filename for warning in found] == [__file__]
     for fewer in (3, "mle"):
-        TorchPPCA(fewer).fit(X)  # without a warning
+        TorchPPCA(fewer).fit(X).score(others)  # without a warning
