@@ -6,16 +6,23 @@ Both run the same iterations from the same start on the same data, in turns (one
 one number of threads. A ratio is scikit-learn's time over ours in a repeat; the median over repeats is shown. The time
 of a fit is all of it: validation, start, iterations, attributes. "ll" is the difference of the final lower bounds.
 Peak memory is the growth of the resident set during one fit, in a process of its own.
+
+    python benchmarks/gmm.py --busy --output benchmarks/results/gmm_busy.json
+
+is the comparison on a machine that is at work: as many threads as it has cores, and other processes that keep all cores
+busy but one. The rows of a quiet machine with the same threads are beside them.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +50,7 @@ WORK = [
     *[(shape, kind, "float64") for kind in ("tied", "diag", "spherical") for shape in SHAPES if shape[0] != 200_000],
 ]
 WHOLE = [((70_000, 10, 10), 1), ((70_000, 10, 100), 1), ((5_000, 10, 10), 10)]  # and number of starts
+BUSY = [((70_000, 2, 10), "full"), ((70_000, 10, 10), "full"), ((70_000, 10, 10), "diag")]
 CLASSES = {"skvae": TorchGMM, "scikit-learn": GaussianMixture}
 
 
@@ -111,6 +119,24 @@ def compare_whole(shape, n_init, repeats):
     return summary(times) | {"mean_lower_bound": means, "n_iter": iterations}
 
 
+@contextmanager
+def busy_cores():
+    """Keep all cores busy but one."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() - 1)]
+    try:
+        time.sleep(0.5)
+        yield
+    finally:
+        for other in others:
+            other.kill()
+
+
+def compare_busy(shape, kind, repeats):
+    """Times of equal work beside other processes."""
+    with busy_cores():
+        return compare(shape, kind, "float64", repeats)
+
+
 def summary(times):
     """Median seconds of each, and median, lowest and highest of the ratios of a repeat."""
     ratios = sorted(theirs / ours for ours, theirs in zip(times["skvae"], times["scikit-learn"], strict=True))
@@ -145,11 +171,14 @@ def main():
     """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--busy", action="store_true", help="beside other processes, with a thread for each core")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", help="only rows whose name contains this")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.busy:
+        args.threads = os.cpu_count()
     warnings.simplefilter("ignore", ConvergenceWarning)
     torch.set_num_threads(args.threads)
     with threadpool_limits(args.threads):
@@ -172,6 +201,15 @@ def main():
 
 def rows_of_table(args):
     """Name of each row, iterations that its times are divided by, and a function that measures it."""
+    if args.busy:
+        for shape, kind in BUSY:
+            for load, measure in (("quiet", partial(compare, dtype="float64")), ("busy", compare_busy)):
+                yield (
+                    f"{load} {kind} {shape}",
+                    iterations_of(shape, kind),
+                    partial(measure, shape=shape, kind=kind, repeats=args.repeats),
+                )
+        return
     for shape, kind, dtype in WORK:
 
         def measure(shape=shape, kind=kind, dtype=dtype):

@@ -109,6 +109,17 @@ def gmm_two_threads():
     )
 
 
+def gmm_busy():
+    """The same with a thread for each core, on a quiet machine and beside other processes."""
+    works = {f"{kind}, {load}": f"{load} {kind}" for kind in ("full", "diag") for load in ("quiet", "busy")}
+    return by_shape(record("gmm_busy")["rows"], "work", works, seconds_and_spread)
+
+
+def seconds_and_spread(row):
+    """Ratio of times with its range, and the seconds of both."""
+    return spread(row) + ", {skvae:.2f} / {scikit-learn:.2f} s".format(**row["seconds"])
+
+
 def gmm_memory():
     """Peak memory, ours and theirs."""
     works = {kind: f"{kind} float64" for kind in KINDS}
@@ -315,6 +326,7 @@ TABLES = {
     "gmm, memory": gmm_memory,
     "gmm, whole fits": gmm_whole,
     "gmm, 2 threads": gmm_two_threads,
+    "gmm, busy": gmm_busy,
     "gmm, peers": gmm_peers,
     "gmm, edges": gmm_edges,
     "k-means": kmeans,

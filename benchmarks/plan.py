@@ -80,6 +80,7 @@ SMALL_DATA, LARGE_DATA = dict.fromkeys(SMALL_CLUSTERERS, 10), dict.fromkeys(CLUS
 BENCHMARKS = {
     "gmm": kept("gmm", 25, "gmm", "--threads 1"),
     "gmm, 2 threads": kept("gmm", 7, "gmm_2_threads", "--threads 2", '--rows "float64 (70000"'),
+    "gmm, busy": kept("gmm", 1, "gmm_busy", "--busy"),
     "gmm, peers": kept("gmm_peers", 5, "gmm_peers", "--shapes 2", modules=GMMS, variables=ARRAY_API),
     "gmm, edges": kept("gmm_edges", 3, "gmm_edges"),
     "k-means": kept("kmeans", 2, "kmeans", data=(MNIST,)),

@@ -53,7 +53,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     """Gaussian mixture fitted by expectation-maximisation on CPU or GPU.
 
     Parameters, attributes and results are those of :class:`sklearn.mixture.GaussianMixture`. The data are centred, the
-    sums are kept in float64 whatever the dtype of the data, and rows are visited in chunks, so that nothing of size
+    sums are kept in float64 whatever the dtype of the data, products are made in float64 too where float32 has too few
+    digits for narrow components, and rows are visited in chunks, so that nothing of size
     ``n_samples x n_components x n_features`` is ever held.
 
     Values of X may be missing, as NaN: the likelihood is then that of the observed values, exactly.

@@ -28,8 +28,6 @@ LIMITS = {
     (np.float64, "collinear, condition 1e12", "tied"): 1e-8,
     (np.float32, "tight, std/separation 1e-3"): 1e-4,
     (np.float32, "tight, std/separation 1e-5"): 5e-3,
-    (np.float32, "collinear, condition 1e12", "full"): np.inf,  # float32 rows of this kind are singular
-    (np.float32, "collinear, condition 1e12", "tied"): np.inf,
 }
 
 
