@@ -12,7 +12,7 @@ MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narr
 REGULAR_TOLERANCE = 1e-11  # that singular covariances are brought to: they should not be now singular and now not
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
 START_JITTER = 1e-6  # for components that start from one row: they take the rows nearest to it
-ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-9}  # of lower bounds, as a share: they fall by no more
+ROUNDING = 2e-6  # of lower bounds in float32, as a share: if they fall by more, digits are missing
 PRIOR_ROWS = 2  # of the covariance within components, with which a batch meets covariances of next to no rows
 ENOUGH = 4  # times as many rows as a covariance needs to have an inverse: from there on it is taken as it is
 MIN_ROWS = 1e-8  # a component with less than this share of a row is dead
@@ -122,7 +122,7 @@ class _Run:
         self.rows, self.settings, self.index = rows, settings, index
         self.mixture = rows.family.whiten_mixture(mixture, rows.whitener)
         self.lower_bound, self.lower_bounds, self.converged = lower_bound, [], False
-        self.regularized, self.n_reseeded = frozenset(), 0
+        self.regularized, self.n_reseeded, self.floor = frozenset(), 0, -math.inf
         self.accelerator = ACCELERATIONS[settings["acceleration"]](rows.family)
 
     def update(self, expected):
@@ -145,11 +145,13 @@ class _Run:
         gain, self.lower_bound = lower_bound - self.lower_bound, lower_bound
         self.lower_bounds.append(lower_bound)
         is_accurate = rows.is_accurate_for(self.mixture) and not self.regularized
-        is_accurate &= not gain < -ROUNDING[rows.x.dtype] * max(1.0, abs(lower_bound))
+        if rows.x.dtype != torch.float64:  # in which only regularization can make the bound fall
+            is_accurate &= lower_bound >= self.floor - ROUNDING * max(1.0, abs(lower_bound))
+        self.floor = lower_bound
         self.converged = plain and abs(gain) < self.settings["tol"]
         if len(dead) and self.n_reseeded < len(self.mixture.means):
             self.mixture, self.n_reseeded = _reseed(self.mixture, dead, rows), self.n_reseeded + len(dead)
-            self.converged, before = False, None
+            self.converged, before, self.floor = False, None, -math.inf
         if not self.converged:
             self.mixture = self.accelerator.propose(before, self.mixture)
         if self.settings["report"] is not None:
