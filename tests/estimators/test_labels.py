@@ -134,7 +134,7 @@ WRONG = {
         ValueError,
         "Unknown label type: continuous. y holds 0.5, but classes should",
     ),
-    "complex": (np.arange(6) * 1j, ValueError, "Unknown label type: complex. y has dtype complex128; give whole numb"),
+    "complex": (np.arange(6) * 1j, ValueError, "Complex data not supported: y has dtype complex128; give whole numb"),
     "mixed": (["a", 1, 2, "b", 1, "b"], TypeError, r"labels of the types \['int', 'str'\]; they should be all strings"),
     "bytes": ([b"a", b"b", None] * 2, TypeError, "y has labels of type bytes; they should be strings or numbers"),
     "lists": ([[1], [1, 2], [1], [1], [1], [1]], TypeError, "y has labels of type list; they should be strings or num"),
