@@ -50,6 +50,8 @@ def decoder_of(estimator):
         raise TypeError(f"{last} has no inverse_transform; give an embedder, or a pipeline that ends in one.")
     steps = [step for _, step in estimator.steps if step is not None and not isinstance(step, str)]
     lacking = [type(step).__name__ for step in steps if not hasattr(step, "inverse_transform")]
+    if isinstance(steps[-1], Pipeline) and lacking == ["Pipeline"]:
+        return decoder_of(steps[-1])  # its error is about the steps that decide
     if len(steps) > 1 and not hasattr(steps[-1], "inverse_transform") and len(lacking) == 1:
         raise TypeError(
             f"The pipeline ends in a {last}, which has no inverse_transform; give the steps before it, pipeline[:-1]."

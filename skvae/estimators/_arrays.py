@@ -51,7 +51,7 @@ def named_in_errors(name):
     except (ValueError, TypeError) as error:
         if name == "X" or type(error) not in (ValueError, TypeError):
             raise
-        told = re.sub(r"(?<![\w'\"])X(?![\w'\"])", name, str(error))
+        told = re.sub(r"(?<![\w'\".])(?<!- )X(?![\w'\"])", name, str(error))  # neither adata.X nor a column
         raise type(error)(told if name in told else f"{name}: {told}") from error
 
 

@@ -96,15 +96,17 @@ class Columns:
         """Whether the values look like counts: whole numbers from 0 on with a long tail.
 
         Codes, ratings and pixels have a scale with an end, which many values are near, and ages or prices stay away
-        from zero. Counts come close to zero in nearly all features, and their largest value stands alone: it is more
-        than three times the mean of the values that are not zero, and few of these are near it. Truth values, and
+        from zero. Counts come close to zero in nearly all features, one and two are among them, and their largest value
+        stands alone: it is more than three times the mean of the values that are not zero, and few of these are near it. Truth values, and
         pixels of one byte, are none.
         """
         low, high, fraction, _, n_seen = self.ranges
         largest = float(np.nanmax(high)) if n_seen.any() else 0.0
         if fraction is not None or not np.nanmin(low) >= 0 or largest <= 1 or self.dtype == np.uint8:
             return False
-        n_positive, n_near = self._ranks.totals(*self._numbers_above(0.0, 0.9 * largest))
+        n_positive, n_above_one, n_above_two, n_near = self._ranks.totals(*self._numbers_above(0, 1, 2, 0.9 * largest))
+        if not n_positive > n_above_one > n_above_two:  # amounts and durations have no units of one
+            return False
         varies = high > low
         mean = self._moments[0]
         near_zero = low[varies] <= NEAR_ZERO * mean[varies]

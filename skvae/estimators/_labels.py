@@ -142,8 +142,8 @@ def plain(labels):
     if labels.dtype.kind != "O" or not len(labels):
         return labels
     for kind in (Integral, Real):
-        if all(isinstance(label, kind) for label in labels):
-            return np.array(labels.tolist())
+        if all(isinstance(label, kind | np.bool_) for label in labels):
+            return np.array([label.item() if isinstance(label, np.generic) else label for label in labels])
     if all(isinstance(label, date) and getattr(label, "tzinfo", None) is None for label in labels):
         return labels.astype("datetime64")
     return labels

@@ -358,9 +358,11 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
     def _score_valid(self, X):
         scores = self._map_rows(PPCA.log_prob, lambda x, model, *density: observed_e_step(x, *density)[0], X)
-        share = self.noise_variance_ / max(float(self.explained_variance_[0]), np.finfo(float).tiny)
+        largest, smallest = float(self.explained_variance_[0]), float(self.explained_variance_[-1])
+        smallest = min(smallest, self.noise_variance_ or smallest)  # without noise all directions are components
+        is_flat = smallest < DEGENERATE * largest or largest <= 4 * np.finfo(self.mean_.dtype).tiny
         q, d = self.components_.shape
-        if q < d and share < DEGENERATE and float(scores.min()) < LOWEST_SCORE * d:
+        if is_flat and float(scores.min()) < LOWEST_SCORE * d:
             warnings.warn(
                 f"The noise variance is zero but for rounding, because {q} components explain all of the training "
                 "samples, and others get arbitrarily low scores: the density is degenerate. Decrease n_components "

@@ -438,14 +438,14 @@ def has_channels_last(shape):
     """Whether a shape is (height, width, channels), and can hardly be (channels, height, width).
 
     The last length is that of grey values, of colours, or of colours and opacity, and the first is larger. Long signals
-    (channels, length, 1) do not count.
+    (channels, length, 1) do not count, nor small maps of many channels, (64, 4, 4) or (8, 3, 3).
     """
     shape = tuple(shape) if isinstance(shape, Iterable) else ()
     if len(shape) != 3 or not all(is_size(length) for length in shape):
         return False
     height, width, channels = shape
-    is_signal = channels == 1 and max(height, width) > MAX_ASPECT * min(height, width)
-    return channels in IMAGE_CHANNELS and height > max(IMAGE_CHANNELS) and not is_signal
+    is_long = max(height, width) > MAX_ASPECT * min(height, width)
+    return channels in IMAGE_CHANNELS and height > max(IMAGE_CHANNELS) and not is_long and width != channels
 
 
 def is_size(number):
