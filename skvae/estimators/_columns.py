@@ -97,8 +97,8 @@ class Columns:
 
         Codes, ratings and pixels have a scale with an end, which many values are near, and ages or prices stay away
         from zero. Counts come close to zero in nearly all features, one and two are among them, and their largest value
-        stands alone: it is more than three times the mean of the values that are not zero, and few of these are near it. Truth values, and
-        pixels of one byte, are none.
+        stands alone: it is more than three times the mean of the values that are not zero, and few of these are near
+        it. Truth values, and pixels of one byte, are none.
         """
         low, high, fraction, _, n_seen = self.ranges
         largest = float(np.nanmax(high)) if n_seen.any() else 0.0
