@@ -345,10 +345,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         X = self._validate(X, reset=True, min_samples=2)
         check_processes(self, X)
 
+        rows, starts, center = self._begin(X, y, sample_weight, warm=self.warm_start and hasattr(self, "converged_"))
         with self._threads(X):
-            rows, starts, center = self._begin(
-                X, y, sample_weight, warm=self.warm_start and hasattr(self, "converged_")
-            )
             best = self._best_fit(rows, starts)
 
         self._publish(best, center, X.dtype)
@@ -390,8 +388,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         check_processes(self, X)
         seen, before = (0.0, []) if first else (self._weight_seen, self.lower_bounds_)
 
+        rows, starts, center = self._begin(X, y, sample_weight) if first else self._resume(X, sample_weight)
         with self._threads(X):
-            rows, starts, center = self._begin(X, y, sample_weight) if first else self._resume(X, sample_weight)
             step = step_mixture(rows, starts[0](rows), seen, self.learning_decay)
         self._warn_if_regularized(step)
 
@@ -662,9 +660,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             return self._begin_incomplete(X, y, weight, counted, n_given, warm)
         given_start = None if warm else self._given_start(X, y, weight, counted, n_given)
         read = partial(self._centered, X, weight, center)
-        # In float64 whatever the data are: in another precision other rows may be drawn, and EM may end elsewhere.
-        starts = self._chosen_starts(*read(torch.float64), center, given_start, warm)
-        return self._whitened(*read(), read_again=read), starts, center
+        with self._threads(X):  # but not around a clusterer of the user's
+            # In float64 whatever the data are: in another precision other rows may be drawn, and EM may end elsewhere.
+            starts = self._chosen_starts(*read(torch.float64), center, given_start, warm)
+            return self._whitened(*read(), read_again=read), starts, center
 
     def _begin_incomplete(self, X, y, weight, counted, n_given, warm):
         """As `_begin`, for rows that count, some with missing values."""

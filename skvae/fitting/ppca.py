@@ -7,6 +7,8 @@ import torch
 
 from ..models.ppca import PPCA, evidence_of_dimension
 
+MAX_SHARED_NOISE = 1e-3  # of the variance
+
 
 class Rounding(NamedTuple):
     """Variances that rounding may leave of nothing.
@@ -103,7 +105,12 @@ def choose_components(n_components, variances, n_samples, rounding):
     if n_components == "mle":
         spectrum = variances[variances > rounding.share * variances[0]]
         scores = [evidence_of_dimension(spectrum, k, n_samples) for k in range(1, len(spectrum))]
-        return 1 + int(torch.stack(scores).nan_to_num(nan=-math.inf).argmax()) if scores else 1
+        best = 1 + int(torch.stack(scores).nan_to_num(nan=-math.inf).argmax()) if scores else 1
+        # Among directions that vary, one of noise is as good as one more component; where others are flat, they would
+        # share this noise, which then should be little.
+        is_flat = len(spectrum) < len(variances) < n_samples
+        is_last = best == len(spectrum) - 1 and spectrum[best:].sum() > MAX_SHARED_NOISE * spectrum.sum()
+        return best + 1 if is_flat and is_last else best
     if isinstance(n_components, float):
         if not variances[0] > 2 * rounding.tiny:  # there is no share of nothing
             return 1

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-SERIAL_OPERATIONS = 5e7  # multiplications between two waits of threads for one another: a few milliseconds of a core
+SERIAL_OPERATIONS = 5e7  # multiplications of a product: about 5 ms of a core
 
 _lock, _inside = threading.Lock(), {}  # numbers that threads of Python had before, by their identifiers
 
@@ -18,7 +18,8 @@ def serial_if_small(n_operations, device):
     all others waiting, for far longer than a small product takes.
 
     torch's number of threads belongs partly to a thread of Python and partly to the process. A thread that begins while
-    another one is in here has taken over its number, and gets the one from before.
+    another one is in here takes over the one thread; if it enters before the other leaves, it gets back the number from
+    before, and so does a thread that had chosen one thread itself. Where there is one thread, nothing changes.
 
     Parameters
     ----------
@@ -31,9 +32,13 @@ def serial_if_small(n_operations, device):
     if n_operations >= SERIAL_OPERATIONS or device.type != "cpu" or own in _inside:
         yield
         return
-    before = torch.get_num_threads()
     with _lock:
-        _inside[own] = before = max([1, *_inside.values()]) if before == 1 else before
+        before = max([torch.get_num_threads(), *_inside.values()])
+        if before > 1:
+            _inside[own] = before
+    if before == 1:
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield

@@ -501,9 +501,9 @@ class AxisCovariance(Covariance):
         return factor.log().sum(1) - 0.5 * (_bounded(squares) + means.shape[1] * LOG_2PI)
 
     def condition_number(self, mixture):
-        """Largest root mean square of a feature of a component over its standard deviation: digits that it loses."""
+        """Largest second moment of a feature of a component over its variance: digits that squares lose."""
         moments = mixture.covariances + self._pool(mixture.means.square())
-        return (self._precision_diagonals(mixture.factor) * moments).amax().sqrt()
+        return (self._precision_diagonals(mixture.factor) * moments).amax()
 
     def tolerance(self, covariances, factor):
         """Smallest share of a feature's variance that the features before it leave unexplained (k or 1,)."""

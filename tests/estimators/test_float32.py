@@ -148,6 +148,21 @@ def test_ppca_ends_together(table, n_components):
     assert single.score(X.astype(np.float32)) == pytest.approx(double.score(X.astype(np.float32)), rel=1e-3)
 
 
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical", "full"])
+def test_samples_between_two_starts_are_halved(covariance_type):
+    for seed in range(12):
+        X = np.random.default_rng(seed).poisson(2, size=(30, 2)).astype(float)
+        gmm = TorchGMM(5, covariance_type=covariance_type, init_params="random_from_data", random_state=seed)
+        assert_ends_together(*both(gmm, X), X)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ppca_of_low_rank(dtype):
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(300, 2)) @ rng.normal(size=(2, 6)) * 10).astype(dtype)
+    assert TorchPPCA("mle").fit(X).n_components_ == 2
+
+
 @over_tables
 @pytest.mark.parametrize("n_clusters", [2, 5, 20])
 def test_kmeans_ends_together(table, n_clusters):

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from sklearn.base import BaseEstimator, ClusterMixin
 
 from skvae import TorchGMM, TorchMiniBatchKMeans
 from skvae.fitting.threads import SERIAL_OPERATIONS, serial_if_small
@@ -54,6 +55,41 @@ def test_overlapping_fits_leave_the_number_as_it_was():
     with serial_if_small(0, CPU):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
+
+
+def test_a_thread_that_began_inside_changes_nothing_for_others():
+    began, left, numbers = threading.Event(), threading.Event(), []
+
+    def other():
+        torch.ones(9).sum()
+        began.set()
+        left.wait(10)
+        with serial_if_small(0, CPU):
+            torch.ones(9).sum()
+
+    thread = threading.Thread(target=other)
+    with serial_if_small(0, CPU):
+        thread.start()
+        began.wait(10)
+    left.set()
+    thread.join()
+    last = threading.Thread(target=lambda: numbers.append(torch.get_num_threads()))
+    last.start()
+    last.join()
+    assert numbers == [2]
+    assert torch.get_num_threads() == 2
+
+
+def test_clusterers_of_the_user_keep_their_threads():
+    numbers = []
+
+    class Halves(ClusterMixin, BaseEstimator):
+        def fit_predict(self, X, y=None):
+            numbers.append(torch.get_num_threads())
+            return (X[:, 0] > 0).astype(int)
+
+    TorchGMM(2, init_params=Halves()).fit(np.random.default_rng(0).normal(size=(99, 2)))
+    assert numbers == [2]
 
 
 @pytest.mark.parametrize("estimator", [TorchGMM(2, random_state=0), TorchMiniBatchKMeans(2, random_state=0)])
