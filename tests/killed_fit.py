@@ -42,6 +42,8 @@ def main(folder):
     """Fit; the first process writes down how that ended, and each what is left of its group at exit."""
     rank, size, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
     groups = []
+    if attempt == 0:  # the launcher ends the other process too, which on a busy machine may not have seen anything yet
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     atexit.register(note_end, folder, rank, groups)  # before the fit, and so carried out after what a fit registers
     kill = Kill(folder, active=rank == 1 and attempt == 0)
     try:
