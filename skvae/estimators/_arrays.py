@@ -51,8 +51,8 @@ def named_in_errors(name):
     except (ValueError, TypeError) as error:
         if name == "X" or type(error) not in (ValueError, TypeError):
             raise
-        told = re.sub(r"(?<![\w'\".])(?<!- )X(?![\w'\"])", name, str(error))  # neither adata.X nor a column
-        raise type(error)(told if name in told else f"{name}: {told}") from error
+        message = re.sub(r"(?<![\w'\".])(?<!- )X(?![\w'\"])", name, str(error))  # neither adata.X nor a column
+        raise type(error)(message if name in message else f"{name}: {message}") from error
 
 
 def check_one_matrix(X):
@@ -104,7 +104,7 @@ def resolve_device(device, *, dtype=torch.float32):
 
 
 def _why_not(device, dtype):
-    """Why a device can not be used, and what to do."""
+    """Return why a device cannot be used, and what to do."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
