@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 from sklearn.datasets import make_blobs
 from sklearn.utils.fixes import parse_version
+from standin import accelerator
 from threadpoolctl import threadpool_limits
 
 from skvae.persistence.onnx import OLDEST_TORCH
@@ -39,6 +40,30 @@ def pytest_collection_modifyitems(items):
         for parts, reason in NEED_MORE.items():
             if reason and any(part in item.nodeid for part in parts) and "too_old" not in item.nodeid:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def is_available(kind):
+    """Whether this machine has an accelerator of a kind itself."""
+    return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+
+
+@pytest.fixture(params=["cuda", "mps", "cuda (stand-in)", "mps (stand-in)"])
+def device(request):
+    """The name of an accelerator; also of those that are not there, for which another stands in."""
+    kind, is_real = request.param.split()[0], "(" not in request.param
+    if is_real != is_available(kind):
+        pytest.skip(f"There is no {kind} device." if is_real else f"This machine has {kind} itself.")
+    if is_real:
+        yield kind
+        return
+    with accelerator(kind):
+        yield kind
+
+
+@pytest.fixture
+def is_real(request):
+    """Whether random numbers of the device are its own, and not those of the CPU."""
+    return "(" not in request.node.callspec.params["device"]
 
 
 @pytest.fixture
