@@ -14,6 +14,7 @@ from skorch.callbacks import Callback
 
 from .estimators._arrays import host_array
 from .fitting.callbacks import Resumable
+from .fitting.devices import restored_randomness
 from .fitting.vade import PruneMixtures
 from .models import GaussianMixturePrior
 
@@ -282,7 +283,7 @@ def evaluation(net):
     model.autocast = None
     try:
         # Networks of the user's may draw random numbers.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
+        with restored_randomness(device), torch.inference_mode():
             yield model.eval()
     finally:
         model.autocast = autocast

@@ -97,21 +97,27 @@ def resolve_device(device, *, dtype=torch.float32):
         resolved = torch.device(there[0] if device == "auto" else device)
         torch.empty(0, device=resolved, dtype=dtype)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"device={str(device)!r} can not be used here; use 'auto' or one of {there}: {_why_not(device, dtype)}"
-        ) from error
+        why = _why_not(device, dtype, error)
+        raise ValueError(f"device={str(device)!r} can not be used here; use 'auto' or one of {there}: {why}") from error
     return resolved
 
 
-def _why_not(device, dtype):
-    """Return why a device cannot be used, and what to do."""
+def _why_not(device, dtype, error):
+    """Return why a device cannot be used, by the error that torch raised, and what to do."""
+    if "forked" in str(error):
+        return (
+            "this process was forked from one that has used the device, which CUDA does not allow; start processes by "
+            "'spawn' or with joblib's loky backend."
+        )
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         name = str(device).lower().split(":")[0]
         return f"torch has no device of this name.{meant(OTHER_NAMES.get(name, name), DEVICES)}"
     if found.type == "cuda" and torch.cuda.is_available():
-        return f"the CUDA devices of this machine are 0 to {torch.cuda.device_count() - 1}."
+        if found.index is not None and found.index >= torch.cuda.device_count():
+            return f"the CUDA devices of this machine are 0 to {torch.cuda.device_count() - 1}."
+        return f"{str(error).splitlines()[0]}."
     if found.type == "mps" and torch.backends.mps.is_available():
         return f"it does not compute in {dtype}."
     if found.type == "cuda":
@@ -136,6 +142,12 @@ def compute_dtype(dtype, device):
     """The torch dtype in which arrays of a dtype are computed with on a device."""
     single = dtype == np.float32 or torch.device(device).type == "mps"  # mps has no float64
     return torch.float32 if single else torch.float64
+
+
+def device_dtype(dtype, device):
+    """The torch dtype of arrays of a dtype on a device: float32 instead of float64 where there is none."""
+    found = tensor_dtype(dtype)
+    return torch.float32 if found == torch.float64 and torch.device(device).type == "mps" else found
 
 
 def to_tensor(array, dtype, device):

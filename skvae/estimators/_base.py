@@ -235,6 +235,7 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
 
         def apply(found):
             if isinstance(found, torch.Tensor):
+                found = found.cpu() if found.device.type == "mps" else found  # before it can be float64
                 return function(found.to(device, dtype, copy=True))
             x = buffer[: len(found)]
             np.copyto(x.numpy(), found, casting="same_kind")

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import torch
 
+from ..fitting.devices import is_out_of_memory
 from ..fitting.distributed import current
 from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
 from ._arrays import float_dtype, tensor_dtype, to_dtype, to_tensor
@@ -152,19 +153,32 @@ def map_chunks(function, X, n_rows):
 
 
 def caller_level():
-    """Stack level, for a warning of the calling function, of the first frame outside of the package."""
+    """Stack level, for a warning of the calling function, of the first frame outside of the package.
+
+    What scikit-learn wraps around a method is inside.
+    """
     frame, level, package = sys._getframe(1), 1, __name__.partition(".")[0]
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+    while frame.f_back and (frame.f_globals.get("__name__", "").partition(".")[0] == package or _wraps_method(frame)):
         frame, level = frame.f_back, level + 1
     return level
+
+
+def _wraps_method(frame):
+    return frame.f_globals.get("__name__") in (
+        "sklearn.base",
+        "sklearn.utils._set_output",
+    ) and frame.f_code.co_name in (
+        "wrapper",
+        "wrapped",
+    )
 
 
 def attempted(function, rows):
     """What a function gives for rows, or None if the device has not enough memory; for a single row, this is raised."""
     try:
         return function(rows)
-    except torch.cuda.OutOfMemoryError:
-        if len(rows) == 1:
+    except RuntimeError as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
             raise
     return None  # only now is the memory of what failed free: the error held it
 

@@ -17,18 +17,20 @@ from torch import nn
 
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
 from ..fitting.batches import some_rows
+from ..fitting.devices import own_randomness
 from ..fitting.distributed import current
 from ..fitting.epochs import Interrupted
 from ..fitting.nets import COMPILE_MODES, OPTIMIZERS
 from ..fitting.parallel import count_batches
 from ..fitting.snapshots import checkpoint_of, read_checkpoint
-from ..fitting.training import averaged, own_randomness, posterior_of
+from ..fitting.training import averaged, posterior_of
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
 from ..models.networks import NETWORKS, check_channels_first, check_image_shape, row_width
 from ..models.priors import Posterior
 from ._arrays import FLOATS, compute_dtype, generator_from, host_array, named_in_errors, resolve_device
 from ._base import LatentMixin, TorchEstimator, fit_method
 from ._callbacks import NamedCallbacksMixin, training_callbacks
+from ._chunks import caller_level
 from ._columns import Columns
 from ._datasets import batch_by_batch
 from ._likelihoods import (
@@ -43,7 +45,17 @@ from ._likelihoods import (
 from ._networks import built_in_networks, make_network
 from ._rows import check_processes, check_sample_size, fit_seed, repeated_rows, row_count
 from ._tasks import EpochTasks
-from ._trainings import ROWS_FOR_DIAGNOSTICS, Task, check_precision, fingerprint, history_of, to_device
+from ._trainings import (
+    ROWS_FOR_DIAGNOSTICS,
+    Task,
+    check_precision,
+    exact_buffers,
+    fingerprint,
+    history_of,
+    is_missing_on_mps,
+    to_device,
+    with_exact_buffers,
+)
 
 POSITIVE_INT = Interval(Integral, 1, None, closed="left")
 NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
@@ -148,8 +160,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             Codes.
         """
         X = self._validate(X, reset=False)
-        # scikit-learn wraps this method.
-        return self._encode(posterior_mean, X, stacklevel=5)
+        return self._encode(posterior_mean, X)
 
     def inverse_transform(self, Z):
         """Decode codes into expected data.
@@ -305,7 +316,22 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         check_processes(self, X)
         device = resolve_device(self.device)
         check_precision(self.precision, device)
-        # Modules of the user's may draw wherever they are called: in training, but also for starts and diagnostics.
+        try:
+            self._train_privately(device, X, X_val, seed, **settings)
+        except (NotImplementedError, TypeError) as error:
+            if self.device != "auto" or not is_missing_on_mps(error, device):
+                raise
+            warnings.warn(
+                f"The GPU of this Mac lacks what the training needs ({str(error).splitlines()[0]}); device='auto' "
+                "takes the CPU instead.",
+                RuntimeWarning,
+                stacklevel=caller_level(),
+            )
+            self._train_privately(torch.device("cpu"), X, X_val, seed, **settings)
+
+    def _train_privately(self, device, X, X_val, seed, **settings):
+        """Train on a device; modules of the user's draw from private random numbers."""
+        # They may draw wherever they are called: in training, but also for starts and diagnostics.
         private = torch.Generator(device).manual_seed(seed)
         with own_randomness(private) if self._has_own_modules() else nullcontext():
             self._train_on(device, X, X_val, seed, **settings)
@@ -339,7 +365,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             optimizer_state = copy.deepcopy(self.net_.optimizer_.state_dict()) if hasattr(self, "net_") else None
         else:
             kind = self._choose_likelihood(columns)
-            self._hint_at_counts(kind, columns, stacklevel=8 if streaming else 7)
+            self._hint_at_counts(kind, columns)
             X, name = check_support(kind, X, columns), likelihood_name(kind)
             likelihood, history, optimizer_state = build_likelihood(kind, X, columns), [], None
             model = self._build(likelihood, X.shape[1], seeds)
@@ -351,6 +377,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             )
         rows = stored_rows(likelihood, X, device)
         held_out = None if X_val is None else self._validation_rows(likelihood, X_val, device)
+        exact = exact_buffers(likelihood)
         model = to_device(model, device)
         checkpoint = self._checkpoint_of(rows, held_out, seed, len(history)) if not streaming else None
         task = Task(rows, held_out, generator, device, seed, max_epochs, going_on, optimizer_state, checkpoint, whole)
@@ -361,6 +388,8 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             net, stopped = found.net, found
         if checkpoint is not None:
             checkpoint.remove()
+        if device.type == "mps":
+            model, device = with_exact_buffers(model, exact), torch.device("cpu")
         self._n_batches = self._batches_before() + 1 if streaming else 0
         if self._n_batches > 1:
             model = averaged(self.module_, model, self._n_batches)
@@ -372,7 +401,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         self.n_iter_ = len(self.history_)
         with torch.inference_mode():
             some = some_rows(rows, ROWS_FOR_DIAGNOSTICS)
-            q = posterior_of(model, some, device, self.batch_size)
+            q = posterior_of(model, some, device, net.batch_size)
             self._diagnose(Posterior(*(ranks.gather(part) for part in q)))
         self._describe(given)
         if stopped is not None:
@@ -409,7 +438,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         """The likelihood, or the name of one, for a table with these columns."""
         return choose_likelihood(self.likelihood, columns)
 
-    def _hint_at_counts(self, chosen, columns, stacklevel):
+    def _hint_at_counts(self, chosen, columns):
         """Warn if "auto" has chosen a likelihood of measurements for counts."""
         automatic = isinstance(self.likelihood, str) and self.likelihood == "auto" and self.image_shape is None
         if automatic and isinstance(chosen, str) and chosen == "gaussian" and columns.look_like_counts():
@@ -420,7 +449,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
                 f"{np.nanmax(columns.ranges.high):g} with a long tail), for which likelihood='auto' takes 'gaussian': "
                 "likelihood='negative_binomial' (or 'poisson') models them; give 'gaussian' by name if it is meant.",
                 UserWarning,
-                stacklevel=stacklevel,
+                stacklevel=caller_level(),
             )
 
     def _check_same_sizes(self, X):
@@ -482,7 +511,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         """X after `check_support` of the fitted likelihood."""
         return check_support(self.module_.likelihood, X, Columns(X, names=self._column_names()))
 
-    def _encode(self, function, X, stacklevel=4):
+    def _encode(self, function, X):
         """As `_map_array`, of rows that may have values which the likelihood can not produce: a warning tells it."""
         count, found = counter_of_outside(self.module_.likelihood, X.dtype), []
         if count is None:
@@ -495,14 +524,15 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             return mapped
 
         mapped = self._map_array(watched, X)
-        warn_of_outside(self.module_.likelihood, found, len(X), stacklevel)
+        warn_of_outside(self.module_.likelihood, found, len(X))
         return mapped
 
     def _map_array(self, function, X):
-        """Apply a function of the model and rows to chunks, in the precision of the rows."""
+        """Apply a function of the model and rows to chunks, in the precision of the rows, on mps by the CPU."""
         check_is_fitted(self)
         device = resolve_device(self.device)
-        model = to_device(copy.deepcopy(self.module_).cpu(), device)
+        device = torch.device("cpu") if device.type == "mps" else device
+        model = to_device(copy.deepcopy(self.module_), device)
         for network in (model.encoder, model.decoder, model.prior):
             network.to(compute_dtype(X.dtype, device))
         # Units need the full precision, whatever the networks compute in: offsets may be large.

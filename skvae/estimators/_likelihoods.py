@@ -14,6 +14,7 @@ from torch import nn
 from ..fitting.sources import RowSource
 from ..models import LIKELIHOODS, Observed, Support
 from ._arrays import float_dtype, to_tensor
+from ._chunks import caller_level
 from ._columns import Columns
 from ._messages import meant, shown
 from ._tables import Table
@@ -162,8 +163,8 @@ def counter_of_outside(likelihood, dtype):
 
     def count(x):
         if alike:  # one pass over the rows is enough if all are within, as nearly always
-            smallest, largest = x.aminmax()
-            if smallest >= low.to(x) and largest <= high.to(x):
+            smallest, largest = torch.stack(x.aminmax()).tolist()
+            if smallest >= low and largest <= high:
                 return 0, None
         found = (x < low.to(x)) | (x > high.to(x))
         if support.integers:
@@ -174,7 +175,7 @@ def counter_of_outside(likelihood, dtype):
     return count
 
 
-def warn_of_outside(likelihood, outside, n_rows, stacklevel):
+def warn_of_outside(likelihood, outside, n_rows):
     """Warn of rows that a likelihood can not produce, if there are any; see `counter_of_outside`."""
     n_outside = sum(n for n, _ in outside)
     if not n_outside:
@@ -193,7 +194,7 @@ def warn_of_outside(likelihood, outside, n_rows, stacklevel):
         f"{n_outside} of {n_rows} rows of X have values that likelihood={name!r} does not know, such as {value}: it "
         f"knows {known}; the networks never learned what to make of them. Prepare X as in training{advice}",
         UserWarning,
-        stacklevel=stacklevel,
+        stacklevel=caller_level(),
     )
 
 
@@ -261,22 +262,23 @@ def check_verbs(likelihood, verbs):
 
 
 def stored_rows(likelihood, X, device):
-    """What is kept of X for training: standardised float32 rows, or whole numbers of one byte as they are.
+    """What is kept of X for training: standardised float32 rows, or whole numbers of one byte as they are (not on mps).
 
     They are on the device if they take at most half of its free memory, else on the CPU. Rows of a table are read
     when they are needed.
     """
+    likelihood = copy.deepcopy(likelihood).cpu()  # which may have been trained on a device
+    in_units = device.type == "mps"  # which has no float64 to standardise in
     if isinstance(X, Table):
-        likelihood = copy.deepcopy(likelihood).cpu()
-        return RowSource(len(X), lambda rows: _stored(likelihood, torch.from_numpy(X[rows])), X.run_length)
-    rows = _stored(likelihood, to_tensor(X, None, "cpu"))
+        return RowSource(len(X), lambda rows: _stored(likelihood, torch.from_numpy(X[rows]), in_units), X.run_length)
+    rows = _stored(likelihood, to_tensor(X, None, "cpu"), in_units)
     if device.type == "cuda" and rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        return rows.pin_memory()
+        return rows
     return rows.to(device)
 
 
-def _stored(likelihood, rows):
-    if not rows.is_floating_point():
+def _stored(likelihood, rows, in_units):
+    if not (in_units or rows.is_floating_point()):
         return rows
     with torch.no_grad():
         return likelihood.standardize(rows).to(torch.float32)

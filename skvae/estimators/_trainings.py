@@ -81,6 +81,25 @@ def to_device(model, device):
     return model.to(torch.float32).to(device) if device.type == "mps" else model.to(device)
 
 
+def exact_buffers(module):
+    """Copies of the buffers in float64, by their names: the units of features need all their digits."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.dtype == torch.float64}
+
+
+def with_exact_buffers(model, exact):
+    """The model on the CPU after a training without float64, with the buffers of its likelihood as they were before."""
+    model.cpu()
+    for name, buffer in exact.items():
+        owner, _, own_name = name.rpartition(".")
+        model.likelihood.get_submodule(owner).register_buffer(own_name, buffer)
+    return model
+
+
+def is_missing_on_mps(error, device):
+    """Whether an error says that mps has no kernel, or no dtype, for what was asked of it."""
+    return device.type == "mps" and isinstance(error, NotImplementedError | TypeError) and "MPS" in str(error)
+
+
 def check_precision(precision, device):
     """Raise if the networks would be slower in this precision than in float32.
 

@@ -13,6 +13,7 @@ from ..fitting.distributed import current
 from ..fitting.training import Plan
 from ..models import Flat, StandardNormal
 from ._bounds import BoundMixin, draw_rows, elbo_at_points, fill_missing
+from ._chunks import caller_level
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT
 from ._one_phase import OnePhaseEmbedder
 
@@ -332,8 +333,8 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
 
     def _diagnose(self, q):
         parts = StandardNormal().kl_parts(q, q.mean)
-        self.kl_per_dimension_ = parts.double().mean(0).cpu().numpy()
-        self.active_units_ = int((q.mean.double().var(0, correction=0) > ACTIVE_VARIANCE).sum())
+        self.kl_per_dimension_ = parts.cpu().double().mean(0).numpy()
+        self.active_units_ = int((q.mean.cpu().double().var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
     def _warn_if_collapsed(self):
         if self.active_units_ == 0 and self._n_steps >= MIN_STEPS and current().rank == 0:
@@ -342,7 +343,7 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
                 f"collapse, KL {self.kl_per_dimension_.sum():.2g} nats). Train longer (max_epochs, lr), decrease "
                 "beta, or set kl_warmup_epochs or free_bits.",
                 ConvergenceWarning,
-                stacklevel=5,
+                stacklevel=caller_level(),
             )
 
 
@@ -676,7 +677,7 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         return Plan(max_epochs, view_of=corrupted(view_of, self.corruption), **self._stopping(), **self._general_plan())
 
     def _diagnose(self, q):
-        codes = q.mean.double().cpu().numpy()
+        codes = q.mean.cpu().double().numpy()
         self.code_mean_ = codes.mean(0)
         self.code_covariance_ = np.atleast_2d(np.cov(codes.T, bias=True))
 

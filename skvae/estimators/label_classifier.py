@@ -19,7 +19,7 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 from sklearn.utils.validation import _num_samples, check_is_fitted, has_fit_parameter
 from torch.utils.data import Dataset, Subset
 
-from ._arrays import host_array
+from ._arrays import device_dtype, host_array, to_tensor
 from ._base import CheckedParametersMixin, guarded
 from ._datasets import dataset_of
 from ._labels import labelled_rows, sorted_classes
@@ -219,7 +219,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         """
         best = self.predict_proba(X).argmax(axis=1)
         if isinstance(best, torch.Tensor) and self.classes_.dtype.kind in "biuf":
-            return torch.from_numpy(self.classes_).to(best.device)[best]
+            return to_tensor(self.classes_, device_dtype(self.classes_.dtype, best.device), best.device)[best]
         return self.classes_[host_array(best)]
 
     def predict_proba(self, X):
@@ -245,8 +245,11 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         if self._precision is not None and (isinstance(X, np.ndarray) or issparse(X)) and X.dtype.kind in "fiub":
             X = X.astype(self._precision, copy=False)
         clusters, n_clusters = self.estimator_.predict(X), len(self.table_)
-        known = (clusters >= 0) & (clusters < n_clusters)
-        return np.vstack([self.table_, self.class_prior_])[np.where(known, clusters, n_clusters)]
+        known, table = (clusters >= 0) & (clusters < n_clusters), np.vstack([self.table_, self.class_prior_])
+        if isinstance(clusters, torch.Tensor):
+            dtype = X.dtype if X.is_floating_point() else device_dtype(table.dtype, clusters.device)
+            return to_tensor(table, dtype, clusters.device)[torch.where(known, clusters, n_clusters)]
+        return table[np.where(known, clusters, n_clusters)]
 
     def score(self, X, y, sample_weight=None):
         """Share of the labelled rows whose class is predicted; rows without a label do not count.

@@ -43,6 +43,7 @@ from ..models import (
 from ._arrays import float_dtype
 from ._base import fit_method
 from ._bounds import BoundMixin, draw_rows
+from ._chunks import caller_level
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
 from ._rows import check_enough_rows, check_index, repeated_rows, row_count
 from ._trainings import history_of
@@ -667,10 +668,10 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
 
     def _diagnose(self, q):
         model, mixture, dtype = self.module_, self.module_.prior.mixture, float_dtype(self._fit_dtype)
-        resp = model.prior.log_responsibilities(q.mean)[:, 0].exp().double().cpu()
+        resp = model.prior.log_responsibilities(q.mean)[:, 0].exp().cpu().double()
         shares = resp.mean(0)
         self.weights_, self.means_, self.covariances_ = (
-            part.double().cpu().numpy().astype(dtype) for part in (mixture.log_weights.exp(), *mixture[1:3])
+            part.cpu().double().numpy().astype(dtype) for part in (mixture.log_weights.exp(), *mixture[1:3])
         )
         self.cluster_centers_ = self.inverse_transform(self.means_)
         self.n_effective_clusters_ = float(torch.special.entr(shares).sum().exp())
@@ -694,7 +695,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             f"{problem}. Train longer (pretrain_epochs, max_epochs), try another random_state or a larger n_init, or "
             "decrease n_clusters.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=caller_level(),
         )
 
 

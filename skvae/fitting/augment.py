@@ -38,8 +38,8 @@ def affine_views(u, image_shape, generator, *, rotation=10.0, shift=0.08, log_sc
         In the dtype of u.
     """
     draws = torch.empty(5, len(u), dtype=u.dtype, device=u.device).uniform_(-1, 1, generator=generator)
-    limits = u.new_tensor([math.radians(rotation), shift, shift, log_scale, shear])
-    return warp(u, image_shape, *(draws * limits[:, None]))
+    limits = math.radians(rotation), shift, shift, log_scale, shear
+    return warp(u, image_shape, *(draw * limit for draw, limit in zip(draws, limits, strict=True)))
 
 
 def warp(u, image_shape, angle, shift_x, shift_y, log_scale, shear):
@@ -69,9 +69,10 @@ def warp(u, image_shape, angle, shift_x, shift_y, log_scale, shear):
     cos, sin, shrink = angle.cos(), angle.sin(), (-log_scale).exp()
     turned = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)  # (n, 2, 2)
     sheared = torch.stack([turned[:, 0] - shear[:, None] * turned[:, 1], turned[:, 1]], 1)
+    matrix = shrink[:, None, None] * sheared
     # Coordinates run from -1 to 1 along each side, so that a unit of width is not one of height.
-    sides = u.new_tensor([width, height])
-    matrix = shrink[:, None, None] * sheared * (sides / sides[:, None])
+    matrix[:, 0, 1].mul_(height / width)
+    matrix[:, 1, 0].mul_(width / height)
     offset = -matrix @ torch.stack([2 * shift_x, 2 * shift_y], -1)[..., None]  # (n, 2, 1)
     shape = (len(u), channels, height, width)
     grid = F.affine_grid(torch.cat([matrix, offset], -1), shape, align_corners=False)

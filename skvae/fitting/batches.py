@@ -60,7 +60,7 @@ class RowBatches:
         sizes = [self.sizes[first : first + self.n_block] for first in firsts]
         blocks = shuffled(self.rows, self.generator, [*map(sum, sizes)])
         for first, indices, dealt in zip(firsts, blocks, sizes, strict=True):
-            block = self.rows[indices.to(self.rows.device)].to(self.generator.device, non_blocking=True)
+            block = taken(self.rows, indices, self.generator.device)
             parts = block.split(dealt)
             for step, part in enumerate(parts, first):
                 # Where memory begins decides the last bits of sums: batches of a block have their own, as single ones.
@@ -71,6 +71,17 @@ class RowBatches:
                     batch["view"] = self.view_of(u, self.generator)
                 yield batch, u[:0] if self.weights is None else self.weights[step]
             del block, parts, part, stored  # before the next ones are read
+
+
+def taken(rows, indices, device):
+    """Some rows of a tensor or a source, on a device.
+
+    Those of a tensor on the CPU go to a GPU through pinned memory: the host need not wait for the copy.
+    """
+    if not isinstance(rows, torch.Tensor) or rows.device.type != "cpu" or device.type != "cuda":
+        return rows[indices.to(rows.device)].to(device)
+    pinned = torch.empty((len(indices), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
+    return torch.index_select(rows, 0, indices.to("cpu"), out=pinned).to(device, non_blocking=True)
 
 
 class FixedBatches:

@@ -3,6 +3,7 @@
 import copy
 import math
 from abc import abstractmethod
+from functools import partial
 
 import torch
 from skorch.callbacks import Callback
@@ -54,17 +55,19 @@ class ELBOTerms(Callback):
         if y_pred.agreement is not None:
             self.agreements_.append(y_pred.agreement.detach().max())
 
-    def on_epoch_end(self, net, **kwargs):
-        """Put the means into the history."""
+    def have_read(self, net):
+        """Have the means read, with what else the net reads at the end of an epoch, and recorded."""
         for part, sums in self.sums_.items():
             sums, n_rows = self.ranks.totals(sums, self.n_rows_[part])
-            log_likelihood, kl = (sums / n_rows).tolist()
-            net.history.record(f"{part}_log_likelihood", log_likelihood)
-            net.history.record(f"{part}_kl", kl)
+            net.read_later(sums / n_rows, partial(self._record, net, part))
         if self.agreements_:
             agreement = torch.stack(self.agreements_).mean()
             agreement, n_processes = self.ranks.totals(agreement, 1)
-            net.history.record("train_agreement", agreement.item() / n_processes)
+            net.read_later(agreement[None], lambda found: net.history.record("train_agreement", found[0] / n_processes))
+
+    def _record(self, net, part, means):
+        for name, mean in zip(("log_likelihood", "kl"), means, strict=True):
+            net.history.record(f"{part}_{name}", mean)
 
 
 class KLWarmUp(Callback):

@@ -3,9 +3,9 @@
 import math
 import warnings
 
-import torch
 from skorch.callbacks import EarlyStopping
 
+from .devices import is_out_of_memory
 from .distributed import ALONE
 from .parallel import AgreedShortage
 from .snapshots import put_back, recorded, schedules, take_snapshot
@@ -52,18 +52,16 @@ class Epochs:
             try:
                 self.net.fit_loop(self.dataset, epochs=1)  # unlike fit, it lets Ctrl-C through
                 new = self._snapshot()
-            except torch.cuda.OutOfMemoryError as error:
-                if self.ranks.size > 1 and not isinstance(error, AgreedShortage):
-                    self._leave()
-                    raise
-                self._halve_batches()
-                self.go_back(good)
-                continue
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) and _stopped_by_callback(self.net):
                     return None
+                is_short = is_out_of_memory(error)
+                if is_short and self._can_halve_batches(error):
+                    self._halve_batches()
+                    self.go_back(good)
+                    continue
                 self._leave()
-                if not self.keeps or good["epochs_done"] == 0:
+                if is_short or not self.keeps or good["epochs_done"] == 0:
                     raise
                 self.go_back(good)
                 return error
@@ -126,10 +124,12 @@ class Epochs:
             scheduler = schedule.lr_scheduler_
             scheduler.base_lrs = [0.5 * lr for lr in scheduler.base_lrs]
 
+    def _can_halve_batches(self, error):
+        """Whether smaller batches help: they can be smaller, and all processes know."""
+        return self.net.batch_size >= 4 and (self.ranks.size == 1 or isinstance(error, AgreedShortage))
+
     def _halve_batches(self):
-        """Use smaller batches, if they can be smaller."""
-        if self.net.batch_size < 4:
-            raise
+        """Use smaller batches."""
         if self.net.batch_size == self.plan.batch_size and self.ranks.rank == 0:
             warnings.warn(
                 f"The device ran out of memory with batches of {self.plan.batch_size} rows; the training goes on with "

@@ -54,8 +54,8 @@ class NegativeELBO(nn.Module):
 class EpochNet(NeuralNet):
     """skorch's net, but without waiting for the device after each batch: on an accelerator, the losses stay there.
 
-    The history of batches has tensors until the epoch is over, and numbers then. A callback that asks it for a record
-    that there is not is told which there are.
+    The history of batches has tensors until the epoch is over, and numbers then: they are read all at once, with what
+    `ELBOTerms` has summed. A callback that asks it for a record that there is not is told which there are.
     """
 
     validation_advice = ""  # how to get records of validation rows
@@ -109,14 +109,41 @@ class EpochNet(NeuralNet):
             self.history.record_batch(f"{prefix}_batch_size", 0 if stands_in(batch) else len(batch[0]["u"]))
             self.notify("on_batch_end", batch=batch, training=training, **step)
         if waiting:
-            known = torch.stack(waiting).tolist()
-            for row, loss in zip(self.history[-1]["batches"][-n_batches:], known, strict=True):
-                row[f"{prefix}_loss"] = loss
+            rows = self.history[-1]["batches"][-n_batches:]
+            self.read_later(torch.stack(waiting), partial(_write_losses, rows, f"{prefix}_loss"))
         self.history.record(f"{prefix}_batch_count", n_batches)
+
+    def read_later(self, values, use):
+        """Have numbers (m,) of the device read at the end of the epoch, and a function called with a list of them."""
+        self.unread_.append((values, use))
+
+    def on_epoch_begin(self, net, **kwargs):
+        """Begin with nothing to read."""
+        super().on_epoch_begin(net, **kwargs)
+        self.unread_ = []
+
+    def on_epoch_end(self, net, **kwargs):
+        """Read what is on the device, all at once, before any callback looks at the history."""
+        super().on_epoch_end(net, **kwargs)
+        for _, callback in self.callbacks_:
+            if isinstance(callback, ELBOTerms):
+                callback.have_read(net)
+        if self.unread_:
+            found = torch.cat([values for values, _ in self.unread_]).tolist()
+            for values, use in self.unread_:
+                use(found[: len(values)])
+                del found[: len(values)]
+        self.unread_ = []
 
     def _reads_losses_later(self):
         """Whether reading a loss would wait for the device."""
         return torch.device(self.device).type != "cpu"
+
+
+def _write_losses(rows, name, losses):
+    """Put the losses of batches into their rows of the history."""
+    for row, loss in zip(rows, losses, strict=True):
+        row[name] = loss
 
 
 def missing_record(error, callback):

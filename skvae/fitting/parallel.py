@@ -10,6 +10,8 @@ from skorch.callbacks import Callback
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .devices import is_out_of_memory
+
 # Statistics of batch normalisation are shared after an epoch, not in each step; torch calls this by two names.
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
 UNSHARED_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False}
@@ -128,10 +130,8 @@ class JointSteps(NeuralNet):
         self._set_training(True)
         try:
             return self._step(*batch)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            if self.ranks.means_loss(error):
+            if not is_out_of_memory(error) and self.ranks.means_loss(error):
                 raise self.ranks.lost(error) from error
             raise
 
@@ -151,7 +151,9 @@ class JointSteps(NeuralNet):
         try:
             y_pred = self.infer(x)
             return y_pred, self.get_loss(y_pred, weight, X=x, training=True)
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return None
 
 

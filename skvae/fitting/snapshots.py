@@ -10,19 +10,22 @@ import torch
 from skorch.callbacks import EarlyStopping, LRScheduler
 
 from .callbacks import Resumable
+from .devices import random_states, set_random_states
 
 FORMAT = 1
 EARLY_STOPPING_STATE = ("misses_", "dynamic_threshold_", "best_epoch_", "best_model_weights_")  # of skorch
-OWN_STATES = ("generator", "torch")  # of random numbers, which each process has for itself
+OWN_STATES = ("generator", "torch", "device")  # of random numbers, which each process has for itself
 
 
 def take_snapshot(net, model, generator):
     """The state of a training between two epochs, as numbers and copies of tensors."""
+    on_cpu, on_device = random_states(generator.device)  # private ones where modules draw from them
     return {
         "model": copied(dict(model.state_dict())),
         "optimizer": copied(net.optimizer_.state_dict()),
         "generator": generator.get_state(),
-        "torch": torch.get_rng_state(),  # which is a private one where modules draw from it
+        "torch": on_cpu,
+        "device": on_device,
         "callbacks": [callback_state(net, callback) for _, callback in net.callbacks_],
         "schedules": [callback.lr_scheduler_.state_dict() for callback in schedules(net)],
         "epochs_done": len(net.history),
@@ -59,7 +62,7 @@ def put_back(net, model, generator, snapshot, *, own_modules=False):
         callback.lr_scheduler_.load_state_dict(state)
     generator.set_state(snapshot["generator"])
     if own_modules:
-        torch.set_rng_state(snapshot["torch"])
+        set_random_states((snapshot["torch"], snapshot.get("device")), generator.device)
 
 
 def callback_state(net, callback):

@@ -41,7 +41,9 @@ def select_rows(rows, indices):
 
 
 def shuffled(rows, generator, sizes):
-    """Indices of the rows in random order, as many at a time as ``sizes`` says, on the device of the generator.
+    """Indices of the rows in random order, as many at a time as ``sizes`` says.
+
+    They are drawn on the device of the generator, and are on that of the rows where these can be read in any order.
 
     Rows that are best read in runs are shuffled as runs of neighbours, and then among all that are read together. Of
     these, a few are known at a time: the indices of all rows would need memory that grows with the table.
@@ -59,7 +61,7 @@ def shuffled(rows, generator, sizes):
     """
     source, run_length = {"generator": generator, "device": generator.device}, getattr(rows, "run_length", 1)
     if run_length == 1:
-        yield from torch.randperm(len(rows), **source).split(sizes)
+        yield from torch.randperm(len(rows), **source).to(rows.device).split(sizes)
         return
     starts = torch.randperm(-(-len(rows) // run_length), **source) * run_length
     steps, waiting = torch.arange(run_length, device=generator.device), starts[:0]

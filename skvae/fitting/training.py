@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,6 +14,7 @@ from ..models.networks import set_generator
 from ..models.priors import Posterior
 from .batches import Rows, some_rows, standardized
 from .callbacks import BestWeights
+from .devices import own_randomness
 from .distributed import ALONE
 from .epochs import Epochs, Interrupted
 from .nets import make_net, remember
@@ -74,7 +75,7 @@ def mean_elbo(model, rows, device, n_points=8, batch_size=1_024, ranks=ALONE):
             u = standardized(model, stored.to(device))
             q = model.posterior(u)
             points = normal_points(n_points, q.mean.shape[1]).to(u)
-            total += model.elbo(u, q, points.expand(len(u), *points.shape)).value.double().sum().item()
+            total += model.elbo(u, q, points.expand(len(u), *points.shape)).value.cpu().double().sum().item()
     total, n_rows = ranks.totals(total, len(rows))
     return total / n_rows
 
@@ -203,15 +204,6 @@ def see_rows(model, rows, noise_size, generator, batch_size, ranks=ALONE):
     update_bn((model.likelihood.inputs(u) for u in batches()), model.encoder)
     update_bn((draw(u) for u in batches()), model.decoder)
     share_statistics(model, len(rows), ranks)
-
-
-@contextmanager
-def own_randomness(generator):
-    """Keep the global state of torch as it is where modules of the user's draw from it, and seed what they draw."""
-    cuda = [generator.device] if generator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
-        yield
 
 
 def averaged(mean, model, n_models):
