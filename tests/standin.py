@@ -219,13 +219,20 @@ def _moved(tensor, *args, **kwargs):
     return torch.ops.aten._to_copy(tensor, **options | ({"memory_format": memory_format} if memory_format else {}))
 
 
+def _by_device(tensors, with_indices=False):
+    """Lists of tensors by their devices, where torch's C++ code would say the CPU."""
+    found = PLAIN["group"](tensors, with_indices)
+    return {(lists[0][0].device, dtype): (lists, indices) for (_, dtype), (lists, indices) in found.items()}
+
+
 def _new_tensor(like, data, *, dtype=None, device=None, requires_grad=False):
     """`torch.Tensor.new_tensor`."""
     options = {"dtype": dtype or like.dtype, "device": device or like.device}
     return torch.tensor(data, **options, requires_grad=requires_grad)
 
 
-PLAIN = {name: getattr(torch, name) for name in ("tensor", "as_tensor", "asarray")} | {"to": torch.Tensor.to}
+PLAIN = {name: getattr(torch, name) for name in ("tensor", "as_tensor", "asarray")}
+PLAIN |= {"to": torch.Tensor.to, "group": torch._C._group_tensors_by_device_and_dtype}
 
 
 class DeviceGenerator(torch._C.Generator):
@@ -433,6 +440,7 @@ def _patches(device):
     yield from [(torch.Tensor, "to", _moved), (torch.Tensor, "cpu", lambda self, **kwargs: self.to(CPU))]
     yield torch.Tensor, "cuda", lambda self, where=None: self.to(torch.device("cuda", index(where)))
     yield torch.Tensor, "new_tensor", _new_tensor
+    yield torch._C, "_group_tensors_by_device_and_dtype", _by_device
     if device.kind == "mps":
         yield torch.backends.mps, "is_available", lambda: True
         yield from [(torch.mps, "manual_seed", seed_all), (torch.mps, "get_rng_state", lambda: state())]

@@ -217,17 +217,6 @@ def test_large_offsets_keep_their_digits(estimator):
     assert abs(drawn[:, 0].mean() - 1.7e9) < 100
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")
-@over_estimators
-def test_gpu_gives_what_the_cpu_gives(estimator, blobs):
-    one, two = (with_parameter(estimator, device, "device").fit(*blobs) for device in ("cpu", "cuda"))
-    if isinstance(estimator, TorchGMM):
-        assert_same(outputs(two, blobs[0]), outputs(one, blobs[0]), rtol=1e-6, atol=1e-6)
-    on_cpu = pickle.loads(pickle.dumps(two))
-    getattr(on_cpu, "estimator_", on_cpu).set_params(device="cpu")
-    assert_same(outputs(on_cpu, blobs[0]), outputs(two, blobs[0]), rtol=1e-6, atol=1e-6)
-
-
 @over_estimators
 def test_feature_names(estimator, blobs):
     frame = pd.DataFrame(blobs[0], columns=list("abcd"))

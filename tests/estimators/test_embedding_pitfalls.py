@@ -1083,13 +1083,13 @@ def test_devices_may_change_between_calls(fitted_on, used_on, X):
         embedder.transform(X)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")
 @over_embedders
-@pytest.mark.parametrize("fitted_on", ["cpu", "cuda"])
-@pytest.mark.parametrize("used_on", ["cpu", "cuda"])
-@pytest.mark.parametrize("y_on", [None, "cpu", "cuda"])
-def test_every_combination_of_devices(cls, fitted_on, used_on, y_on, X):
+@pytest.mark.parametrize("fitted_on", ["cpu", "device"])
+@pytest.mark.parametrize("used_on", ["cpu", "device"])
+@pytest.mark.parametrize("y_on", [None, "cpu", "device"])
+def test_every_combination_of_devices(cls, fitted_on, used_on, y_on, X, device):
     """Rows, labels, networks and what the user asks next may each be somewhere else."""
+    fitted_on, used_on, y_on = (device if name == "device" else name for name in (fitted_on, used_on, y_on))
     y = None if y_on is None else torch.zeros(len(X), device=y_on)
     more = {"corruption": 0.2} if cls is AutoencoderEmbedder else {}
     embedder = cls(2, device=fitted_on, **SMALL | RANDOM | more).fit(X, y, X_val=X[:9])
@@ -1099,17 +1099,11 @@ def test_every_combination_of_devices(cls, fitted_on, used_on, y_on, X):
     assert embedder.sample(3).shape == (3, 64)
     for how in ("partial_fit", "warm start"):
         assert np.isfinite(train(embedder, how, X).score(X))
-    assert next(embedder.module_.parameters()).device.type == used_on
+    home = "cpu" if used_on == "mps" else used_on  # without float64, what is fitted is on the CPU
+    assert next(embedder.module_.parameters()).device.type == home
     restored = pickle.loads(pickle.dumps(embedder))
     assert next(restored.module_.parameters()).device.type == "cpu"
     assert_same(answers(restored.set_params(device="cpu"), X), answers(embedder, X), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")
-def test_global_random_states_of_gpus_are_untouched(X):
-    before = torch.cuda.get_rng_state()
-    VAEEmbedder(2, device="cuda", encoder=Noisy(64, 4), **SMALL).fit(X)
-    assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
 class DrawsForItself(nn.Module):

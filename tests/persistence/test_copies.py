@@ -164,8 +164,7 @@ def test_networks_of_the_users_are_pickled_as_they_are(name, blobs):
     assert_same(outputs(other, blobs[0]), outputs(vae, blobs[0]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")
-def test_pickles_from_a_gpu_hold_nothing_of_it(blobs):
+def test_pickles_from_a_device_hold_nothing_of_it(blobs, device):
     recorder = Recorder()
-    recorder.dump(VAEEmbedder(2, hidden_layer_sizes=(8,), max_epochs=1, device="cuda").fit(blobs[0]))
+    recorder.dump(VAEEmbedder(2, hidden_layer_sizes=(8,), max_epochs=1, device=device).fit(blobs[0]))
     assert not {kind for kind in recorder.types if kind.__module__.split(".")[0] == "torch"}
