@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from ..fitting.devices import read, to_device
 from ..fitting.distributed import current
 from ..fitting.minibatch import (
     SEEDINGS,
@@ -462,9 +463,10 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         x, weight, ranks = rows.batch(len(rows), generator)
         counts = to_tensor(counts, wide_dtype(x), x.device)
         centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates(), ranks)
-        if needs_look(step, counts):
+        mean, looks = read([mean, needs_look(step, counts, self.reassignment_ratio)])
+        if looks:
             centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator, ranks)
-        return rows, centers, counts, mean
+        return rows, centers, counts, max(0.0, mean)
 
     def _loses_digits(self, centers, counts, mean_inertia):
         """Whether clusters are so narrow for their distances that float32 gives too few digits of squared distances."""

@@ -190,17 +190,17 @@ def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, ranks=ALONE):
     for _ in range(max_iter):
         sums, counts = ranks.totals(*sums_of(centers))
         moved = torch.where(counts[:, None] > 0, (sums / counts[:, None]).to(centers), centers)
-        stops, has_empty = read([_shift(moved, centers) <= threshold, ~(counts > 0).all()])
+        stops, has_empty = read([squared_shift(moved, centers) <= threshold, ~(counts > 0).all()])
         if has_empty:
             moved = _relocate(x, moved, counts == 0, weight, ranks)
-            (stops,) = read([_shift(moved, centers) <= threshold])
+            (stops,) = read([squared_shift(moved, centers) <= threshold])
         centers = moved
         if stops:
             break
     return centers, assign(x, centers)
 
 
-def _shift(moved, centers):
+def squared_shift(moved, centers):
     """Squared movement of the centres."""
     return (moved - centers).square().sum()
 
