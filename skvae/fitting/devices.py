@@ -7,9 +7,9 @@ from .nearest import wide_dtype
 
 def to_device(x, device):
     """A host tensor on a device; on CUDA without waiting for the work that is queued there."""
-    if device.type == "cuda":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
+    if device.type == "cpu":
+        return x
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def read(scalars):

@@ -1,5 +1,6 @@
 """Mini-batch k-means: weighted batches, steps with a learning rate for each centre, and when to stop."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -110,23 +111,31 @@ class WeightedRows:
         if n_rows >= len(self):
             own, ranks = self.ranks.deal(self.order, self.first, len(self.x))
             return Batch(self.take(own), self.weight[own], ranks)
-        return next(self.batches([self.draw_batch(n_rows, generator)], out))
+        return self._taken(self._picked(self.draw_batch(n_rows, generator)), out)
 
     def draw_batch(self, n_rows, generator):
-        """What `batches` makes a batch from: shares of the total weight (n_rows,), on the CPU."""
+        """What a batch is made from: shares of the total weight (n_rows,), on the CPU."""
         return torch.rand(n_rows, dtype=torch.float64, generator=generator)
 
     def batches(self, draws, out=None):
         """Iterate over the batches of several draws, which go to the device together."""
-        shares = to_device(torch.stack(draws).to(self.weight.dtype), self.weight.device)
+        picked = self._picked(torch.cat(draws))
+        picked = picked if self.held else picked.cpu()
+        for indices in picked.split([*map(len, draws)]):
+            yield self._taken(indices, out)
+
+    def _picked(self, draws):
+        """Indices of the rows at shares of the total weight."""
+        shares = to_device(draws.to(self.weight.dtype), self.weight.device)
         if self.cumulative is None:
             positions = (shares * len(self.order)).long()
         else:
             positions = torch.searchsorted(self.cumulative, shares * self.total_weight, right=True)
-        picked = self.order[positions.clamp_(max=len(self.order) - 1)]
-        for indices in picked if self.held or self.ranks.size > 1 else picked.cpu():
-            own, ranks = self.ranks.deal(indices, self.first, len(self.x))
-            yield Batch(self.take(own, None if out is None else out[: len(own)]), None, ranks)
+        return self.order[positions.clamp_(max=len(self.order) - 1)]
+
+    def _taken(self, indices, out):
+        own, ranks = self.ranks.deal(indices, self.first, len(self.x))
+        return Batch(self.take(own, None if out is None else out[: len(own)]), None, ranks)
 
     def variance(self):
         """Mean over the features of the variance of the rows."""
@@ -188,7 +197,8 @@ def mini_batch_step(x, weight, centers, counts, rates, ranks=ALONE):
     squares = squares.sum() if weight is None else squares @ weight.to(sums)
     sums, masses, squares = ranks.totals(sums, masses, squares)
     counts, wide = counts + masses, centers.to(sums)
-    moves = torch.where(masses[:, None] > 0, sums / masses[:, None] - wide, 0)
+    column = masses[:, None]
+    moves = torch.where(column > 0, sums / column - wide, 0)
     inertia = squares - 2 * (sums * wide).sum() + masses @ wide.square().sum(1)
     moved = (wide + rates(masses, counts)[:, None] * moves).to(centers)
     return moved, counts, inertia / masses.sum()
@@ -206,7 +216,7 @@ def reassign(x, weight, centers, counts, ratio, generator, ranks=ALONE):
     centers : Tensor of shape (k, d)
     counts : Tensor of shape (k,)
     """
-    low = _are_low(counts, ratio)
+    low = counts < ratio * counts.max()  # none for a ratio of 0
     n_low = int(low.sum())
     if n_low in (0, len(low)):
         return centers, counts
@@ -284,12 +294,14 @@ def fit_mini_batches(
     counts = torch.zeros(len(centers), dtype=wide_dtype(centers), device=centers.device)
     batches = Batches(rows, batch_size, generator, centers)
     single = report or rows.ranks.size > 1  # a report, or another process, waits for each step in any case
+    longest = 1 if single else steps_together(centers.device)
     n_done, looks, stop = 0, True, False
     while n_done < n_steps and not stop:
+        n_together = min(1 if looks else longest - n_done % longest, n_steps - n_done)
         # Counts do not become zero again: after a step that needs no look, none does before the next that is due.
-        n_together = 1 if single or looks else steps_together(n_done, centers.device)
-        drawn = batches.draw(min(n_together, n_steps - n_done))
-        window = take_steps(drawn, n_done, centers, counts, rates, tol, reassignment_ratio)
+        checks = looks or is_due(n_done + n_together)
+        look = partial(needs_look, n_done + n_together, reassignment_ratio) if checks else None
+        window = take_steps(batches.draw(n_together), centers, counts, rates, tol, look)
         looks = window.looks
         for index, (state, mean, shift) in enumerate(zip(window.states, window.means, window.shifts, strict=True)):
             before, (centers, counts) = centers, state
@@ -330,7 +342,10 @@ class Batches:
         """Draw a window of batches, and iterate over them; each is overwritten by the next."""
         if self.all_rows:
             return [self.all_rows] * n_batches
-        self.n_drawn, self.state = n_batches, self.generator.get_state() if n_batches > 1 else None
+        self.n_drawn = n_batches
+        if n_batches == 1:
+            return [self.rows.batch(self.batch_size, self.generator, self.buffer)]
+        self.state = self.generator.get_state()
         return self.rows.batches(self._draws(n_batches), self.buffer)
 
     def go_back(self, n_batches):
@@ -353,13 +368,24 @@ class Window(NamedTuple):
     batch: Batch  # of the last step
 
 
-def steps_together(n_done, device):
-    """Steps whose decisions are read together: on an accelerator, those up to the next look at centres."""
-    return 1 if device.type == "cpu" else REASSIGN_EVERY - n_done % REASSIGN_EVERY
+def steps_together(device):
+    """Steps whose decisions are read together, at most: on an accelerator, all between two looks at centres."""
+    return 1 if device.type == "cpu" else REASSIGN_EVERY
 
 
-def take_steps(batches, n_done, centers, counts, rates, tol, ratio):
+def take_steps(batches, centers, counts, rates, tol, look=None):
     """Make a step with each batch, and read once what they are to be judged by.
+
+    Parameters
+    ----------
+    batches : iterable of Batch
+    centers : Tensor of shape (k, d)
+    counts : Tensor of shape (k,)
+    rates : callable
+        Learning rates, as for `mini_batch_step`.
+    tol : float
+    look : callable, Tensor (k,) -> Tensor of shape (), optional
+        Whether the counts after the last step need a look.
 
     Returns
     -------
@@ -369,23 +395,24 @@ def take_steps(batches, n_done, centers, counts, rates, tol, ratio):
     for batch in batches:
         moved, counts, mean = mini_batch_step(batch.x, batch.weight, centers, counts, rates, batch.ranks)
         means.append(mean)
-        shifts += [squared_shift(moved, centers)] if tol else []
+        if tol:
+            shifts.append(squared_shift(moved, centers))
         centers = moved
         states.append((centers, counts))
-    n_steps = len(states)
-    *values, looks = read([*means, *shifts, needs_look(n_done + n_steps - 1, counts, ratio)])
+    values, n_steps = read(means + shifts + ([look(counts)] if look else [])), len(states)
+    looks = bool(values.pop()) if look else False
     means = [max(0.0, value) for value in values[:n_steps]]
-    return Window(states, means, values[n_steps:] or [0.0] * n_steps, bool(looks), batch)
+    return Window(states, means, values[n_steps:] or [0.0] * n_steps, looks, batch)
 
 
-def needs_look(step, counts, ratio):
-    """Whether to look at centres with few rows after a step, Tensor of shape (): now and then, and at empty ones."""
-    return (_are_low(counts, ratio) if (step + 1) % REASSIGN_EVERY == 0 else counts == 0).any()
+def is_due(n_done):
+    """Whether centres that have seen few rows are looked for after so many steps."""
+    return n_done % REASSIGN_EVERY == 0
 
 
-def _are_low(counts, ratio):
-    """Whether the count of each centre is below a share of the largest one (k,): none for a ratio of 0."""
-    return counts < ratio * counts.max()
+def needs_look(n_done, ratio, counts):
+    """Whether a count is at most a share of the largest one, or zero if no look is due, Tensor of shape ()."""
+    return (counts <= (ratio if is_due(n_done) else 0.0) * counts.max()).any()
 
 
 # Each gives indices of n_clusters rows of a sample: (x, n_clusters, generator, weight) -> (n_clusters,).

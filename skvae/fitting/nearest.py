@@ -51,7 +51,8 @@ def cluster_sums(x, centers, weight=None):
     nearest, wide = NearestCenters(centers), wide_dtype(x)
     sums, counts = torch.zeros_like(centers, dtype=wide), torch.zeros(len(centers), dtype=wide, device=x.device)
     for rows in _chunks(x, centers):
-        _add_rows(x[rows], nearest(x[rows]), None if weight is None else weight[rows], sums, counts)
+        chunk = x[rows]
+        _add_rows(chunk, nearest(chunk), None if weight is None else weight[rows], sums, counts)
     return sums, counts
 
 
@@ -87,9 +88,10 @@ class NearestCenters:
 
     def __init__(self, centers):
         self.centers, self.half_squares = centers, centers.square().sum(1, keepdim=True) / 2
-        ones = centers.new_ones(len(centers))
-        self.indices_and_ones = torch.stack([ones.cumsum(0) - 1, ones])
-        self.buffers = [centers.new_empty(0), centers.new_empty(0)]
+        if centers.device.type == "cpu":
+            indices = torch.arange(len(centers), dtype=centers.dtype)
+            self.indices_and_ones = torch.stack([indices, torch.ones_like(indices)])
+            self.buffers = [centers.new_empty(0)] * 2
 
     def __call__(self, x):
         """Labels (b,) of rows (b, d)."""

@@ -90,7 +90,7 @@ def _from_seeds(choose):
 
     def start(x, sample, n_components, generator, weight):
         seeds = choose(sample.x, n_components, generator, sample.weight, sample.owners)
-        seeds = seeds if sample.indices is None else sample.indices.to(seeds.device)[seeds]
+        seeds = seeds if sample.indices is None else to_device(sample.indices, seeds.device)[seeds]
         seeds = sample.ranks.first(seeds) - sample.start
         # One row starts one component: equal components would stay equal for ever.
         seeds = seeds.where(~(seeds[:, None] == seeds).triu(1).any(1), -1)
