@@ -2,6 +2,7 @@
 
 import torch
 
+from ..fitting.devices import to_device
 from ..fitting.streams import StreamedRows
 
 
@@ -25,6 +26,6 @@ def streamed(X, dtype, device, *, center=None, block_size=None):
     def read(rows):
         found = X[rows if isinstance(rows, slice) else rows.numpy()]
         found = found if center is None else found - center
-        return torch.from_numpy(found).to(device, dtype)
+        return to_device(torch.from_numpy(found).to(dtype), device)
 
     return StreamedRows(read, X.shape, dtype, device, block_size)

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from ..fitting.devices import read, to_device, wide_dtype
 from ..fitting.distributed import current
 from ..fitting.minibatch import (
     SEEDINGS,
@@ -24,18 +25,18 @@ from ..fitting.minibatch import (
     reassign,
     start_centers,
 )
-from ..fitting.nearest import MAX_CHUNK, NearestCenters, distances, squared_residuals, wide_dtype
+from ..fitting.nearest import MAX_CHUNK, NearestCenters, distances, squared_residuals
 from ..fitting.pool import PooledRows
 from ..fitting.rows import blocks_of, row_chunks
 from ..fitting.streams import draw_indices
 from ..fitting.threads import serial_if_small
-from ._arrays import compute_dtype, host_array, named_in_errors, resolve_device, to_dtype, to_tensor
+from ._arrays import compute_dtype, host_array, named_in_errors, resolve_device, tensor_dtype, to_dtype, to_tensor
 from ._base import TorchEstimator, fit_method
 from ._chunks import map_chunks
 from ._datasets import batch_by_batch
 from ._rows import check_processes, check_weights, fit_seed, row_count
 from ._streams import streamed
-from ._tables import Table
+from ._tables import Table, TensorRows
 
 NARROW = 1e-4  # mean squared distance within clusters over that of centres: float32 has four digits of such distances
 MAP_BYTES = 2**22  # what a chunk of rows works on stays in a cache
@@ -375,7 +376,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             If the weights are not finite, negative, all zero, or not one for each sample.
         """
         X, weight = self._validate_weighted(X, sample_weight)
-        return -self._inertia(X, self._labels(X), weight)
+        X = self._on_device(X)
+        return -self._inertia(X, self._labels(X), _weight_tensor(weight, self._device(X.dtype)))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -391,9 +393,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 "or add rows."
             )
         device = self._device(X.dtype)
-        dtype, weight = self._dtype(X.dtype, device), _weights(sample_weight, X)
-        if weight is not None:
-            weight = torch.tensor(weight, dtype=compute_dtype(np.float64, device), device=device)
+        dtype, weight = self._dtype(X.dtype, device), _weight_tensor(_weights(sample_weight, X), device)
         if current().size > 1:
             return self._shared_rows(X, dtype, device, weight, generator)
         if isinstance(X, Table) and X.run_length == 1:
@@ -457,21 +457,22 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             centers, counts = self._start(X, rows, generator, row_count(X)), np.zeros(self.n_clusters)
             self._partial_seed = int(torch.randint(2**62, (), generator=generator))
         else:
-            centers = rows.centered(to_tensor(self.cluster_centers_, wide_dtype(rows.x), rows.x.device))
+            centers = rows.centered(_copied(self.cluster_centers_, rows.x))
             counts = self._counts
         x, weight, ranks = rows.batch(len(rows), generator)
-        counts = to_tensor(counts, wide_dtype(x), x.device)
+        counts = _copied(counts, x)
         centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates(), ranks)
-        if needs_look(step, counts):
+        mean, looks = read([mean, needs_look(step + 1, self.reassignment_ratio, counts)])
+        if looks:
             centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator, ranks)
-        return rows, centers, counts, mean
+        return rows, centers, counts, max(0.0, mean)
 
     def _loses_digits(self, centers, counts, mean_inertia):
         """Whether clusters are so narrow for their distances that float32 gives too few digits of squared distances."""
         if centers.dtype != torch.float32 or wide_dtype(centers) != torch.float64:
             return False
         squares = centers.double().square().sum(1)
-        between = float(counts.double() @ squares / counts.sum()) if counts.any() else float(squares.mean())
+        (between,) = read([torch.where(counts.any(), counts.double() @ squares / counts.sum(), squares.mean())])
         return mean_inertia < NARROW * between
 
     def _threads(self, X):
@@ -557,7 +558,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 f"init has centres of shape {centers.shape}, but (n_clusters, n_features) = "
                 f"{(self.n_clusters, X.shape[1])} was expected."
             )
-        return to_tensor(centers, wide_dtype(rows.x), rows.x.device)
+        return _copied(centers, rows.x)
 
     def _publish(self, centers, counts, rows, X):
         """Set the fitted attributes."""
@@ -567,9 +568,11 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         vars(self).pop("labels_", None)
         if not self.compute_labels:
             return
-        self.labels_ = self._labels(X)
-        inertia = self._inertia(X, self.labels_, None if rows.weight is None else rows.weight.cpu().numpy())
+        X = self._on_device(X)
+        labels = self._labels(X)
+        inertia = self._inertia(X, labels, rows.weight)
         (self.inertia_,) = current().totals(inertia)
+        self.labels_ = host_array(labels)
 
     def _warn_of_empty_clusters(self, X):
         if not self.compute_labels:
@@ -611,8 +614,10 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         device = self._device(X.dtype)
         dtype, middle = self._dtype(X.dtype, device), self.cluster_centers_.mean(axis=0, dtype=np.float64)
         middle = middle.astype(X.dtype)  # the very number that is taken from the rows
-        offset = to_tensor(middle, dtype, device)
-        function = function_for(to_tensor(self.cluster_centers_, dtype, device) - offset)
+        arrays = [to_tensor(array, dtype, "cpu") for array in (self.cluster_centers_, middle[None])]
+        copied = to_device(torch.cat(arrays), device)
+        offset = copied[-1]
+        function = function_for(copied[:-1] - offset)
         n_rows = row_chunks(len(X), X.shape[1] + len(self.cluster_centers_), n_bytes=MAP_BYTES)[0].stop
         # Fresh memory for each chunk would cost more than the work.
         buffer = offset.new_empty(min(len(X), n_rows), X.shape[1])
@@ -623,17 +628,24 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         with self._threads(X):
             return map_chunks(apply, X, n_rows)
 
+    def _on_device(self, X):
+        """An array as rows of a tensor on an accelerator, for more than one pass over them; else X itself."""
+        device = self._device(X.dtype)
+        if device.type == "cpu" or not isinstance(X, np.ndarray):
+            return X
+        return TensorRows(_as_tensor(X, tensor_dtype(X.dtype), device))
+
     def _inertia(self, X, labels, weight):
-        """Weighted sum of the squared distances of rows to their centres."""
+        """Sum of the squared distances of rows to their centres, times their weights: a tensor in the wide dtype."""
         device = self._device(X.dtype)
         dtype = self._dtype(X.dtype, device)
-        centers = to_tensor(self.cluster_centers_, dtype, device)
-        total = 0.0
+        centers = to_device(to_tensor(self.cluster_centers_, dtype, "cpu"), device)
+        parts = []
         for rows in [slice(None)] if isinstance(X, np.ndarray) else row_chunks(*X.shape):
             x, own = _as_tensor(X[rows], dtype, device), torch.as_tensor(labels[rows]).to(device)
-            squares = squared_residuals(x, centers, own).cpu().double()
-            total += float(squares.sum() if weight is None else squares @ torch.from_numpy(weight[rows]).double())
-        return total
+            squares = squared_residuals(x, centers, own).to(wide_dtype(x))
+            parts.append(squares.sum() if weight is None else squares @ weight[rows])
+        return sum(read(parts))
 
 
 def _as_tensor(X, dtype, device):
@@ -645,9 +657,19 @@ def _as_tensor(X, dtype, device):
     return to_tensor(X, dtype, device)
 
 
+def _copied(array, x):
+    """A copy of an array on the device of rows, in the wide dtype."""
+    return to_device(to_tensor(array, wide_dtype(x), "cpu"), x.device)
+
+
+def _weight_tensor(weight, device):
+    """Weights of rows on a device, None if there are none."""
+    return None if weight is None else to_device(to_tensor(weight, compute_dtype(np.float64, device), "cpu"), device)
+
+
 def _largest(x):
     """Largest absolute value of rows."""
-    return max(abs(float(extreme)) for block in blocks_of(x) for extreme in torch.aminmax(x[block]))
+    return max(map(abs, read([extreme for block in blocks_of(x) for extreme in torch.aminmax(x[block])])))
 
 
 def _check_range(largest, dtype):

@@ -1,10 +1,30 @@
-"""Devices: the states of torch's global random numbers, and errors that mean too little memory."""
+"""Devices: copies and reads for which the host seldom waits, random states, and errors that mean too little memory."""
 
 from contextlib import contextmanager
 
 import torch
 
+MAX_PINNED = 2**26  # bytes: to pin more takes longer than to wait
 SHORTAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # in messages of torch
+
+
+def wide_dtype(x):
+    """The dtype for sums of x: float64, but mps has none."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def to_device(x, device):
+    """A tensor of the CPU on a device; on CUDA, unless it is large, without waiting for the work queued there."""
+    if device.type == "cuda" and x.device.type == "cpu" and x.nbytes <= MAX_PINNED:
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def read(scalars):
+    """Values of 0-d tensors (a list of numbers), which the host waits for once."""
+    if scalars[0].device.type == "cpu":
+        return [scalar.item() for scalar in scalars]
+    return torch.stack([scalar.to(wide_dtype(scalar)) for scalar in scalars]).tolist()
 
 
 def is_out_of_memory(error):

@@ -5,8 +5,9 @@ from functools import partial
 
 import torch
 
+from .devices import read, to_device, wide_dtype
 from .distributed import ALONE
-from .nearest import BoundedRows, assign, cluster_sums, squared_residuals, wide_dtype
+from .nearest import BoundedRows, assign, cluster_sums, squared_residuals
 from .rows import row_chunks
 
 PROJECT_BYTES = 2**20  # rows that are projected at once, in float64
@@ -20,7 +21,7 @@ MAX_DRAWS = 20  # times that more rows are drawn to find distinct ones
 def projection(x):
     """A fixed direction (d,), on which distinct rows hardly ever have the same projection."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(x.shape[1], dtype=torch.float64, generator=generator).to(x.device, wide_dtype(x))
+    return to_device(torch.randn(x.shape[1], dtype=torch.float64, generator=generator).to(wide_dtype(x)), x.device)
 
 
 def project(x, unit=1.0):
@@ -67,12 +68,17 @@ def draw_rows(order, mass, n_draws, generator, *, stratified=False):
     stratified : bool
         One draw from each of n_draws parts of the order of equal mass.
     """
-    cumulative = mass[order].to(wide_dtype(mass)).cumsum(0)
     draws = torch.rand(n_draws, dtype=torch.float64, generator=generator)
     draws = (torch.arange(n_draws) + draws) / n_draws if stratified else draws
+    return _rows_at(order, mass, to_device(draws.to(wide_dtype(mass)), mass.device))
+
+
+def _rows_at(order, mass, shares):
+    """Rows at which the cumulative mass along the order passes shares of the total (m,), in the wide dtype."""
+    cumulative = mass[order].to(shares).cumsum(0)
     total = cumulative[-1]
     # Rounding must not carry a draw to the very end, behind the last row that has any mass.
-    draws = torch.minimum(draws.to(cumulative) * total, torch.nextafter(total, torch.zeros_like(total)))
+    draws = torch.minimum(shares * total, torch.nextafter(total, torch.zeros_like(total)))
     return order[torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(order) - 1)]
 
 
@@ -109,17 +115,21 @@ def seed_centers(x, n_clusters, generator, weight=None, ranks=ALONE):
     weight = torch.ones(len(x), dtype=wide, device=x.device) if weight is None else weight.to(wide)
     squares = torch.linalg.vector_norm(x, dim=1).square_()
     noise = 8 * torch.finfo(x.dtype).eps * squares  # a distance below this is rounding
-    chosen = draw_rows(order, of_all, 1, generator)
-    nearest = _distances_with(x, squares, ranks.take(x, chosen), torch.full_like(squares, torch.inf))[0]
-    while len(chosen) < n_clusters:
+    sizes = [1] + [n_trials] * (n_clusters - 1)
+    draws = torch.cat([torch.rand(size, dtype=torch.float64, generator=generator) for size in sizes])
+    first, *others = to_device(draws.to(wide), x.device).split(sizes)
+    chosen = [_rows_at(order, of_all, first)]
+    nearest = _distances_with(x, squares, ranks.take(x, chosen[0]), torch.full_like(squares, torch.inf))[0]
+    for shares in others:
         mass = ranks.gather(torch.where(nearest > noise, nearest, 0) * weight)
-        mass = mass if mass.any() else of_all  # every row coincides with a centre
-        candidates = draw_rows(order, mass, n_trials, generator)
+        mass = torch.where(mass.any(), mass, of_all)  # every row coincides with a centre
+        candidates = _rows_at(order, mass, shares)
         distances = _distances_with(x, squares, ranks.take(x, candidates), nearest)
         (left,) = ranks.totals(distances.to(wide) @ weight)
-        best = int(left.argmin())
-        chosen, nearest = torch.cat([chosen, candidates[best : best + 1]]), distances[best]
-    return chosen
+        best = left.argmin(0, keepdim=True)
+        chosen.append(candidates.index_select(0, best))
+        nearest = distances.index_select(0, best).squeeze(0)
+    return torch.cat(chosen)
 
 
 def _distances_with(x, squares, candidates, nearest):
@@ -133,12 +143,20 @@ def distinct_rows(x, n_clusters, generator, weight=None, ranks=ALONE):
     order, mass, _ = rows_of_all(x, weight, ranks)
     drawn = draw_rows(order, mass, n_clusters, generator)
     for _ in range(MAX_DRAWS):
-        kinds = ranks.take(x, drawn).unique(dim=0, return_inverse=True)[1]
-        firsts = [int((kinds == kind).nonzero()[0]) for kind in range(int(kinds.max()) + 1)]
+        firsts = _first_places(ranks.take(x, drawn).cpu())
+        distinct = drawn[to_device(firsts[:n_clusters], drawn.device)]
         if len(firsts) >= n_clusters:
-            return drawn[sorted(firsts)[:n_clusters]]
-        drawn = torch.cat([drawn[sorted(firsts)], draw_rows(order, mass, n_clusters, generator)])
+            return distinct
+        drawn = torch.cat([distinct, draw_rows(order, mass, n_clusters, generator)])
     return drawn[:n_clusters]
+
+
+def _first_places(x):
+    """Where each distinct row is for the first time, ascending."""
+    places = {}
+    for place, kind in enumerate(x.unique(dim=0, return_inverse=True)[1].tolist()):
+        places.setdefault(kind, place)
+    return torch.tensor([*places.values()])
 
 
 def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, ranks=ALONE):
@@ -172,12 +190,19 @@ def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, ranks=ALONE):
     for _ in range(max_iter):
         sums, counts = ranks.totals(*sums_of(centers))
         moved = torch.where(counts[:, None] > 0, (sums / counts[:, None]).to(centers), centers)
-        if not (counts > 0).all():
+        stops, has_empty = read([squared_shift(moved, centers) <= threshold, ~(counts > 0).all()])
+        if has_empty:
             moved = _relocate(x, moved, counts == 0, weight, ranks)
-        shift, centers = float((moved - centers).square().sum()), moved
-        if shift <= threshold:
+            (stops,) = read([squared_shift(moved, centers) <= threshold])
+        centers = moved
+        if stops:
             break
     return centers, assign(x, centers)
+
+
+def squared_shift(moved, centers):
+    """Squared movement of the centres."""
+    return (moved - centers).square().sum()
 
 
 def kmeans(x, n_clusters, generator, weight=None, ranks=ALONE):
@@ -222,11 +247,13 @@ def kmeans(x, n_clusters, generator, weight=None, ranks=ALONE):
 
 def _best_start(x, n_clusters, generator):
     """Centres after a few iterations from the best of a few seedings."""
-    found = []
+    starts, inertias = [], []
     for _ in range(N_STARTS):
         centers, labels = lloyd(x, x[seed_centers(x, n_clusters, generator)], max_iter=START_ITERATIONS)
-        found.append((float(squared_residuals(x, centers, labels).sum()), centers))
-    return min(found, key=lambda pair: pair[0])[1]
+        starts.append(centers)
+        inertias.append(squared_residuals(x, centers, labels).sum())
+    inertias = read(inertias)
+    return starts[inertias.index(min(inertias))]
 
 
 def _mean_variance(x, weight=None, ranks=ALONE):
@@ -236,7 +263,8 @@ def _mean_variance(x, weight=None, ranks=ALONE):
         torch.linalg.vector_norm(x, dim=1).square_().to(weight) @ weight, (weight.to(x) @ x).to(weight), weight.sum()
     )
     squares, mean = squares / total, sums / total
-    return max(0.0, float(squares - mean.square().sum())) / x.shape[1]
+    variances = squares - mean.square().sum()
+    return torch.where(variances > 0, variances, 0) / x.shape[1]
 
 
 def _relocate(x, centers, empty, weight=None, ranks=ALONE):
@@ -249,7 +277,7 @@ def _relocate(x, centers, empty, weight=None, ranks=ALONE):
     noise = torch.linalg.vector_norm(x, dim=1).mul_(8 * torch.finfo(x.dtype).eps).square_()
     counted = torch.ones_like(distances, dtype=torch.bool) if weight is None else weight > 0
     projections = project(x)
-    for cluster in empty.nonzero().flatten():
+    for cluster in empty.nonzero().flatten().tolist():
         distances = torch.where(counted & (distances > noise), distances, 0)
         largest = ranks.gather(distances.max()[None]).max()
         if not largest > 0:

@@ -1,12 +1,14 @@
 """Mini-batch k-means: weighted batches, steps with a learning rate for each centre, and when to stop."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from .devices import read, to_device, wide_dtype
 from .distributed import ALONE, Alone, Deal
-from .lloyd import count_distinct, distinct_rows, draw_rows, projection, seed_centers
-from .nearest import assign, cluster_sums, squared_residuals, wide_dtype
+from .lloyd import count_distinct, distinct_rows, draw_rows, projection, seed_centers, squared_shift
+from .nearest import assign, cluster_sums, squared_residuals
 from .rows import row_chunks
 
 SCAN_BYTES = 2**20  # a chunk in float64, when all rows are visited once
@@ -58,7 +60,7 @@ class WeightedRows:
     """
 
     def __init__(self, x, weight=None, ranks=ALONE):
-        self.x, self.ranks, wide = x, ranks, wide_dtype(x)
+        self.x, self.ranks, self.held, wide = x, ranks, isinstance(x, torch.Tensor), wide_dtype(x)
         self.weight = torch.ones(len(x), dtype=wide, device=x.device) if weight is None else weight.to(wide)
         (self.total_weight,) = ranks.totals(float(self.weight.sum()))
         self.first, n_rows = ranks.start(len(x)), sum(ranks.each(len(x)))
@@ -93,7 +95,7 @@ class WeightedRows:
 
     def take(self, indices, out=None):
         """Copies of rows, less the offset."""
-        if not isinstance(self.x, torch.Tensor):
+        if not self.held:
             return self.x.read(indices.cpu()).sub_(self.offset)
         return torch.index_select(self.x, 0, indices, out=out).sub_(self.offset)
 
@@ -109,13 +111,30 @@ class WeightedRows:
         if n_rows >= len(self):
             own, ranks = self.ranks.deal(self.order, self.first, len(self.x))
             return Batch(self.take(own), self.weight[own], ranks)
-        draws = torch.rand(n_rows, dtype=torch.float64, generator=generator).to(self.weight)
+        return self._taken(self._picked(self.draw_batch(n_rows, generator)), out)
+
+    def draw_batch(self, n_rows, generator):
+        """What a batch is made from: shares of the total weight (n_rows,), on the CPU."""
+        return torch.rand(n_rows, dtype=torch.float64, generator=generator)
+
+    def batches(self, draws, out=None):
+        """Iterate over the batches of several draws, which go to the device together."""
+        picked = self._picked(torch.cat(draws))
+        picked = picked if self.held else picked.cpu()
+        for indices in picked.split([*map(len, draws)]):
+            yield self._taken(indices, out)
+
+    def _picked(self, draws):
+        """Indices of the rows at shares of the total weight."""
+        shares = to_device(draws.to(self.weight.dtype), self.weight.device)
         if self.cumulative is None:
-            positions = (draws * len(self.order)).long()
+            positions = (shares * len(self.order)).long()
         else:
-            positions = torch.searchsorted(self.cumulative, draws * self.total_weight, right=True)
-        picked = self.order[positions.clamp_(max=len(self.order) - 1)]
-        own, ranks = self.ranks.deal(picked, self.first, len(self.x))
+            positions = torch.searchsorted(self.cumulative, shares * self.total_weight, right=True)
+        return self.order[positions.clamp_(max=len(self.order) - 1)]
+
+    def _taken(self, indices, out):
+        own, ranks = self.ranks.deal(indices, self.first, len(self.x))
         return Batch(self.take(own, None if out is None else out[: len(own)]), None, ranks)
 
     def variance(self):
@@ -170,18 +189,19 @@ def mini_batch_step(x, weight, centers, counts, rates, ranks=ALONE):
     -------
     centers : Tensor of shape (k, d)
     counts : Tensor of shape (k,)
-    mean_inertia : float
-        Mean squared distance of the rows to their centres before the step.
+    mean_inertia : Tensor of shape ()
+        Mean squared distance of the rows to their centres before the step; rounding can make it negative.
     """
     sums, masses = cluster_sums(x, centers, weight)
     squares = torch.linalg.vector_norm(x, dim=1).to(sums).square_()
     squares = squares.sum() if weight is None else squares @ weight.to(sums)
     sums, masses, squares = ranks.totals(sums, masses, squares)
     counts, wide = counts + masses, centers.to(sums)
-    moves = torch.where(masses[:, None] > 0, sums / masses[:, None] - wide, 0)
+    column = masses[:, None]
+    moves = torch.where(column > 0, sums / column - wide, 0)
     inertia = squares - 2 * (sums * wide).sum() + masses @ wide.square().sum(1)
     moved = (wide + rates(masses, counts)[:, None] * moves).to(centers)
-    return moved, counts, max(0.0, float(inertia / masses.sum()))
+    return moved, counts, inertia / masses.sum()
 
 
 def reassign(x, weight, centers, counts, ratio, generator, ranks=ALONE):
@@ -197,17 +217,17 @@ def reassign(x, weight, centers, counts, ratio, generator, ranks=ALONE):
     counts : Tensor of shape (k,)
     """
     low = counts < ratio * counts.max()  # none for a ratio of 0
-    if not low.any() or low.all():
+    n_low = int(low.sum())
+    if n_low in (0, len(low)):
         return centers, counts
     mass = squared_residuals(x, centers, assign(x, centers))
     mass = ranks.gather(mass if weight is None else mass * weight)
     if not mass.any():
         return centers, counts
-    rows = draw_rows(torch.arange(len(mass), device=x.device), mass, int(low.sum()), generator)
-    centers, counts = centers.clone(), counts.clone()
-    centers[low] = ranks.take(x, rows)
-    counts[low] = counts[~low].min()
-    return centers, counts
+    rows = ranks.take(x, draw_rows(torch.arange(len(mass), device=x.device), mass, n_low, generator))
+    places = (low.cumsum(0) - 1).clamp_(min=0)  # of the rows that the centres get
+    lowest = torch.where(low, torch.inf, counts).min()
+    return torch.where(low[:, None], rows[places], centers), torch.where(low, lowest, counts)
 
 
 class Patience:
@@ -272,27 +292,127 @@ def fit_mini_batches(
     n_steps = max_iter * len(rows) // batch_size
     patience = Patience(batch_size / (len(rows) + 1), tol * rows.variance() if tol else 0.0, max_no_improvement)
     counts = torch.zeros(len(centers), dtype=wide_dtype(centers), device=centers.device)
-    all_rows = rows.batch(batch_size, generator) if batch_size == len(rows) else None
-    buffer = centers.new_empty(
-        batch_size, centers.shape[1]
-    )  # fresh memory for every batch would cost as much as a step
-    for step in range(n_steps):
-        x, weight, ranks = all_rows or rows.batch(batch_size, generator, buffer)
-        moved, counts, mean = mini_batch_step(x, weight, centers, counts, rates, ranks)
-        if needs_look(step, counts):
-            moved, counts = reassign(x, weight, moved, counts, reassignment_ratio, generator, ranks)
-        shift, centers = float((moved - centers).square().sum()) if tol else 0.0, moved
-        stop = patience.exhausted(step, mean, shift)
-        if report:
-            report(step + 1, n_steps, mean, patience.mean)
-        if stop:
-            break
-    return MiniBatchFit(centers, counts, mean if patience.mean is None else patience.mean, step + 1, batch_size)
+    batches = Batches(rows, batch_size, generator, centers)
+    single = report or rows.ranks.size > 1  # a report, or another process, waits for each step in any case
+    longest = 1 if single else steps_together(centers.device)
+    n_done, looks, stop = 0, True, False
+    while n_done < n_steps and not stop:
+        n_together = min(1 if looks else longest - n_done % longest, n_steps - n_done)
+        # Counts do not become zero again: after a step that needs no look, none does before the next that is due.
+        checks = looks or is_due(n_done + n_together)
+        look = partial(needs_look, n_done + n_together, reassignment_ratio) if checks else None
+        window = take_steps(batches.draw(n_together), centers, counts, rates, tol, look)
+        looks = window.looks
+        for index, (state, mean, shift) in enumerate(zip(window.states, window.means, window.shifts, strict=True)):
+            before, (centers, counts) = centers, state
+            if looks and index + 1 == len(window.states):
+                x, weight, ranks = window.batch
+                centers, counts = reassign(x, weight, centers, counts, reassignment_ratio, generator, ranks)
+                (shift,) = read([squared_shift(centers, before)]) if tol else (0.0,)
+            stop = patience.exhausted(n_done, mean, shift)
+            n_done += 1
+            if report:
+                report(n_done, n_steps, mean, patience.mean)
+            if stop:
+                batches.go_back(index + 1)
+                break
+    return MiniBatchFit(centers, counts, mean if patience.mean is None else patience.mean, n_done, batch_size)
 
 
-def needs_look(step, counts):
-    """Whether to look for centres with few rows after a step: now and then, and while there are some with none."""
-    return (step + 1) % REASSIGN_EVERY == 0 or not counts.all()
+class Batches:
+    """Batches for the steps of a fit, of which a window is drawn at a time.
+
+    Parameters
+    ----------
+    rows : WeightedRows or PooledRows
+    batch_size : int
+        As many as there are distinct rows: each batch is all of them.
+    generator : torch.Generator
+    centers : Tensor of shape (k, d)
+        The batches are on their device, in their dtype.
+    """
+
+    def __init__(self, rows, batch_size, generator, centers):
+        self.rows, self.batch_size, self.generator = rows, batch_size, generator
+        self.all_rows = rows.batch(batch_size, generator) if batch_size == len(rows) else None
+        # Fresh memory for every batch would cost as much as a step.
+        self.buffer = centers.new_empty(batch_size, centers.shape[1])
+
+    def draw(self, n_batches):
+        """Draw a window of batches, and iterate over them; each is overwritten by the next."""
+        if self.all_rows:
+            return [self.all_rows] * n_batches
+        self.n_drawn = n_batches
+        if n_batches == 1:
+            return [self.rows.batch(self.batch_size, self.generator, self.buffer)]
+        self.state = self.generator.get_state()
+        return self.rows.batches(self._draws(n_batches), self.buffer)
+
+    def go_back(self, n_batches):
+        """Leave the generator as if only so many batches of the last window had been drawn."""
+        if not self.all_rows and n_batches < self.n_drawn:
+            self.generator.set_state(self.state)
+            self._draws(n_batches)
+
+    def _draws(self, n_batches):
+        return [self.rows.draw_batch(self.batch_size, self.generator) for _ in range(n_batches)]
+
+
+class Window(NamedTuple):
+    """Steps of mini-batch k-means one after another, whose decisions are read together."""
+
+    states: list  # centres and counts after each step
+    means: list  # mean inertia of each batch
+    shifts: list  # squared movement of the centres in each step; 0 if there is no tolerance
+    looks: bool  # whether the last step needs a look at centres with few rows
+    batch: Batch  # of the last step
+
+
+def steps_together(device):
+    """Steps whose decisions are read together, at most: on an accelerator, all between two looks at centres."""
+    return 1 if device.type == "cpu" else REASSIGN_EVERY
+
+
+def take_steps(batches, centers, counts, rates, tol, look=None):
+    """Make a step with each batch, and read once what they are to be judged by.
+
+    Parameters
+    ----------
+    batches : iterable of Batch
+    centers : Tensor of shape (k, d)
+    counts : Tensor of shape (k,)
+    rates : callable
+        Learning rates, as for `mini_batch_step`.
+    tol : float
+    look : callable, Tensor (k,) -> Tensor of shape (), optional
+        Whether the counts after the last step need a look.
+
+    Returns
+    -------
+    window : Window
+    """
+    states, means, shifts = [], [], []
+    for batch in batches:
+        moved, counts, mean = mini_batch_step(batch.x, batch.weight, centers, counts, rates, batch.ranks)
+        means.append(mean)
+        if tol:
+            shifts.append(squared_shift(moved, centers))
+        centers = moved
+        states.append((centers, counts))
+    values, n_steps = read(means + shifts + ([look(counts)] if look else [])), len(states)
+    looks = bool(values.pop()) if look else False
+    means = [max(0.0, value) for value in values[:n_steps]]
+    return Window(states, means, values[n_steps:] or [0.0] * n_steps, looks, batch)
+
+
+def is_due(n_done):
+    """Whether centres that have seen few rows are looked for after so many steps."""
+    return n_done % REASSIGN_EVERY == 0
+
+
+def needs_look(n_done, ratio, counts):
+    """Whether a count is at most a share of the largest one, or zero if no look is due, Tensor of shape ()."""
+    return (counts <= (ratio if is_due(n_done) else 0.0) * counts.max()).any()
 
 
 # Each gives indices of n_clusters rows of a sample: (x, n_clusters, generator, weight) -> (n_clusters,).
@@ -315,10 +435,11 @@ def start_centers(rows, starts, init_size, generator):
         return starts[0](*rows.draw(init_size, generator))
     x, weight = rows.draw(init_size, generator)
     candidates = [start(*rows.draw(init_size, generator)) for start in starts]
-    return min(candidates, key=lambda centers: inertia(x, centers, assign(x, centers), weight))
+    inertias = read([inertia(x, centers, assign(x, centers), weight) for centers in candidates])
+    return candidates[inertias.index(min(inertias))]
 
 
 def inertia(x, centers, labels, weight=None):
-    """Weighted sum of squared distances of the rows to their centres."""
+    """Weighted sum of squared distances of the rows to their centres, Tensor of shape ()."""
     squares = squared_residuals(x, centers, labels).to(wide_dtype(x))
-    return float(squares.sum() if weight is None else squares @ weight.to(squares))
+    return squares.sum() if weight is None else squares @ weight.to(squares)

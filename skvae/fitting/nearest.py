@@ -2,17 +2,13 @@
 
 import torch
 
+from .devices import wide_dtype
 from .rows import row_chunks
 
 CHUNK_BYTES, MIN_CHUNK, MAX_CHUNK = 2**22, 1024, 4096  # on a CPU, rows of a chunk and their scores stay in a cache
 DEVICE_CHUNK_BYTES = 2**27  # on an accelerator, few large products
 CLOSE = 1e-2  # squared distance of close points, as a share of their squared norms
 MAX_ACTIVE = 0.5  # share of the rows from which on all are visited
-
-
-def wide_dtype(x):
-    """The dtype for sums of x: float64, but mps has none."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def assign(x, centers):
@@ -51,7 +47,8 @@ def cluster_sums(x, centers, weight=None):
     nearest, wide = NearestCenters(centers), wide_dtype(x)
     sums, counts = torch.zeros_like(centers, dtype=wide), torch.zeros(len(centers), dtype=wide, device=x.device)
     for rows in _chunks(x, centers):
-        _add_rows(x[rows], nearest(x[rows]), None if weight is None else weight[rows], sums, counts)
+        chunk = x[rows]
+        _add_rows(chunk, nearest(chunk), None if weight is None else weight[rows], sums, counts)
     return sums, counts
 
 
@@ -87,9 +84,10 @@ class NearestCenters:
 
     def __init__(self, centers):
         self.centers, self.half_squares = centers, centers.square().sum(1, keepdim=True) / 2
-        ones = centers.new_ones(len(centers))
-        self.indices_and_ones = torch.stack([ones.cumsum(0) - 1, ones])
-        self.buffers = [centers.new_empty(0), centers.new_empty(0)]
+        if centers.device.type == "cpu":
+            indices = torch.arange(len(centers), dtype=centers.dtype)
+            self.indices_and_ones = torch.stack([indices, torch.ones_like(indices)])
+            self.buffers = [centers.new_empty(0)] * 2
 
     def __call__(self, x):
         """Labels (b,) of rows (b, d)."""

@@ -2,9 +2,9 @@
 
 import torch
 
+from .devices import read, to_device, wide_dtype
 from .distributed import ALONE, Deal
 from .minibatch import Batch, whole
-from .nearest import wide_dtype
 from .streams import draw_indices
 
 
@@ -41,7 +41,7 @@ class PooledRows:
     """
 
     def __init__(self, x, weight, size, run_length, generator, ranks=ALONE):
-        self.stream, self.weight, self.run_length, self.largest, self.ranks = x, weight, run_length, 0.0, ranks
+        self.stream, self.weight, self.run_length, self.ranks = x, weight, run_length, ranks
         generator = ranks.private(generator)
         self.cumulative = None if weight is None else weight.cpu().double().cumsum(0)
         self.own_weight = float(len(x) if weight is None else self.cumulative[-1])
@@ -50,8 +50,9 @@ class PooledRows:
         self.weights = ranks.gather(torch.tensor([self.own_weight], dtype=torch.float64))  # of the processes' rows
         self._sums = torch.zeros(x.shape[1], dtype=wide_dtype(x), device=x.device)
         self._reference = ranks.first(x[slice(0, 1)][0].clone())
+        self._largest = self._reference.new_zeros(())
         self.x = x.take(draw_indices(x, size, generator, weight), self._visit)
-        (sums,) = ranks.totals(self._sums)
+        (self.largest,), (sums,) = read([self._largest]), ranks.totals(self._sums)
         self.offset = (self._reference.to(sums) + sums / self.total_weight).to(self.x)
         self._order, self._next = torch.randperm(size, generator=generator), 0
 
@@ -59,7 +60,8 @@ class PooledRows:
         return self.n_counted
 
     def _visit(self, rows, x):
-        self.largest = max(self.largest, *map(abs, map(float, torch.aminmax(x))))
+        low, high = torch.aminmax(x)
+        self._largest = torch.maximum(self._largest, torch.maximum(-low, high))
         x = x.to(self._sums.dtype) - self._reference
         self._sums += x.sum(0) if self.weight is None else self.weight[rows].to(x) @ x
 
@@ -77,26 +79,49 @@ class PooledRows:
         Of several processes, each has as many as it has a share of all rows. Drawn rows are written to the buffer
         ``out`` (n_rows, d), if it is given.
         """
-        shares = n_rows * self.weights / self.total_weight
-        sizes, own = shares.round().long().clamp(1, n_rows), self.ranks.rank
-        n_own, generator = int(sizes[own]), self.ranks.private(generator)
-        places = torch.randint(len(self.x), (n_own,), generator=generator).to(self.x.device)
-        drawn = torch.index_select(self.x, 0, places, out=None if out is None else out[:n_own]).sub_(self.offset)
-        self._renew(n_own, generator)
+        return next(self.batches([self.draw_batch(n_rows, generator)], out))
+
+    def draw_batch(self, n_rows, generator):
+        """What `batches` makes a batch from: places in the pool, and indices of the rows that renew it, on the CPU."""
+        n_own, generator = int(self._sizes(n_rows)[self.ranks.rank]), self.ranks.private(generator)
+        places = torch.randint(len(self.x), (n_own,), generator=generator)
+        n_runs = -(-min(n_own, len(self.x)) // self.run_length)
+        return n_rows, places, self._runs(n_runs, generator).flatten()[: len(self.x)]
+
+    def batches(self, draws, out=None):
+        """Iterate over the batches of several draws, whose places go to the device together."""
+        oldest = [self._oldest(len(new)) for _, _, new in draws]
+        places = to_device(torch.cat([*(places for _, places, _ in draws), *oldest]), self.x.device)
+        n_own, n_new = len(draws[0][1]), len(oldest[0])
+        parts = places.split([n_own] * len(draws) + [n_new] * len(draws))
+        for (n_rows, _, new), own, old in zip(draws, parts[: len(draws)], parts[len(draws) :], strict=True):
+            drawn = torch.index_select(self.x, 0, own, out=None if out is None else out[:n_own]).sub_(self.offset)
+            self.x[old] = self.stream.read(new)
+            yield self._dealt(drawn, n_rows)
+
+    def _oldest(self, n_rows):
+        """Places of the rows that have been in the pool for longest, which are so no more."""
+        places = self._order[(self._next + torch.arange(n_rows)) % len(self._order)]
+        self._next = (self._next + n_rows) % len(self._order)
+        return places
+
+    def _shares(self, n_rows):
+        """Shares of the processes in a batch, in rows."""
+        return n_rows * self.weights / self.total_weight
+
+    def _sizes(self, n_rows):
+        return self._shares(n_rows).round().long().clamp(1, n_rows)
+
+    def _dealt(self, drawn, n_rows):
+        """A batch of the rows of this process."""
         if self.ranks.size == 1:
             return Batch(drawn, None)
+        sizes, own = self._sizes(n_rows), self.ranks.rank
         first = int(sizes[:own].sum())
-        dealt = Deal(self.ranks, torch.arange(first, first + n_own, device=drawn.device), int(sizes.sum()))
-        weight = self._sums.new_full((n_own,), float(shares[own]) / n_own)  # which makes up for the rounding of shares
+        dealt = Deal(self.ranks, torch.arange(first, first + len(drawn), device=drawn.device), int(sizes.sum()))
+        # The weight makes up for the rounding of shares.
+        weight = self._sums.new_full((len(drawn),), float(self._shares(n_rows)[own]) / len(drawn))
         return Batch(drawn, weight, dealt)
-
-    def _renew(self, n_rows, generator):
-        """Replace the oldest rows of the pool by runs from random places."""
-        n_runs = -(-min(n_rows, len(self.x)) // self.run_length)
-        indices = self._runs(n_runs, generator).flatten()[: len(self.x)]
-        places = self._order[(self._next + torch.arange(len(indices))) % len(self._order)]
-        self._next = (self._next + len(indices)) % len(self._order)
-        self.x[places.to(self.x.device)] = self.stream.read(indices)
 
     def _runs(self, n_runs, generator):
         """Indices of the rows of runs (n_runs, run_length): as they stand or, if they have weights, drawn by these."""
@@ -121,9 +146,9 @@ class PooledRows:
 
     def variance(self):
         """Mean over the features of the variance of the rows, found in a pass."""
-        total = 0.0
+        parts = []
         for rows in self.stream.blocks:
             squares = (self.stream[rows] - self.offset).to(self._sums).square().sum(1)
-            total += float(squares.sum() if self.weight is None else self.weight[rows].to(squares) @ squares)
-        (total,) = self.ranks.totals(total)
+            parts.append(squares.sum() if self.weight is None else self.weight[rows].to(squares) @ squares)
+        (total,) = self.ranks.totals(sum(read(parts)))
         return total / self.total_weight / self.x.shape[1]

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from .devices import to_device
 from .distributed import ALONE, Alone, Group
 from .lloyd import distinct_rows, kmeans, seed_centers
 from .nearest import NearestCenters
@@ -43,7 +44,7 @@ def _sample(x, n_components, generator, weight, ranks):
     if all(ranks.each(held)) and (ranks.size == 1 or sum(ranks.each(len(x))) <= MOST_TOLD):
         return Sample(x, weight, None, start, ranks)
     indices, weight = sample_indices(x, n_components, generator, weight, ranks)
-    rows = ranks.gather(x[indices.to(x.device)] if held else x.take(indices))
+    rows = ranks.gather(x[to_device(indices, x.device)] if held else x.take(indices))
     weight = None if weight is None else ranks.gather(weight)
     return Sample(rows, weight, ranks.gather(indices + start), start, ranks)
 
@@ -89,7 +90,7 @@ def _from_seeds(choose):
 
     def start(x, sample, n_components, generator, weight):
         seeds = choose(sample.x, n_components, generator, sample.weight, sample.owners)
-        seeds = seeds if sample.indices is None else sample.indices.to(seeds.device)[seeds]
+        seeds = seeds if sample.indices is None else to_device(sample.indices, seeds.device)[seeds]
         seeds = sample.ranks.first(seeds) - sample.start
         # One row starts one component: equal components would stay equal for ever.
         seeds = seeds.where(~(seeds[:, None] == seeds).triu(1).any(1), -1)
@@ -97,9 +98,9 @@ def _from_seeds(choose):
 
         def resp_of(rows):
             first, stop, _ = rows.indices(size)
-            inside = ((seeds >= first) & (seeds < stop)).nonzero().flatten()
-            resp = torch.zeros(stop - first, n_components, **kind)
-            resp[seeds[inside] - first, inside] = 1
+            n_rows, inside = stop - first, (seeds >= first) & (seeds < stop)
+            places = torch.where(inside, seeds - first, n_rows)  # those of other slices in a row that is cut off
+            resp = torch.zeros(n_rows + 1, n_components, **kind).scatter_(0, places[None], 1)[:n_rows]
             return resp if weight is None else resp / weight[rows, None]
 
         return resp_of

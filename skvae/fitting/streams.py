@@ -2,6 +2,7 @@
 
 import torch
 
+from .devices import to_device
 from .distributed import ALONE
 from .lloyd import draw_rows
 from .rows import row_chunks
@@ -79,7 +80,7 @@ class StreamedRows:
             if visit is not None:
                 visit(block, self[block])
             if last > first:
-                out[first:last] = self[block][(indices[first:last] - block.start).to(self.device)]
+                out[first:last] = self[block][to_device(indices[first:last] - block.start, self.device)]
         return out
 
 

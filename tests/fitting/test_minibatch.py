@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from skvae.fitting import minibatch
 from skvae.fitting.lloyd import lloyd
 from skvae.fitting.minibatch import (
     Patience,
@@ -15,10 +16,13 @@ from skvae.fitting.minibatch import (
     fit_mini_batches,
     inertia,
     mini_batch_step,
+    needs_look,
     reassign,
     start_centers,
 )
 from skvae.fitting.nearest import assign
+from skvae.fitting.pool import PooledRows
+from skvae.fitting.streams import StreamedRows
 
 
 def generator(seed=0):
@@ -44,7 +48,7 @@ def test_full_step_is_one_of_lloyd():
     centers, counts, mean = mini_batch_step(x, weight, start, counts, by_counts)
     assert_close(centers, lloyd(x, start, max_iter=1, weight=weight)[0])
     assert_close(counts.sum(), weight.sum())
-    assert_close(mean, inertia(x, start, assign(x, start), weight) / float(weight.sum()))
+    assert_close(mean, inertia(x, start, assign(x, start), weight) / weight.sum())
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -56,7 +60,7 @@ def test_constant_rate_is_gradient_descent_on_the_quantization_error(weighted):
     counts = torch.zeros(5, dtype=torch.float64)
     moved, _, mean = mini_batch_step(x, weight if weighted else None, start.detach(), counts, constant_rate(0.05))
     assert_close(moved, (start - 0.05 * start.grad).detach())
-    assert_close(mean, error.item())
+    assert_close(mean, error.detach())
 
 
 def test_constant_rate_stops_at_the_mean():
@@ -137,6 +141,75 @@ def test_number_of_steps():
     assert (fit.n_steps, fit.batch_size) == (20, 200)
     assert fit_mini_batches(rows, rows.x[:3], generator(), **settings(tol=1e3)).n_steps == 2
     assert fit_mini_batches(rows, rows.x[:3], generator(), **settings(max_no_improvement=0)).n_steps == 2
+
+
+def fit_with(monkeypatch, n_together, make_rows, k, **changes):
+    """A fit whose decisions are read together for so many steps, and what the generator draws after it."""
+    monkeypatch.setattr(minibatch, "steps_together", lambda device: n_together)
+    source = generator()
+    rows = make_rows(source)
+    start = normal(k, rows.x.shape[1], seed=1)
+    fit = fit_mini_batches(rows, start, source, **settings(batch_size=20, **changes))
+    return fit, torch.rand(3, generator=source)
+
+
+ROWS = {
+    "held": lambda x, weight: lambda source: WeightedRows(x, weight),
+    "streamed": lambda x, weight: lambda source: WeightedRows(stream_of(x), weight),
+    "pooled": lambda x, weight: lambda source: PooledRows(stream_of(x), weight, 160, 4, source),
+    "few": lambda x, weight: lambda source: WeightedRows(x[:15], None if weight is None else weight[:15]),
+}
+
+
+def stream_of(x):
+    return StreamedRows(lambda rows: x[rows].clone(), x.shape, x.dtype, x.device, 50)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tol": 0.1, "reassignment_ratio": 0.01},
+        {"tol": 1e-3, "reassignment_ratio": 0.5},
+        {"max_no_improvement": 2, "reassignment_ratio": 0.2},
+        {"max_no_improvement": 4, "tol": 1e-9},
+        {"max_iter": 3, "reassignment_ratio": 0.3},
+        {"max_iter": 2, "reassignment_ratio": 1.5, "rates": constant_rate(0.2)},
+    ],
+    ids=str,
+)
+def test_decisions_that_are_read_together_change_nothing(changes, name, weighted, monkeypatch):
+    x = normal(300, 2) + 4 * torch.arange(300)[:, None].remainder(3)
+    make_rows = ROWS[name](x, torch.arange(300).remainder(3).double() if weighted else None)
+    for k in (3, 12):
+        single, draws = fit_with(monkeypatch, 1, make_rows, k, **changes)
+        together, same_draws = fit_with(monkeypatch, minibatch.REASSIGN_EVERY, make_rows, k, **changes)
+        assert_close(tuple(together), tuple(single), rtol=0, atol=0)
+        assert_close(same_draws, draws, rtol=0, atol=0)
+
+
+def test_generator_is_left_where_the_fit_stops(monkeypatch):
+    """Stops in the middle of steps that are taken together, and the rest of their draws is not made."""
+    make_rows = ROWS["held"](normal(300, 2), None)
+    lengths = set()
+    for max_no_improvement in range(8):
+        changes = {"max_no_improvement": max_no_improvement}
+        fit, draws = fit_with(monkeypatch, minibatch.REASSIGN_EVERY, make_rows, 3, **changes)
+        source = generator()
+        for _ in range(fit.n_steps):
+            torch.rand(20, dtype=torch.float64, generator=source)
+        assert_close(torch.rand(3, generator=source), draws, rtol=0, atol=0)
+        lengths.add(fit.n_steps % minibatch.REASSIGN_EVERY)
+    assert len(lengths) > 1
+
+
+def test_looks_are_due_or_at_empty_centres():
+    counts = torch.tensor([100.0, 0.5, 40.0])
+    assert needs_look(minibatch.REASSIGN_EVERY, 0.01, counts)
+    assert not needs_look(minibatch.REASSIGN_EVERY, 0.001, counts)
+    assert not needs_look(minibatch.REASSIGN_EVERY + 1, 0.01, counts)
+    assert needs_look(1, 0.01, torch.tensor([3.0, 0.0]))
 
 
 def test_patience_waits_for_so_many_steps():

@@ -28,6 +28,7 @@ from skvae import (
     AutoencoderEmbedder,
     ClusterLabelClassifier,
     TorchGMM,
+    TorchPPCA,
     VaDEClusterer,
     VAEEmbedder,
 )
