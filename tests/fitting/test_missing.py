@@ -153,7 +153,7 @@ def test_expected_moments_are_those_of_the_textbook(family, x_missing):
     x, mixture = x_missing[:100], random_mixture(family, d=3)
     rows = PatternRows(x.clone(), family, 0.0)
     inside = family.whiten_mixture(mixture, rows.whitener)
-    moments, reference, _, _ = rows.expect([inside])[0]
+    moments, reference, *_ = rows.expect([inside])[0]
     x, matrices = x * rows.scales, as_matrices(inside.covariances, K, 3)
     resp = observed_e_step(x, inside, family)[1].exp()
     weight, first, second = resp.sum(0), torch.zeros(K, 3).double(), torch.zeros(K, 3, 3).double()
