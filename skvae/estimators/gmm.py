@@ -868,7 +868,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             return select(*e_step(x, Mixture(*parameters), family))
 
         def incomplete(x, *parameters):
-            wide[:] = wide or [self._mixture(torch.float64, device)]
+            if not wide:
+                wide.append(Mixture(*parameters) if dtype == torch.float64 else self._mixture(torch.float64, device))
             return select(*observed_e_step(x.double(), *wide, family))
 
         rows = {"dtype": dtype, "device": device, "width": 3 * (X.shape[1] + len(mixture.means))}

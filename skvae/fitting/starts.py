@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..models.covariances import moved
 from .distributed import ALONE, Alone, Group
 from .lloyd import distinct_rows, kmeans, seed_centers
 from .nearest import NearestCenters
@@ -97,9 +98,9 @@ def _from_seeds(choose):
 
         def resp_of(rows):
             first, stop, _ = rows.indices(size)
-            inside = ((seeds >= first) & (seeds < stop)).nonzero().flatten()
-            resp = torch.zeros(stop - first, n_components, **kind)
-            resp[seeds[inside] - first, inside] = 1
+            resp = torch.zeros(stop - first + 1, n_components, **kind)  # the last row takes the seeds of others
+            places = torch.where((seeds >= first) & (seeds < stop), seeds - first, stop - first)
+            resp = resp.scatter_(0, places[None], 1.0)[:-1]
             return resp if weight is None else resp / weight[rows, None]
 
         return resp_of
@@ -117,8 +118,9 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
     mass = float(len(squares)) if theirs is None else theirs.sum()
     sums, mass = sample.owners.totals(squares.sum(0) if theirs is None else theirs @ squares, mass)
     scale = (sums / mass).sqrt()
-    direction = torch.randn(x.shape[1], **draws).to(sample.x) / torch.where(scale > 0, scale, 1.0)
-    frequencies, phases = (draw(n_components, **draws).to(sample.x) for draw in (torch.randn, torch.rand))
+    drawn = [torch.randn(x.shape[1], **draws), torch.randn(n_components, **draws), torch.rand(n_components, **draws)]
+    direction, frequencies, phases = (part.to(sample.x) for part in moved(drawn, sample.x.device))
+    direction = direction / torch.where(scale > 0, scale, 1.0)
     epsilon = torch.finfo(x.dtype).eps
 
     def responsibilities(places):
