@@ -231,6 +231,10 @@ class _Run:
 
     def advance(self, expected):
         """M-step and extrapolation; return the tensors of the numbers that `accept` takes."""
+        if self.accelerator.is_extrapolated and expected.total.device.type == "cpu":  # where reading costs nothing
+            failed, total = on_host(expected.failed, expected.total)
+            if not any(failed) and self._falls(*total):
+                return expected.failed, expected.total, *[None] * 6
         is_wanted = self.accelerator.keeps_path or expected.failed is not None
         before, self.mixture = self.mixture if is_wanted else None, None  # memory is wanted
         step = m_step(expected, self.rows, self.regularized)
@@ -238,6 +242,13 @@ class _Run:
         self.proposal = _Proposal(before, step, leap)
         is_accurate = self.rows.is_accurate_for(step.mixture)
         return expected.failed, expected.total, step.singular, step.dead, is_accurate, *numbers
+
+    def _bound(self, total):
+        return total / self.rows.total_weight + self.rows.log_scale
+
+    def _falls(self, total):
+        """Whether the mixture was extrapolated, and the likelihood is lower there."""
+        return self.accelerator.is_extrapolated and not self._bound(total) >= self.lower_bound
 
     def _leap(self, before, after):
         """Extrapolated mixture or None; the spread after the step, whether the leap is finite, and its spread."""
@@ -253,16 +264,16 @@ class _Run:
             Whether the rows have the digits that the step needs: the bound does not fall, and no component is singular
             or too narrow.
         """
-        rows, (before, step, leap), self.proposal = self.rows, self.proposal, None
+        rows, plain = self.rows, not self.accelerator.is_extrapolated
         if any(failed):
             rows.check_roots()
-            self.mixture = before
-            return self.accept(*on_host(*self.advance(rows.expect([before], [self.spread])[0])))
-        lower_bound = total[0] / rows.total_weight + rows.log_scale
-        plain = not self.accelerator.is_extrapolated
-        if not plain and not lower_bound >= self.lower_bound:
-            self.mixture, self.spread = self.accelerator.reject(), self.fallback_spread
+            self.mixture = self.proposal.before
+            return self.accept(*on_host(*self.advance(rows.expect([self.mixture], [self.spread])[0])))
+        if self._falls(*total):
+            self.proposal, self.mixture, self.spread = None, self.accelerator.reject(), self.fallback_spread
             return True
+        (before, step, leap), self.proposal = self.proposal, None
+        lower_bound = self._bound(*total)
         mixture, self.regularized = finish(step, are_singular, rows, self.regularized)
         gain, self.lower_bound = lower_bound - self.lower_bound, lower_bound
         self.lower_bounds.append(lower_bound)

@@ -1,6 +1,7 @@
 """Probabilistic principal component analysis: in closed form from one pass over row chunks, or by EM."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -186,23 +187,30 @@ def fit_ppca_observed(rows, n_components, rounding, *, tol, max_iter, start=None
     if start is None:
         ones = rows.x.new_ones(n_features)
         start = PPCA(0 * ones, torch.eye(1, n_features, dtype=ones.dtype, device=ones.device), ones[:1], ones[0])
+    fit = partial(fit_ppca, n_components=n_components, rounding=rounding)
     model, steps, bounds, converged, weight = start, _Steps(), [], False, None
+
+    def bound_of(total):
+        return total / rows.total_weight + rows.log_scale
+
+    def falls(total):
+        return steps.fallback is not None and bool(bounds) and not bound_of(total) >= bounds[-1]
+
     for _ in range(max_iter):
-        step = _observed_step(rows, model, steps, n_components, rounding, weight)
-        bound, weight = step.total / rows.total_weight + rows.log_scale, step.weight
-        if steps.fallback is not None and bounds and not bound >= bounds[-1]:
+        step = _observed_step(rows, model, steps, fit, falls, weight)
+        if step is None:
             model = steps.reject()
             continue
         if not step.is_finite:
             raise ValueError(OVERFLOW)
-        spectrum, mean = step.spectrum, step.model.mean
+        spectrum, after, weight, bound = step.spectrum, step.model, step.weight, bound_of(step.total)
         bounds.append(bound)
         if len(bounds) > 1 and steps.fallback is None and bound - bounds[-2] < tol:
             converged = True
             break
-        model = steps.propose(model, step.model, step.leap)
-    final, total_variance = fit_ppca(*spectrum, weight, n_components, rounding)
-    return ObservedFit(final._replace(mean=mean), total_variance, bounds, converged)
+        model = steps.propose(model, after, step.leap)
+    final, total_variance = fit(*spectrum, weight)
+    return ObservedFit(final._replace(mean=after.mean), total_variance, bounds, converged)
 
 
 class _ObservedStep(NamedTuple):
@@ -216,25 +224,39 @@ class _ObservedStep(NamedTuple):
     is_finite: bool
 
 
-def _observed_step(rows, model, steps, n_components, rounding, weight=None):
-    """One step of EM: beside decompositions into eigenvectors, the host waits for the device once.
+def _observed_step(rows, model, steps, fit, falls, weight=None):
+    """One step of EM, or None where the likelihood falls: beside decompositions, the host waits for the device once.
 
-    The weight of the rows, which is the same in all steps, is read if it is not given.
+    Parameters
+    ----------
+    rows : PatternRows
+    model : PPCA
+    steps : _Steps
+    fit : callable
+        `fit_ppca` of given squares, axes and weight.
+    falls : callable, float -> bool
+        Whether the model is to be rejected for this log-likelihood.
+    weight : float, optional
+        That of the rows, which is the same in all steps; it is read if not given.
     """
     moments, means, total, _, failed = rows.expect([model.as_mixture()])[0]
+    if total.device.type == "cpu" and not failed and falls(float(total)):  # where reading costs nothing
+        return None
     weight = float(moments.weight[0]) if weight is None else weight
     shift = moments.first[0] / moments.weight[0]
     scatter = moments.second[0] - weight * shift.outer(shift)
     is_finite = scatter.isfinite().all()
     spectrum = _spectrum(torch.where(is_finite, scatter, 0.0))
     # All rows count while EM runs.
-    after = fit_ppca(*spectrum, weight + 1, n_components, rounding)[0]._replace(mean=means[0] + shift)
+    after = fit(*spectrum, weight + 1)[0]._replace(mean=means[0] + shift)
     leap, is_usable = steps.leap(model, after) or (None, None)
     (total,), (failed,), (is_finite,), is_usable = on_host(total, failed, is_finite, is_usable)
     if failed:
         rows.check_roots()
-        return _observed_step(rows, model, steps, n_components, rounding)
-    return _ObservedStep(spectrum, after, leap if any(is_usable) else None, total, weight, bool(is_finite))
+        return _observed_step(rows, model, steps, fit, falls)
+    if falls(total):
+        return None
+    return _ObservedStep(spectrum, after, leap if any(is_usable) else None, total, weight, is_finite)
 
 
 class _Steps:

@@ -1,7 +1,6 @@
 """Rows of data as EM sees them: in whitened coordinates, a chunk at a time."""
 
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -45,9 +44,9 @@ class Expected(NamedTuple):
 
 def on_host(*tensors):
     """The numbers of tensors of one device, a list for each (empty for None): an accelerator is waited for once."""
-    stacked = torch.cat([tensor.flatten().to(torch.float64) for tensor in tensors if tensor is not None])
-    numbers = iter(stacked.tolist())
-    return [[] if tensor is None else list(islice(numbers, tensor.numel())) for tensor in tensors]
+    given = [part if part.device.type == "cpu" else part.to(torch.float64) for part in tensors if part is not None]
+    read = iter(moved(given, "cpu"))
+    return [[] if part is None else next(read).flatten().tolist() for part in tensors]
 
 
 def largest_product(family, n_features, n_components):

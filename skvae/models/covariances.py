@@ -33,8 +33,10 @@ def moved(tensors, device):
 
     They go there in one copy, unless they are large: the host waits for an accelerator at each copy.
     """
+    if tensors[0].device == torch.device(device):
+        return list(tensors)
     sizes = [tensor.numel() for tensor in tensors]
-    if tensors[0].device == torch.device(device) or sum(sizes) > MAX_STACKED:
+    if sum(sizes) > MAX_STACKED:
         return [tensor.to(device) for tensor in tensors]
     parts = torch.cat([tensor.flatten() for tensor in tensors]).to(device).split(sizes)
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
