@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..fitting.distributed import jointly
 from ..fitting.epochs import Interrupted
 from ..fitting.rows import row_chunks
+from ..models.covariances import moved
 from ..models.networks import has_channels_last
 from ._arguments import bind_arguments, name_methods
 from ._arrays import FLOATS, check_dense, check_one_matrix, host_array, tensor_dtypes
@@ -214,12 +215,12 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         tags.input_tags.sparse = True
         return tags
 
-    def _map(self, function, X, *, dtype, device, width, chunk_size=None):
+    def _map(self, function, X, *, dtype, device, width, chunk_size=None, parameters=(), incomplete=None):
         """Apply a tensor function to chunks of rows; return one array in the dtype of X, a tensor where X is one.
 
         Parameters
         ----------
-        function : callable, Tensor (b, d) -> Tensor (b, ...)
+        function : callable, Tensor (b, d) and the parameters -> Tensor (b, ...)
             It returns new memory, because that of the rows is used again.
         X : ndarray, Table or TensorRows of shape (n, d)
         dtype : torch.dtype
@@ -228,18 +229,31 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
             Numbers that the function holds for each row at once.
         chunk_size : int, optional
             Rows in a chunk.
+        parameters : sequence of Tensor
+            On the CPU and in the dtype; the function gets them on the device. They go there with the first chunk.
+        incomplete : callable, optional
+            The function for chunks with missing values.
         """
         n_rows = min(len(X), row_chunks(len(X), width, chunk_size)[0].stop)
         # Fresh memory for each chunk would cost as much as simple functions do.
         buffer = torch.empty((0 if isinstance(X, TensorRows) else n_rows, X.shape[1]), dtype=dtype)
+        on_device = None
 
         def apply(found):
+            nonlocal on_device
             if isinstance(found, torch.Tensor):
                 found = found.cpu() if found.device.type == "mps" else found  # before it can be float64
-                return function(found.to(device, dtype, copy=True))
-            x = buffer[: len(found)]
-            np.copyto(x.numpy(), found, casting="same_kind")
-            return function(x.to(device))
+                x = found.to(dtype, copy=True)
+            else:
+                x = buffer[: len(found)]
+                np.copyto(x.numpy(), found, casting="same_kind")
+            # A sum is cheap, but would have to be waited for on an accelerator.
+            is_incomplete = incomplete is not None and bool(x.sum().isnan() and x.isnan().any())
+            if on_device is None and len(parameters) and x.device == torch.device("cpu"):
+                x, *on_device = moved([x, *parameters], device)
+            elif on_device is None:
+                on_device = moved(parameters, device) if len(parameters) else []
+            return (incomplete if is_incomplete else function)(x.to(device), *on_device)
 
         return map_chunks(apply, X, n_rows)
 

@@ -47,6 +47,7 @@ from ._streams import streamed
 from ._tables import Table
 
 EXACT = ("_exact_means", "_exact_factor")  # in float64, where float32 is not enough for what is published
+MAX_ON_HOST = 2**17  # numbers in the covariances of a mixture whose M-step for a batch is made on the CPU
 
 
 class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, TorchEstimator):
@@ -693,7 +694,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         X, weight, _ = counted_rows(X, sample_weight)
         device = resolve_device(self.device, dtype=torch.float64)
         center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
-        mixture = self._current_mixture(device, center)
+        # A small mixture stays on the host, with the M-step: an accelerator is waited for at each decision.
+        mixture = self._current_mixture("cpu" if self.precisions_cholesky_.size <= MAX_ON_HOST else device, center)
         covariance = COVARIANCES[self.covariance_type].total(mixture)
         if any_missing(X):
             X, weight, _ = rows_with_values(X, weight)
@@ -840,10 +842,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         parts = (
             log_weights,
             means.astype(np.float64) - center,
-            family.expand(to_tensor(covariances, dtype, device)),
-            family.expand(to_tensor(factor, dtype, device)),
+            family.expand(to_tensor(covariances, dtype, "cpu")),
+            family.expand(to_tensor(factor, dtype, "cpu")),
         )
-        return Mixture(*(torch.as_tensor(part).to(device=device, dtype=dtype) for part in parts))
+        return Mixture(*(torch.as_tensor(part).to(dtype) for part in parts)).to(device)
 
     def _current_mixture(self, device, center):
         """The mixture to go on from."""
@@ -860,16 +862,19 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         family = COVARIANCES[self.covariance_type]
         exact = is_exact(self, EXACT, (self.means_, self.precisions_cholesky_))
         dtype = torch.float64 if exact else compute_dtype(X.dtype, device)
-        mixture = self._mixture(dtype, device)
+        mixture, wide = self._mixture(dtype, "cpu"), []
 
-        def function(x):
-            if x.sum().isnan() and x.isnan().any():
-                return select(*observed_e_step(x.double(), self._mixture(torch.float64, device), family))
-            return select(*e_step(x, mixture, family))
+        def complete(x, *parameters):
+            return select(*e_step(x, Mixture(*parameters), family))
 
-        width = 3 * (X.shape[1] + len(mixture.means))
+        def incomplete(x, *parameters):
+            if not wide:
+                wide.append(Mixture(*parameters) if dtype == torch.float64 else self._mixture(torch.float64, device))
+            return select(*observed_e_step(x.double(), *wide, family))
+
+        rows = {"dtype": dtype, "device": device, "width": 3 * (X.shape[1] + len(mixture.means))}
         with self._threads(X):
-            return self._map(function, X, dtype=dtype, device=device, width=width, chunk_size=self.chunk_size)
+            return self._map(complete, X, parameters=mixture, incomplete=incomplete, chunk_size=self.chunk_size, **rows)
 
     def _threads(self, X):
         """Within this, one thread computes where products of samples are too small for several."""

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..fitting.distributed import current
 from ..fitting.missing import PatternRows, completed, observed_e_step
 from ..fitting.ppca import Rounding, axes_of_rows, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
-from ..models.covariances import COVARIANCES
+from ..models.covariances import COVARIANCES, moved
 from ..models.ppca import PPCA
 from ._arrays import (
     compute_dtype,
@@ -428,16 +428,19 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         parts = self.mean_, self.components_, self.explained_variance_
         if is_exact(self, EXACT, parts):
             parts = self._exact_mean, self._exact_components, self._exact_variances
-        return PPCA(*(torch.tensor(part, dtype=dtype, device=device) for part in (*parts, self.noise_variance_)))
+        parts = [torch.tensor(part, dtype=dtype) for part in (*parts, self.noise_variance_)]
+        return PPCA(*moved(parts, device))
 
-    def _map_model(self, function, X):
-        """Apply a method of the model to chunks of rows or codes."""
+    def _map_model(self, function, X, incomplete=None):
+        """Apply a method of the model to chunks of rows or codes, and a function to chunks with missing values."""
         device = resolve_device(self.device, dtype=torch.float64)
         exact = is_exact(self, EXACT, (self.mean_, self.components_, self.explained_variance_))
         dtype = torch.float64 if exact else compute_dtype(X.dtype, device)
-        model, width = self._model(dtype, device), 3 * self.n_features_in_
-        rows = {"dtype": dtype, "device": device, "width": width, "chunk_size": self.chunk_size}
-        return self._map(lambda x: function(model, x), X, **rows)
+        rows = {"dtype": dtype, "device": device, "width": 3 * self.n_features_in_, "chunk_size": self.chunk_size}
+        parameters = self._model(dtype, "cpu")
+        return self._map(
+            lambda x, *parts: function(PPCA(*parts), x), X, parameters=parameters, incomplete=incomplete, **rows
+        )
 
     def _map_rows(self, complete, incomplete, X):
         """Apply a method of the model to chunks of validated rows, a function to those with missing values.
@@ -446,15 +449,13 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         """
         density = []  # made when a chunk needs it, because it is a matrix where the model is a few axes
 
-        def function(model, x):
-            if not (x.sum().isnan() and x.isnan().any()):  # a sum is cheap
-                return complete(model, x)
+        def with_density(x, *_):
             if not density:
                 model = self._model(torch.float64, x.device)
                 density.extend([model, model.as_mixture(), COVARIANCES["full"]])
             return incomplete(x.double(), *density)
 
-        return self._map_model(function, X)
+        return self._map_model(complete, X, with_density)
 
 
 def fits_float32(model, mean):

@@ -1,11 +1,15 @@
 """Expectation-maximisation for Gaussian mixtures: M-step, iterations, restarts, batches."""
 
 import math
+from functools import partial
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..models.covariances import Mixture
+from .rows import on_host
 from .squarem import ACCELERATIONS
 
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
@@ -28,8 +32,18 @@ class MixtureFit(NamedTuple):
     n_reseeded: int  # times a dead component was put elsewhere
 
 
+class MStep(NamedTuple):
+    """A maximum likelihood mixture, before the host knows whether its covariances are regular (see `finish`)."""
+
+    mixture: Mixture  # in whitened coordinates and float64; a dead component has the mean it had
+    dead: Tensor  # (k,) bool: components of no weight
+    singular: Tensor  # (k or 1,) bool: covariances without a usable factor
+    covariances: Tensor  # in the frame
+    frame: Tensor | None
+
+
 def m_step(expected, rows, regularized=frozenset()):
-    """Maximum likelihood mixture from the sums of an E-step.
+    """Maximum likelihood mixture from the sums of an E-step; the host does not wait for the device.
 
     Parameters
     ----------
@@ -40,44 +54,113 @@ def m_step(expected, rows, regularized=frozenset()):
 
     Returns
     -------
-    mixture : Mixture
-        In whitened coordinates and float64. A dead component (of no weight) has the mean it had.
-    regularized : frozenset of int
-        Components whose covariance was singular, and got as much more regularization as it needed.
-    dead : Tensor of int
-        Components without weight.
+    step : MStep
     """
     family, moments, frame = rows.family, expected.moments, expected.frame
-    dead = (moments.weight < MIN_ROWS * rows.total_weight / rows.n_rows).nonzero().flatten()
+    dead = moments.weight < MIN_ROWS * rows.total_weight / rows.n_rows
     # Adding a tiny number, as scikit-learn does, divides by something that is not zero.
     moments = moments._replace(weight=moments.weight + 10 * torch.finfo(torch.float64).eps)
     covariances = family.estimate(moments, family.in_frame(rows.regularization, frame))
-    covariances, factor, regularized = _regularized_factor(covariances, rows, frame, regularized)
+    whole, factor, singular = _factored(covariances, rows, frame, regularized)
     means = expected.reference + family.out_of_frame(moments.first / moments.weight[:, None], frame)
-    return Mixture((moments.weight / moments.weight.sum()).log(), means, covariances, factor), regularized, dead
+    mixture = Mixture((moments.weight / moments.weight.sum()).log(), means, whole, factor)
+    return MStep(mixture, dead, singular, covariances, frame)
 
 
-def _regularized_factor(covariances, rows, frame, before):
-    """Covariances out of a frame, and factors; where there is none, the diagonal grows until there is.
+def _factored(covariances, rows, frame, regularized):
+    """Covariances out of a frame, their factors, and whether they are singular, by the higher bar if they have been."""
+    whole, factor, positive = rows.family.factor_of(covariances, frame)
+    tolerance = rows.family.tolerance(whole, factor)
+    limits = torch.full_like(tolerance, rows.min_tolerance)
+    for component in regularized:
+        limits[component] = REGULAR_TOLERANCE
+    sound = positive & (factor.abs().flatten(1).amax(1) <= MAX_FACTOR) & (tolerance >= limits)
+    return whole, factor, ~sound
+
+
+def finish(step, are_singular, rows, before=frozenset()):
+    """The mixture of an M-step, the diagonals of singular covariances growing until these are regular.
 
     (The total variance is one.)
+
+    Parameters
+    ----------
+    step : MStep
+    are_singular : list of float
+        The numbers of ``step.singular``.
+    rows : WhitenedRows or PatternRows
+    before : frozenset of int
+        Components whose covariance was singular in the last step.
+
+    Returns
+    -------
+    mixture : Mixture
+    regularized : frozenset of int
+        Components whose covariance was singular, and got as much more regularization as it needed.
+
+    Raises
+    ------
+    ValueError
+        If a covariance is not finite.
     """
-    family, jitter, regularized = rows.family, FIRST_JITTER, frozenset()
-    while True:
-        whole, factor, positive = family.factor_of(covariances, frame)
-        limits = [REGULAR_TOLERANCE if c in before | regularized else rows.min_tolerance for c in range(len(factor))]
-        sound = positive & (factor.abs().flatten(1).amax(1) <= MAX_FACTOR)
-        sound &= family.tolerance(whole, factor) >= torch.tensor(limits).to(factor)
-        if sound.all():
-            return whole, factor, regularized
-        bad = (~sound).nonzero().flatten()
-        if not torch.isfinite(covariances).all():
-            raise ValueError(f"The covariances of components {bad.tolist()} are not finite; scale the input data.")
-        regularized |= frozenset(bad.tolist())
+    (mixture, _, singular, covariances, frame), regularized = step, frozenset()
+    family, jitter, bad = rows.family, FIRST_JITTER, _places(are_singular)
+    if bad and not torch.isfinite(covariances).all():
+        raise ValueError(f"The covariances of components {bad} are not finite; scale the input data.")
+    while bad:
+        regularized |= frozenset(bad)
         added = family.in_frame(family.regularization(jitter, family.identity(covariances, rows.n_features)), frame)
-        covariances = covariances.clone()
-        covariances[bad] += added[bad] if frame is not None else added
-        jitter *= 10
+        covariances = _regularized(covariances, singular, added)
+        whole, factor, singular = _factored(covariances, rows, frame, before | regularized)
+        mixture = mixture._replace(covariances=whole, factor=factor)
+        bad, jitter = _places(*on_host(singular)), 10 * jitter
+    return mixture, regularized
+
+
+def _regularized(covariances, singular, added):
+    """Covariances plus a regularization where they are singular (k or 1,)."""
+    return torch.where(singular.reshape(-1, *[1] * (covariances.ndim - 1)), covariances + added, covariances)
+
+
+def _places(flags):
+    """Places of flags that are not zero."""
+    return [place for place, flag in enumerate(flags) if flag]
+
+
+class CheckedStep(NamedTuple):
+    """A whole M-step, with what the host has read."""
+
+    mixture: Mixture
+    regularized: frozenset  # components whose covariance was singular
+    dead: list  # components of no weight
+    total: list  # the log-likelihood of the rows, if the sums have one
+    checks: list  # the numbers of each check
+
+
+def checked_step(expect, rows, *checks):
+    """M-step and checks of its mixture; the host waits for the device once, unless a covariance is singular.
+
+    Parameters
+    ----------
+    expect : callable, () -> Expected
+    rows : WhitenedRows or PatternRows
+    *checks : callable, Mixture -> Tensor
+
+    Returns
+    -------
+    step : CheckedStep
+    """
+    expected = expect()
+    step = m_step(expected, rows)
+    of_step = expected.failed, expected.total, step.singular, step.dead
+    failed, total, are_singular, are_dead, *numbers = on_host(*of_step, *(check(step.mixture) for check in checks))
+    if any(failed):
+        rows.check_roots()
+        return checked_step(expect, rows, *checks)
+    mixture, regularized = finish(step, are_singular, rows)
+    if regularized and checks:
+        numbers = on_host(*(check(mixture) for check in checks))
+    return CheckedStep(mixture, regularized, _places(are_dead), total, numbers)
 
 
 def _reseed(mixture, dead, rows):
@@ -88,7 +171,7 @@ def _reseed(mixture, dead, rows):
     log_weights[dead] = -math.log(rows.n_rows)
     covariances = mixture.covariances.clone()
     if not family.tied:
-        alive = [c for c in range(k) if c not in dead.tolist()]
+        alive = [c for c in range(k) if c not in dead]
         weights = log_weights[alive].softmax(0).reshape(-1, *[1] * (covariances.ndim - 1))
         covariances[dead] = (weights * covariances[alive]).sum(0)
     return Mixture(log_weights.log_softmax(0), means, covariances, family.factor(covariances)[0])
@@ -100,33 +183,80 @@ def start_mixture(rows, resp_of, n_components):
     Rows are refined if it needs more digits than they have.
     """
     family = rows.family
+
+    def narrow(mixture):  # components that are points, but for rounding
+        return family.variances(mixture.covariances).amax(1) < START_JITTER
+
     while True:
-        mixture, regularized, _ = m_step(rows.moments(resp_of, n_components), rows)
-        if rows.wants_residuals(mixture):
-            mixture, regularized, _ = m_step(rows.moments(resp_of, n_components, mixture), rows)
+        expect = partial(rows.moments, resp_of, n_components)
+        found = checked_step(expect, rows, rows.spread, rows.is_accurate_for, narrow)
+        if rows.wants_residuals(found.checks[0][0]):
+            expect = partial(rows.moments, resp_of, n_components, found.mixture)
+            found = checked_step(expect, rows, rows.spread, rows.is_accurate_for, narrow)
+        mixture, (_, (is_accurate,), are_points) = found.mixture, found.checks
         # Whether a point has a covariance of exactly zero is chance: rounding gives it one.
-        points = family.variances(mixture.covariances).amax(1) < START_JITTER
-        if points.any():
-            covariances = mixture.covariances.clone()
-            covariances[points] += family.regularization(START_JITTER, family.identity(covariances, rows.n_features))
+        if any(are_points):
+            covariances = mixture.covariances
+            added = family.regularization(START_JITTER, family.identity(covariances, rows.n_features))
+            covariances = _regularized(covariances, narrow(mixture), added)
             mixture = mixture._replace(covariances=covariances, factor=family.factor(covariances)[0])
-        is_singular = not regularized <= set(points.nonzero().flatten().tolist())
-        if (rows.is_accurate_for(mixture) and not is_singular) or not rows.refine():
+            is_accurate = rows.is_accurate_for(mixture)
+        is_singular = not found.regularized <= set(_places(are_points))
+        if (is_accurate and not is_singular) or not rows.refine():
             return family.unwhiten_mixture(mixture, rows.whitener)
 
 
+class _Proposal(NamedTuple):
+    """A step of a run before the host knows whether it counts."""
+
+    before: Mixture | None
+    step: MStep
+    leap: Mixture | None
+
+
 class _Run:
-    """One EM run among those that share their passes over the rows."""
+    """One EM run among those that share their passes over the rows.
+
+    A step has two parts, so that the host waits for the device once in a pass: `advance` computes what nearly always
+    comes next, and `accept` decides by the numbers that were read in between.
+    """
 
     def __init__(self, rows, mixture, lower_bound, settings, index):
         self.rows, self.settings, self.index = rows, settings, index
         self.mixture = rows.family.whiten_mixture(mixture, rows.whitener)
+        self.spread = self.fallback_spread = None  # of the mixture, and of the one that a leap may be rejected for
         self.lower_bound, self.lower_bounds, self.converged = lower_bound, [], False
         self.regularized, self.n_reseeded, self.floor = frozenset(), 0, -math.inf
         self.accelerator = ACCELERATIONS[settings["acceleration"]](rows.family)
 
-    def update(self, expected):
-        """M-step, or the rejection of an extrapolated mixture that made the likelihood fall.
+    def advance(self, expected):
+        """M-step and extrapolation; return the tensors of the numbers that `accept` takes."""
+        if self.accelerator.is_extrapolated and expected.total.device.type == "cpu":  # where reading costs nothing
+            failed, total = on_host(expected.failed, expected.total)
+            if not any(failed) and self._falls(*total):
+                return expected.failed, expected.total, *[None] * 6
+        is_wanted = self.accelerator.keeps_path or expected.failed is not None
+        before, self.mixture = self.mixture if is_wanted else None, None  # memory is wanted
+        step = m_step(expected, self.rows, self.regularized)
+        leap, numbers = self._leap(before, step.mixture)
+        self.proposal = _Proposal(before, step, leap)
+        is_accurate = self.rows.is_accurate_for(step.mixture)
+        return expected.failed, expected.total, step.singular, step.dead, is_accurate, *numbers
+
+    def _bound(self, total):
+        return total / self.rows.total_weight + self.rows.log_scale
+
+    def _falls(self, total):
+        """Whether the mixture was extrapolated, and the likelihood is lower there."""
+        return self.accelerator.is_extrapolated and not self._bound(total) >= self.lower_bound
+
+    def _leap(self, before, after):
+        """Extrapolated mixture or None; the spread after the step, whether the leap is finite, and its spread."""
+        leap, is_finite = self.accelerator.leap(before, after) or (None, None)
+        return leap, (self.rows.spread(after), is_finite, None if leap is None else self.rows.spread(leap))
+
+    def accept(self, failed, total, are_singular, are_dead, is_accurate, *numbers):
+        """Take the step, or reject an extrapolated mixture that made the likelihood fall.
 
         Returns
         -------
@@ -134,29 +264,43 @@ class _Run:
             Whether the rows have the digits that the step needs: the bound does not fall, and no component is singular
             or too narrow.
         """
-        rows = self.rows
-        lower_bound = expected.total / rows.total_weight + rows.log_scale
-        plain = not self.accelerator.is_extrapolated
-        if not plain and not lower_bound >= self.lower_bound:
-            self.mixture = self.accelerator.reject()
+        rows, plain = self.rows, not self.accelerator.is_extrapolated
+        if any(failed):
+            rows.check_roots()
+            self.mixture = self.proposal.before
+            return self.accept(*on_host(*self.advance(rows.expect([self.mixture], [self.spread])[0])))
+        if self._falls(*total):
+            self.proposal, self.mixture, self.spread = None, self.accelerator.reject(), self.fallback_spread
             return True
-        before, self.mixture = self.mixture if self.accelerator.keeps_path else None, None  # memory is wanted
-        self.mixture, self.regularized, dead = m_step(expected, rows, self.regularized)
+        (before, step, leap), self.proposal = self.proposal, None
+        lower_bound = self._bound(*total)
+        mixture, self.regularized = finish(step, are_singular, rows, self.regularized)
         gain, self.lower_bound = lower_bound - self.lower_bound, lower_bound
         self.lower_bounds.append(lower_bound)
-        is_accurate = rows.is_accurate_for(self.mixture) and not self.regularized
+        is_accurate = all(is_accurate) and not self.regularized
         if rows.x.dtype != torch.float64:  # in which only regularization can make the bound fall
             is_accurate &= lower_bound >= self.floor - ROUNDING * max(1.0, abs(lower_bound))
-        self.floor = lower_bound
+        self.floor, dead = lower_bound, _places(are_dead)
         self.converged = plain and abs(gain) < self.settings["tol"]
-        if len(dead) and self.n_reseeded < len(self.mixture.means):
-            self.mixture, self.n_reseeded = _reseed(self.mixture, dead, rows), self.n_reseeded + len(dead)
+        reseeds = bool(dead) and self.n_reseeded < len(mixture.means)
+        if reseeds:
+            mixture, self.n_reseeded = _reseed(mixture, dead, rows), self.n_reseeded + len(dead)
             self.converged, before, self.floor = False, None, -math.inf
-        if not self.converged:
-            self.mixture = self.accelerator.propose(before, self.mixture)
+        if self.regularized or reseeds:  # the mixture is another one
+            leap, numbers = self._leap(before, mixture)
+            numbers = on_host(*numbers)
+        self._go_on(before, mixture, leap, *numbers)
         if self.settings["report"] is not None:
             self.settings["report"](self.index, len(self.lower_bounds), lower_bound, gain)
         return is_accurate
+
+    def _go_on(self, before, after, leap, spread, is_finite, leap_spread):
+        """Set the mixture of the next pass."""
+        self.mixture, (self.spread,) = after, spread
+        if not self.converged:
+            self.mixture = self.accelerator.propose(before, after, leap if any(is_finite) else None)
+        if self.accelerator.is_extrapolated:
+            self.fallback_spread, (self.spread,) = self.spread, leap_spread
 
     def result(self):
         """The mixture, in the coordinates of the data, and how it was found."""
@@ -194,6 +338,8 @@ def fit_mixtures(rows, starts, lower_bound=-math.inf, *, tol, max_iter, accelera
         mixtures, runs = [start(rows) for start in starts], []
         while mixtures:  # their memory is wanted
             runs.append(_Run(rows, mixtures.pop(0), lower_bound, settings, len(runs)))
+        for run, (spread,) in zip(runs, on_host(*(rows.spread(run.mixture) for run in runs)), strict=True):
+            run.spread = spread
         if _iterate(rows, runs, max_iter):
             return [run.result() for run in runs]
         rows.refine()
@@ -205,8 +351,10 @@ def _iterate(rows, runs, max_iter):
         active = [run for run in runs if not run.converged]
         if not active:
             break
-        expected = rows.expect([run.mixture for run in active])
-        are_accurate = [run.update(expected.pop(0)) for run in active]
+        expected = rows.expect([run.mixture for run in active], [run.spread for run in active])
+        wanted = [run.advance(expected.pop(0)) for run in active]
+        numbers = iter(on_host(*chain.from_iterable(wanted)))
+        are_accurate = [run.accept(*islice(numbers, len(own))) for run, own in zip(active, wanted, strict=True)]
         if rows.can_refine and not all(are_accurate):
             return False
     return True
@@ -224,7 +372,7 @@ def step_mixture(rows, mixture, weight_seen, decay):
     rows : WhitenedRows
         The batch. They are refined if the step needs more digits than they have.
     mixture : Mixture
-        In the coordinates of the data.
+        In the coordinates of the data. The M-step is made on its device, that of the whitener of the rows.
     weight_seen : float
         Total weight of the rows of earlier batches.
     decay : float
@@ -234,25 +382,31 @@ def step_mixture(rows, mixture, weight_seen, decay):
     -------
     fit : MixtureFit
     """
-    family, before = rows.family, mixture
-    step = (weight_seen / rows.total_weight + 1) ** -decay
+    before, step = mixture, (weight_seen / rows.total_weight + 1) ** -decay
     while True:
-        mixture = family.whiten_mixture(before, rows.whitener)
-        met = _widened(mixture, rows.total_weight / step, family) if weight_seen else mixture
-        expected = rows.expect([met])[0]
-        earlier = family.moments_from(mixture, rows.regularization, expected.frame)
-        if expected.frame is None:
-            earlier = family.shift(earlier, mixture.means, expected.reference)
-        share, pairs = (1 - step) * rows.total_weight, zip(earlier, expected.moments, strict=True)
-        moments = type(earlier)(*(share * mine + step * theirs for mine, theirs in pairs))
-        mixture, regularized, dead = m_step(expected._replace(moments=moments), rows)
-        if (rows.is_accurate_for(mixture) and not regularized) or not rows.refine():
+        mixture = rows.family.whiten_mixture(before, rows.whitener)
+        found = checked_step(partial(_mixed_sums, rows, mixture, weight_seen, step), rows, rows.is_accurate_for)
+        if (all(found.checks[0]) and not found.regularized) or not rows.refine():
             break
-    if len(dead):
-        mixture = _reseed(mixture, dead, rows)
-    lower_bound = expected.total / rows.total_weight + rows.log_scale
-    mixture = family.unwhiten_mixture(mixture, rows.whitener)
-    return MixtureFit(mixture, [lower_bound], False, regularized, len(dead))
+    mixture, (total,) = found.mixture, found.total
+    if found.dead:
+        mixture = _reseed(mixture, found.dead, rows)
+    lower_bound = total / rows.total_weight + rows.log_scale
+    mixture = rows.family.unwhiten_mixture(mixture, rows.whitener)
+    return MixtureFit(mixture, [lower_bound], False, found.regularized, len(found.dead))
+
+
+def _mixed_sums(rows, mixture, weight_seen, step):
+    """Sums of an E-step with a batch, mixed with those that a mixture in whitened coordinates came from."""
+    family = rows.family
+    met = _widened(mixture, rows.total_weight / step, family) if weight_seen else mixture
+    (expected,) = rows.expect([met.to(rows.x.device)], [float(rows.spread(met))])
+    expected = expected.to(mixture.means.device)
+    earlier = family.moments_from(mixture, rows.regularization, expected.frame)
+    if expected.frame is None:
+        earlier = family.shift(earlier, mixture.means, expected.reference)
+    share, pairs = (1 - step) * rows.total_weight, zip(earlier, expected.moments, strict=True)
+    return expected._replace(moments=type(earlier)(*(share * mine + step * theirs for mine, theirs in pairs)))
 
 
 def _widened(mixture, n_rows, family):

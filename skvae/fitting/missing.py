@@ -5,12 +5,14 @@ one is missing may depend on what is observed, but not on what it would have bee
 expectation, and the covariance of what it completed enters the sums (Ghahramani and Jordan 1994).
 """
 
+from functools import partial
+
 import torch
 
 from ..models.covariances import LOG_2PI, Mixture
 from ..models.moments import Moments
 from .distributed import ALONE
-from .em import m_step
+from .em import checked_step
 from .rows import MIN_TOLERANCE, Expected, lowest_of_all
 
 BLOCK_BYTES = 2**22  # what a block of patterns works on should stay in a cache
@@ -48,11 +50,16 @@ class Patterns:
         order, sizes = codes.argsort(stable=True), codes.bincount()
         starts = sizes.cumsum(0) - sizes
         n_missing = (~observed[order[starts]]).sum(1)
-        kinds, kind_of = torch.stack([n_missing, sizes], 1).unique(dim=0, return_inverse=True)
-        for kind, (m, size) in enumerate(kinds.tolist()):
-            places = starts[kind_of == kind][:, None] + torch.arange(size, device=order.device)
-            rows = order[places]  # (p, size)
-            missing = (~observed[rows[:, 0]]).nonzero()[:, 1].reshape(len(rows), m)
+        kinds, kind_of, counts = torch.stack([n_missing, sizes], 1).unique(
+            dim=0, return_inverse=True, return_counts=True
+        )
+        starts = starts[kind_of.argsort(stable=True)]  # those of a kind are neighbours
+        lacking = (~observed[order[starts]]).nonzero()[:, 1]
+        # The host waits for the device a few times here, not for every kind.
+        for m, size, count in torch.cat([kinds, counts[:, None]], 1).tolist():
+            places = starts[:count, None] + torch.arange(size, device=order.device)
+            rows, missing = order[places], lacking[: count * m].view(count, m)  # (p, size), (p, m)
+            starts, lacking = starts[count:], lacking[count * m :]
             self.groups += [(part, missing) for part in rows.split(MAX_ROWS, 1)]
 
     def blocks(self, n_components):
@@ -80,10 +87,26 @@ def posterior(found, mixture):
     return peak + norm, joint - norm
 
 
-def _conditionals(x, patterns, mixture, family):
-    """Rows (p, b) of x, indices of their missing values (p, m) and their `Conditional`, a block at a time."""
+def _conditionals(x, patterns, mixture, family, failures=None):
+    """Rows (p, b) of x, indices of their missing values (p, m) and their `Conditional`, a block at a time.
+
+    With a list for failures (see `Covariance.condition`), the host does not wait for the device.
+    """
     for rows, observed, missing in patterns.blocks(len(mixture.means)):
-        yield rows, missing, family.condition(x[rows], observed, missing, mixture.means, mixture.factor)
+        yield rows, missing, family.condition(x[rows], observed, missing, mixture.means, mixture.factor, failures)
+
+
+def _visit(function, x, patterns, mixture, family):
+    """Call a function with rows (p, b) of x and their `Conditional`, a block at a time.
+
+    On an accelerator all blocks are visited again if a root does not exist in one: it is waited for once.
+    """
+    failures = None if x.device.type == "cpu" else []
+    for rows, _, found in _conditionals(x, patterns, mixture, family, failures):
+        function(rows, found)
+    if failures and torch.stack(failures).any():
+        for rows, _, found in _conditionals(x, patterns, mixture, family):
+            function(rows, found)
 
 
 def _expected(found, mixture):
@@ -95,8 +118,11 @@ def _expected(found, mixture):
 def _filled(x, patterns, mixture, family):
     """Rows x with the expectation of what they lack; the values that are observed stay."""
     result = torch.empty_like(x)
-    for rows, _, found in _conditionals(x, patterns, mixture, family):
+
+    def fill(rows, found):
         result[rows] = _expected(found, mixture)
+
+    _visit(fill, x, patterns, mixture, family)
     return torch.where(patterns.observed, x, result)
 
 
@@ -107,9 +133,12 @@ def observed_e_step(x, mixture, family):
     """
     patterns, x = Patterns(~x.isnan()), x.nan_to_num(nan=0.0)
     evidence, log_resp = x.new_empty(len(x)), x.new_empty(len(x), len(mixture.means))
-    for rows, _, found in _conditionals(x, patterns, mixture, family):
+
+    def fill(rows, found):
         evidence[rows], part = posterior(found, mixture)
         log_resp[rows] = part.permute(1, 2, 0)
+
+    _visit(fill, x, patterns, mixture, family)
     return evidence, log_resp
 
 
@@ -152,6 +181,7 @@ class PatternRows:
         self.weight = x.new_ones(len(x)) if weight is None else weight.to(x)
         self.patterns = Patterns(~x.isnan())
         self.x = torch.where(self.patterns.observed, x, 0.0)
+        self.checks_roots = x.device.type == "cpu"
         self.n_rows, self.total_weight, counts, squares = ranks.totals(
             len(x), float(self.weight.sum()), self.weight @ self.patterns.observed.to(x), self.weight @ self.x.square()
         )
@@ -161,7 +191,7 @@ class PatternRows:
             raise ValueError(f"The variances of features {wrong} are not finite; scale the input data.")
         self.whitener = family.axis_whitener(variances + reg_covar)
         self.scales = x.new_ones(1, x.shape[1])
-        family.whiten(self.scales.clone(), self.whitener, self.scales)
+        family.whiten(self.scales.clone(), self.whitener.to(x.device), self.scales)
         self.x *= self.scales
         self.log_scale = float(counts @ self.scales[0].log()) / self.total_weight
         self.regularization = family.regularization(reg_covar, self.whitener)
@@ -183,19 +213,31 @@ class PatternRows:
         moments = self.family.moments(self._whole(), resp, means)
         return Expected(type(moments)(*self.ranks.totals(*moments)), means)
 
-    def expect(self, mixtures):
-        """E-step of several mixtures: the sums for each."""
+    def expect(self, mixtures, spreads=None):
+        """E-step of several mixtures: the sums for each.
+
+        Unless `check_roots` was called on an accelerator, the host does not wait for it, and `Expected.failed` says
+        whether it has to be called, and the step repeated.
+        """
         return [self._expect(mixture) for mixture in mixtures]
+
+    def check_roots(self):
+        """From now on, look at each root whether it exists, which waits for the device, and find another if not."""
+        self.checks_roots = True
 
     def n_together(self, n_components):
         """How many mixtures it pays to give to `expect` at once."""
         return 1
 
     def is_accurate_for(self, mixture):
-        """Whether these rows keep the digits that the mixture needs: as many as there are."""
-        return True
+        """Whether these rows keep the digits that the mixture needs (): as many as there are."""
+        return mixture.means.new_ones(())
 
-    def wants_residuals(self, mixture):
+    def spread(self, mixture):
+        """What decides on the form of the E-step of a mixture (): there is one form only."""
+        return mixture.means.new_zeros(())
+
+    def wants_residuals(self, spread):
         """Whether sums have lost too many digits: they have not."""
         return False
 
@@ -206,12 +248,16 @@ class PatternRows:
     def least_likely(self, mixture, n_rows):
         """The rows with the lowest density for the number of their observed values, completed (n_rows, d)."""
         evidence, rows_of = self.x.new_empty(len(self.x)), torch.empty_like(self.x)
-        for rows, _, found in _conditionals(self.x, self.patterns, mixture, self.family):
+        mixture, wanted = mixture.to(self.x.device), mixture.means.device
+
+        def fill(rows, found):
             evidence[rows], rows_of[rows] = posterior(found, mixture)[0], _expected(found, mixture)
+
+        _visit(fill, self.x, self.patterns, mixture, self.family)
         # A value of unit variance has this expected log-density.
         evidence = evidence + 0.5 * (LOG_2PI + 1) * self.patterns.observed.to(evidence).sum(1)
         lowest, indices = evidence.topk(min(n_rows, len(evidence)), largest=False)
-        return lowest_of_all(lowest, rows_of[indices], self.ranks)
+        return lowest_of_all(lowest, rows_of[indices], self.ranks).to(wanted)
 
     def filled(self):
         """Rows completed by a single Gaussian after a few steps of EM, in the coordinates of the data (n, d)."""
@@ -222,16 +268,18 @@ class PatternRows:
             one = self.family.identity(self.x, self.x.shape[1])[None]
             mixture = Mixture(self.x.new_zeros(1), self.x.new_zeros(1, self.x.shape[1]), one, one)
             for _ in range(PILOT_STEPS):
-                mixture = m_step(self._expect(mixture), self)[0]
+                mixture = checked_step(partial(self._expect, mixture), self).mixture
             self._completed = _filled(self.x, self.patterns, mixture, self.family)
         return self._completed
 
     def _expect(self, mixture):
         moments, total = self.family.empty_moments(mixture.means), self.x.new_zeros(())
-        for rows, missing, found in _conditionals(self.x, self.patterns, mixture, self.family):
+        failures = None if self.checks_roots else []
+        for rows, missing, found in _conditionals(self.x, self.patterns, mixture, self.family, failures):
             evidence, log_resp = posterior(found, mixture)
             weight = self.weight[rows]
             total = total + (weight * evidence).sum()
             self.family.accumulate_conditional(moments, found, missing, log_resp.exp_().mul_(weight))
-        *moments, total = self.ranks.totals(*moments, total)
-        return Expected(self.family.complete(Moments(*moments)), mixture.means, float(total))
+        failed = torch.stack(failures).sum().to(total) if failures else torch.zeros_like(total)
+        *moments, total, failed = self.ranks.totals(*moments, total, failed)
+        return Expected(self.family.complete(Moments(*moments)), mixture.means, total, failed=failed)

@@ -1,13 +1,16 @@
 """Probabilistic principal component analysis: in closed form from one pass over row chunks, or by EM."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from ..models.ppca import PPCA, evidence_of_dimension
+from .rows import on_host
 
 MAX_SHARED_NOISE = 1e-3  # of the variance
+OVERFLOW = "The squares of the values of X overflow in its dtype; divide X by a constant, or give float64."
 
 
 class Rounding(NamedTuple):
@@ -50,9 +53,11 @@ def axes_of_scatter(scatter):
         If it is not finite.
     """
     if not scatter.isfinite().all():
-        raise ValueError(
-            "The squares of the values of X overflow in its dtype; divide X by a constant, or give float64."
-        )
+        raise ValueError(OVERFLOW)
+    return _spectrum(scatter)
+
+
+def _spectrum(scatter):
     squares, vectors = torch.linalg.eigh(scatter)
     return squares.flip(0).clamp(min=0), _with_signs(vectors.flip(1).mT)
 
@@ -181,24 +186,77 @@ def fit_ppca_observed(rows, n_components, rounding, *, tol, max_iter, start=None
     n_features = rows.x.shape[1]
     if start is None:
         ones = rows.x.new_ones(n_features)
-        start = PPCA(0 * ones, ones[:1, None] * torch.eye(1, n_features).to(ones), ones[:1], ones[0])
-    model, steps, bounds, converged = start, _Steps(), [], False
+        start = PPCA(0 * ones, torch.eye(1, n_features, dtype=ones.dtype, device=ones.device), ones[:1], ones[0])
+    fit = partial(fit_ppca, n_components=n_components, rounding=rounding)
+    model, steps, bounds, converged, weight = start, _Steps(), [], False, None
+
+    def bound_of(total):
+        return total / rows.total_weight + rows.log_scale
+
+    def falls(total):
+        return steps.fallback is not None and bool(bounds) and not bound_of(total) >= bounds[-1]
+
     for _ in range(max_iter):
-        moments, means, total, _ = rows.expect([model.as_mixture()])[0]
-        bound = total / rows.total_weight + rows.log_scale
-        if steps.fallback is not None and bounds and not bound >= bounds[-1]:
+        step = _observed_step(rows, model, steps, fit, falls, weight)
+        if step is None:
             model = steps.reject()
             continue
-        weight, shift = float(moments.weight[0]), moments.first[0] / moments.weight[0]
-        spectrum, mean = axes_of_scatter(moments.second[0] - weight * shift.outer(shift)), means[0] + shift
+        if not step.is_finite:
+            raise ValueError(OVERFLOW)
+        spectrum, after, weight, bound = step.spectrum, step.model, step.weight, bound_of(step.total)
         bounds.append(bound)
         if len(bounds) > 1 and steps.fallback is None and bound - bounds[-2] < tol:
             converged = True
             break
-        # All rows count while EM runs.
-        model = steps.propose(model, fit_ppca(*spectrum, weight + 1, n_components, rounding)[0]._replace(mean=mean))
-    final, total_variance = fit_ppca(*spectrum, weight, n_components, rounding)
-    return ObservedFit(final._replace(mean=mean), total_variance, bounds, converged)
+        model = steps.propose(model, after, step.leap)
+    final, total_variance = fit(*spectrum, weight)
+    return ObservedFit(final._replace(mean=after.mean), total_variance, bounds, converged)
+
+
+class _ObservedStep(NamedTuple):
+    """A step of EM, and what the host has read of it."""
+
+    spectrum: tuple  # sums of squares, and axes
+    model: PPCA
+    leap: PPCA | None  # extrapolated from the steps so far
+    total: float  # log-likelihood of the rows before the step
+    weight: float  # of the rows
+    is_finite: bool
+
+
+def _observed_step(rows, model, steps, fit, falls, weight=None):
+    """One step of EM, or None where the likelihood falls: beside decompositions, the host waits for the device once.
+
+    Parameters
+    ----------
+    rows : PatternRows
+    model : PPCA
+    steps : _Steps
+    fit : callable
+        `fit_ppca` of given squares, axes and weight.
+    falls : callable, float -> bool
+        Whether the model is to be rejected for this log-likelihood.
+    weight : float, optional
+        That of the rows, which is the same in all steps; it is read if not given.
+    """
+    moments, means, total, _, failed = rows.expect([model.as_mixture()])[0]
+    if total.device.type == "cpu" and not failed and falls(float(total)):  # where reading costs nothing
+        return None
+    weight = float(moments.weight[0]) if weight is None else weight
+    shift = moments.first[0] / moments.weight[0]
+    scatter = moments.second[0] - weight * shift.outer(shift)
+    is_finite = scatter.isfinite().all()
+    spectrum = _spectrum(torch.where(is_finite, scatter, 0.0))
+    # All rows count while EM runs.
+    after = fit(*spectrum, weight + 1)[0]._replace(mean=means[0] + shift)
+    leap, is_usable = steps.leap(model, after) or (None, None)
+    (total,), (failed,), (is_finite,), is_usable = on_host(total, failed, is_finite, is_usable)
+    if failed:
+        rows.check_roots()
+        return _observed_step(rows, model, steps, fit, falls)
+    if falls(total):
+        return None
+    return _ObservedStep(spectrum, after, leap if any(is_usable) else None, total, weight, is_finite)
 
 
 class _Steps:
@@ -215,32 +273,40 @@ class _Steps:
         model, self.fallback, self.path = self.fallback, None, []
         return model
 
-    def propose(self, before, after):
-        """The model to go on from after a step of EM."""
-        self.fallback, self.path = None, [*(self.path or [before]), after]
-        if len(self.path) < 3:
-            return after
-        zero, one, two = (torch.cat([model.mean[None], _log_covariance(model)]) for model in self.path)
-        self.path, step, curve = [], one - zero, two - 2 * one + zero
+    def propose(self, before, after, leap):
+        """The model to go on from after a step of EM; ``leap`` is the extrapolated one, if it can be used."""
+        path = self._extended(before, after)
+        self.path, self.fallback = (path, None) if len(path) < 3 else ([], after if leap else None)
+        return leap or after
+
+    def _extended(self, before, after):
+        return [*(self.path or [before]), after]
+
+    def leap(self, before, after):
+        """The extrapolated model, and whether it can be used (), where a step of EM completes a path; else None."""
+        path = self._extended(before, after)
+        if len(path) < 3:
+            return None
+        zero, one, two = (torch.cat([model.mean[None], _log_covariance(model)]) for model in path)
+        step, curve = one - zero, two - 2 * one + zero
         scale = (step.norm() / curve.norm()).clamp(min=1.0)
-        if not torch.isfinite(scale):
-            return after
         leap = zero + 2 * scale * step + scale**2 * curve
-        logs, vectors = torch.linalg.eigh(leap[1:])
+        is_finite = torch.isfinite(scale) & torch.isfinite(leap).all()
+        logs, vectors = torch.linalg.eigh(torch.where(is_finite, leap[1:], 0.0))
         variances, n_components = logs.exp().flip(0), len(after.variances)
-        if not (torch.isfinite(variances).all() and variances[-1] > 0):
-            return after
-        self.fallback, rest = after, variances[n_components:]
+        rest = variances[n_components:]
         noise = rest.mean() if len(rest) else after.noise_variance
-        return PPCA(leap[0], vectors.flip(1).mT[:n_components], variances[:n_components], noise)
+        model = PPCA(leap[0], vectors.flip(1).mT[:n_components], variances[:n_components], noise)
+        return model, is_finite & torch.isfinite(variances).all() & (variances[-1] > 0)
 
 
 def _log_covariance(model):
     """Logarithm of the covariance of a model (d, d)."""
     ratios = model.variances.log()
     if len(model.axes) < model.axes.shape[1]:
-        noise = model.noise_variance.log()
-        return (model.axes.mT * (ratios - noise)) @ model.axes + noise * torch.eye(model.axes.shape[1]).to(noise)
+        noise, n_features = model.noise_variance.log(), model.axes.shape[1]
+        identity = torch.eye(n_features, dtype=noise.dtype, device=noise.device)
+        return (model.axes.mT * (ratios - noise)) @ model.axes + noise * identity
     return (model.axes.mT * ratios) @ model.axes
 
 

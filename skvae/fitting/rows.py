@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..models.covariances import moved
 from ..models.moments import Moments
 from .distributed import ALONE
 
@@ -29,8 +30,23 @@ class Expected(NamedTuple):
 
     moments: Moments
     reference: Tensor  # that they are about (k, d)
-    total: float = 0.0  # log-likelihood of the rows
+    total: Tensor | None = None  # log-likelihood of the rows ()
     frame: Tensor | None = None  # factor (k or 1, d, d): moments are those of whitened residuals, ``(x - m) @ frame``
+    failed: Tensor | None = None  # number of roots that do not exist (): if there are any, nothing else counts
+
+    def to(self, device):
+        """The sums on another device."""
+        given = [part for part in (*self.moments, *self[1:]) if part is not None]
+        there = iter(moved(given, device))
+        moments = Moments(*(next(there) for _ in self.moments))
+        return Expected(moments, *(None if part is None else next(there) for part in self[1:]))
+
+
+def on_host(*tensors):
+    """The numbers of tensors of one device, a list for each (empty for None): an accelerator is waited for once."""
+    given = [part if part.device.type == "cpu" else part.to(torch.float64) for part in tensors if part is not None]
+    read = iter(moved(given, "cpu"))
+    return [[] if part is None else next(read).flatten().tolist() for part in tensors]
 
 
 def largest_product(family, n_features, n_components):
@@ -178,10 +194,14 @@ class WhitenedRows:
         return None
 
     def is_accurate_for(self, mixture):
-        """Whether products of these rows keep the digits that the mixture needs."""
+        """Whether products of these rows keep the digits that the mixture needs ()."""
         if not self.is_mixed or (self.x.dtype == torch.float64 and self.family.frame(mixture) is None):
-            return True  # there is nothing better
-        return bool(self.family.condition_number(mixture) <= MAX_CONDITION[self.x.dtype])
+            return mixture.means.new_ones(())  # there is nothing better
+        return self.family.condition_number(mixture) <= MAX_CONDITION[self.x.dtype]
+
+    def spread(self, mixture):
+        """What decides on the form of the E-step of a mixture (): see `Covariance.spread`."""
+        return self.family.spread(mixture) if self.is_linear() else mixture.means.new_zeros(())
 
     @property
     def min_tolerance(self):
@@ -193,9 +213,9 @@ class WhitenedRows:
         """Whether there is a form that keeps more digits."""
         return self.read_again is not None and self.is_mixed
 
-    def wants_residuals(self, mixture):
-        """Whether sums about the origin, of which a mixture was made, have lost too many digits."""
-        return not self.is_mixed or (self.is_linear() and self._linear_dtype(mixture) != self.x.dtype)
+    def wants_residuals(self, spread):
+        """Whether sums about the origin, of which a mixture of this spread was made, have lost too many digits."""
+        return not self.is_mixed or (self.is_linear() and self._linear_dtype(spread) != self.x.dtype)
 
     def refine(self):
         """Make the rows anew, in a form that keeps more digits; whether there is one. The coordinates are others."""
@@ -222,7 +242,7 @@ class WhitenedRows:
         frame = None
         if mixture is not None:
             means = mixture.means.to(means)
-            frame = None if self.is_mixed else self.family.frame(mixture.to(means))
+            frame = None if self.is_mixed else self.family.frame(mixture.to(means.device, means.dtype))
         if mixture is not None or not self.is_linear():
             moments = self.family.empty_moments(means)
             for block in blocks_of(self.x):
@@ -239,12 +259,18 @@ class WhitenedRows:
         sums, scatter = self.ranks.totals(sums, scatter)
         return Expected(self.family.moments_of(sums, self.x.shape[1], scatter), means.to(sums))
 
-    def expect(self, mixtures):
+    def expect(self, mixtures, spreads):
         """E-step of several mixtures: the sums for each.
 
         Mixtures in the linear form share their products. Streamed rows are read once for all mixtures.
+
+        Parameters
+        ----------
+        mixtures : list of Mixture
+        spreads : list of float
+            That of each, as `spread` gives it. The host does not wait for the device here.
         """
-        dtypes = [self._linear_dtype(mixture) for mixture in mixtures]
+        dtypes = [self._linear_dtype(spread) for spread in spreads]
         groups = [[i for i, own in enumerate(dtypes) if own == dtype] for dtype in dict.fromkeys(dtypes) if dtype]
         passes = [(group, _LinearPass(self, [mixtures[i] for i in group], dtypes[group[0]])) for group in groups]
         passes += [([i], _ResidualPass(self, mixtures[i])) for i, dtype in enumerate(dtypes) if dtype is None]
@@ -326,11 +352,10 @@ class WhitenedRows:
         resp = resp.to(self.x.dtype)
         return resp if self.weight is None else resp * self.weight[rows, None]
 
-    def _linear_dtype(self, mixture):
-        """The dtype in which the linear form is accurate enough, or None."""
+    def _linear_dtype(self, spread):
+        """The dtype in which the linear form is accurate enough for a mixture of this spread, or None."""
         if not self.is_linear():
             return None
-        spread = self.family.spread(mixture)
         return next((dtype for dtype in (self.x.dtype, torch.float64) if spread <= MAX_SPREAD[dtype]), None)
 
     def _whiten(self, x):
@@ -393,7 +418,7 @@ class _LinearPass:
         for mixture, part, total in zip(self.mixtures, sums, self.sums[1], strict=True):
             shared = self.rows.scatter if family.tied else None
             total = total + family.common(mixture, shared)
-            yield Expected(family.moments_of(part, n_features, shared), torch.zeros_like(mixture.means), float(total))
+            yield Expected(family.moments_of(part, n_features, shared), torch.zeros_like(mixture.means), total)
 
 
 class _ResidualPass:
@@ -424,4 +449,4 @@ class _ResidualPass:
         *moments, total = self.sums
         moments = self.rows.family.complete(type(self.moments)(*moments))
         frame = None if self.frame is None else self.frame.to(torch.float64)
-        return [Expected(moments, self.mixture.means.to(torch.float64), float(total), frame)]
+        return [Expected(moments, self.mixture.means.to(torch.float64), total, frame)]

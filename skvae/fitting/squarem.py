@@ -13,7 +13,11 @@ class PlainSteps:
     def __init__(self, family):
         pass
 
-    def propose(self, before, after):
+    def leap(self, before, after):
+        """No mixture beyond."""
+        return None
+
+    def propose(self, before, after, leap):
         """The mixture to go on from."""
         return after
 
@@ -41,18 +45,32 @@ class Squarem:
         self.path = []
         return mixture
 
-    def propose(self, before, after):
-        """The mixture to go on from after an EM step, ``before`` being None where the path has a break."""
-        self.fallback = None
-        self.path = [] if before is None else [*(self.path or [before]), after]
-        if len(self.path) < 3:
-            return after
-        leap = self._extrapolate(*map(self._coordinates, self.path))
-        self.path = []
+    def leap(self, before, after):
+        """The extrapolated mixture, and whether it is finite (), where an EM step completes a path; else None.
+
+        It changes nothing, and does not wait for the device: see `propose`.
+        """
+        path = self._extended(before, after)
+        return self._extrapolate(*map(self._coordinates, path)) if len(path) == 3 else None
+
+    def propose(self, before, after, leap):
+        """The mixture to go on from after an EM step, ``before`` being None where the path has a break.
+
+        Parameters
+        ----------
+        before, after : Mixture
+        leap : Mixture or None
+            None where the path is incomplete, or the extrapolated mixture not finite.
+        """
+        path, self.fallback = self._extended(before, after), None
+        self.path = path if len(path) < 3 else []
         if leap is None:
             return after
         self.fallback = after
         return leap
+
+    def _extended(self, before, after):
+        return [] if before is None else [*(self.path or [before]), after]
 
     def _coordinates(self, mixture):
         """Parameters without constraints but the sum of the weights."""
@@ -63,13 +81,11 @@ class Squarem:
         curvatures = [two - one - step for one, two, step in zip(middle, end, steps, strict=True)]
         lengths = [sum(part.square().sum() for part in parts).sqrt() for parts in (steps, curvatures)]
         scale = (lengths[0] / lengths[1]).clamp(min=1.0)
-        if not torch.isfinite(scale):
-            return None
         parts = zip(start, steps, curvatures, strict=True)
         log_weights, means, log_factor = (zero + 2 * scale * step + scale**2 * curve for zero, step, curve in parts)
         factor = self.family.exp_factor(log_factor)
         mixture = Mixture(log_weights.log_softmax(0), means, self.family.covariances(factor), factor)
-        return mixture if all(torch.isfinite(part).all() for part in mixture) else None
+        return mixture, torch.stack([torch.isfinite(part).all() for part in (scale, *mixture)]).all()
 
 
 ACCELERATIONS = {None: PlainSteps, "squarem": Squarem}

@@ -118,8 +118,9 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
     mass = float(len(squares)) if theirs is None else theirs.sum()
     sums, mass = sample.owners.totals(squares.sum(0) if theirs is None else theirs @ squares, mass)
     scale = (sums / mass).sqrt()
-    direction = torch.randn(x.shape[1], **draws).to(sample.x) / torch.where(scale > 0, scale, 1.0)
-    frequencies, phases = (draw(n_components, **draws).to(sample.x) for draw in (torch.randn, torch.rand))
+    drawn = [torch.randn(x.shape[1], **draws), torch.randn(n_components, **draws), torch.rand(n_components, **draws)]
+    direction, frequencies, phases = (part.to(sample.x) for part in moved(drawn, sample.x.device))
+    direction = direction / torch.where(scale > 0, scale, 1.0)
     epsilon = torch.finfo(x.dtype).eps
 
     def responsibilities(places):

@@ -25,6 +25,21 @@ from .moments import Moments
 LOG_2PI = math.log(2 * math.pi)
 MAX_SQUARED_DISTANCE = 1e8  # of a mean from zero, in variances of its component: float32 moves it by 1e-3 of their root
 MAX_COLLINEARITY = 1e6  # variance of a feature over what the others leave unexplained of it
+MAX_STACKED = 2**20  # numbers that are copied to another device in one piece
+
+
+def moved(tensors, device):
+    """Tensors of one dtype on a device.
+
+    They go there in one copy, unless they are large: the host waits for an accelerator at each copy.
+    """
+    if tensors[0].device == torch.device(device):
+        return list(tensors)
+    sizes = [tensor.numel() for tensor in tensors]
+    if sum(sizes) > MAX_STACKED:
+        return [tensor.to(device) for tensor in tensors]
+    parts = torch.cat([tensor.flatten() for tensor in tensors]).to(device).split(sizes)
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 class Mixture(NamedTuple):
@@ -35,9 +50,9 @@ class Mixture(NamedTuple):
     covariances: Tensor  # (k or 1, d, d) or (k or 1, d or 1)
     factor: Tensor  # as covariances
 
-    def to(self, *args, **kwargs):
-        """The mixture on another device or in another dtype."""
-        return Mixture(*(part.to(*args, **kwargs) for part in self))
+    def to(self, device, dtype=None):
+        """The mixture on another device and in another dtype."""
+        return Mixture(*(part.to(dtype or part.dtype) for part in moved(self, device)))
 
 
 class Conditional(NamedTuple):
@@ -259,7 +274,7 @@ class MatrixCovariance(Covariance):
 
     # Missing values.
 
-    def condition(self, x, observed, missing, means, factor):
+    def condition(self, x, observed, missing, means, factor, failures=None):
         """Marginal density of the observed values and moments of the missing ones given them.
 
         With the factor F of a covariance, the expected missing residuals are the r_m that make the length of
@@ -275,6 +290,8 @@ class MatrixCovariance(Covariance):
             Indices of the other features, in increasing order.
         means : Tensor of shape (k, d)
         factor : Tensor
+        failures : list, optional
+            See `_gram_root`.
 
         Returns
         -------
@@ -283,7 +300,7 @@ class MatrixCovariance(Covariance):
         residual = (x - means[:, None, None]) * observed[:, None]  # (k, p, b, d)
         whitened = (residual.flatten(1, 2) @ factor).view_as(residual)
         columns = factor[:, missing]  # F_m (k, p, m, d)
-        root = _gram_root(columns)
+        root = _gram_root(columns, failures)
         for _ in range(2):  # the second time takes back the rounding of the first
             step = torch.cholesky_solve(columns @ whitened.mT, root)  # (k, p, m, b)
             whitened = whitened - step.mT @ columns
@@ -291,7 +308,9 @@ class MatrixCovariance(Covariance):
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
         log_det = log_det - root.diagonal(dim1=2, dim2=3).abs().log().sum(2)
         log_prob = self._observed_log_prob(log_det, whitened.square().sum(-1), observed)
-        return Conditional(log_prob, residual, torch.cholesky_inverse(root))
+        # `cholesky_inverse` raises where there is no root, and waits for the device to know.
+        spread = torch.cholesky_inverse(root) if failures is None else _inverse_of_root(root)
+        return Conditional(log_prob, residual, spread)
 
     def accumulate_conditional(self, moments, found, missing, resp):
         """Add expected moments of rows about the means to moments, in place, as `accumulate` does.
@@ -328,8 +347,7 @@ class MatrixCovariance(Covariance):
     def factor(self, covariances):
         """Precision Cholesky factor of each covariance, and whether each is positive definite."""
         lower, info = torch.linalg.cholesky_ex(covariances)
-        eye = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
-        return torch.linalg.solve_triangular(lower, eye, upper=False).mT, info == 0
+        return torch.linalg.solve_triangular(lower, _identity_like(lower), upper=False).mT, info == 0
 
     def factor_from_precisions(self, precisions):
         """Factor of given precisions, and whether each is positive definite."""
@@ -351,8 +369,7 @@ class MatrixCovariance(Covariance):
 
     def covariances(self, factor):
         """Covariances of a factor."""
-        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        root = torch.linalg.solve_triangular(factor, eye, upper=True)
+        root = torch.linalg.solve_triangular(factor, _identity_like(factor), upper=True)
         return root.mT @ root
 
     def color(self, noise, factor):
@@ -425,7 +442,7 @@ class MatrixCovariance(Covariance):
 
     def identity(self, like, n_features):
         """The whitener that changes nothing."""
-        return torch.eye(n_features).to(like)
+        return torch.eye(n_features, dtype=like.dtype, device=like.device)
 
     def whitener(self, covariance, min_tolerance=0.0):
         """Upper triangular W such that rows ``x @ W`` have unit covariance, or None.
@@ -435,7 +452,7 @@ class MatrixCovariance(Covariance):
         """
         factor, positive = self.factor(covariance)
         sound = positive & (self.tolerance(covariance, factor) > min_tolerance)
-        return factor[0] if sound.all() and torch.isfinite(factor).all() else None
+        return factor[0] if sound.all() & torch.isfinite(factor).all() else None
 
     def whiten(self, x, whitener, out):
         """Write rows (n, d) in whitened coordinates; ``out`` may be the rows themselves."""
@@ -455,7 +472,7 @@ class MatrixCovariance(Covariance):
 
     def unwhiten_mixture(self, mixture, whitener):
         """The mixture in the coordinates of the rows."""
-        root = torch.linalg.solve_triangular(whitener, torch.eye(len(whitener)).to(whitener), upper=True)
+        root = torch.linalg.solve_triangular(whitener, _identity_like(whitener), upper=True)
         covariances = root.mT @ mixture.covariances @ root
         return Mixture(mixture.log_weights, mixture.means @ root, covariances, whitener @ mixture.factor)
 
@@ -529,7 +546,7 @@ class AxisCovariance(Covariance):
 
     # Missing values.
 
-    def condition(self, x, observed, missing, means, factor):
+    def condition(self, x, observed, missing, means, factor, failures=None):
         """Marginal density of the observed values and moments of the missing ones, which are those without them.
 
         Parameters
@@ -541,6 +558,8 @@ class AxisCovariance(Covariance):
             Indices of the other features.
         means : Tensor of shape (k, d)
         factor : Tensor
+        failures : list, optional
+            Of no use here: there are no decompositions.
 
         Returns
         -------
@@ -663,7 +682,7 @@ class AxisCovariance(Covariance):
 
     def identity(self, like, n_features):
         """The whitener that changes nothing."""
-        return torch.ones(self._shape(1, n_features)[1]).to(like)
+        return like.new_ones(self._shape(1, n_features)[1])
 
     def whitener(self, covariance, min_tolerance=0.0):
         """Factors such that rows ``x * w`` have unit variances, or unit mean variance."""
@@ -733,16 +752,43 @@ def _bounded(squares):
     return squares.nan_to_num(nan=largest, posinf=largest).clamp(max=largest)
 
 
-def _gram_root(rows):
-    """Lower triangles L (..., m, m) with ``L L' = rows rows'`` for rows (..., m, d) without linear dependences."""
+def _identity_like(matrix):
+    """The identity as large as a matrix (..., d, d), in its dtype and on its device."""
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def _gram_root(rows, failures=None):
+    """Lower triangles L (..., m, m) with ``L L' = rows rows'`` for rows (..., m, d) without linear dependences.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (..., m, d)
+    failures : list, optional
+        Gets whether rounding leaves no Cholesky factor (), bool, and then the result is of no use. Without the list
+        there is a result in any case, but the host waits for the device here.
+    """
     root, info = torch.linalg.cholesky_ex(rows @ rows.mT)
+    if failures is not None:
+        failures.append(info.any())
+        return root
     if info.any():  # the products have lost what tells the rows apart
         return torch.linalg.qr(rows.mT, mode="r").R.mT.contiguous()
     return root
 
 
+def _inverse_of_root(root):
+    """The inverse of ``L L'`` for lower triangles L (..., m, m)."""
+    inverse = torch.linalg.solve_triangular(root, _identity_like(root), upper=False)
+    return inverse.mT @ inverse
+
+
 def _rows_that_count(x, weight):
-    """The rows whose weight is above rounding for their sum, with their weights; in many dimensions most are not."""
+    """The rows whose weight is above rounding for their sum, with their weights; in many dimensions most are not.
+
+    On an accelerator they are all rows, because to choose some it has to be waited for.
+    """
+    if x.device.type != "cpu":
+        return x, weight
     counts = weight > torch.finfo(weight.dtype).eps ** 2 * weight.sum()
     if 2 * counts.sum() > len(x):
         return x, weight

@@ -5,9 +5,11 @@ import torch
 from torch.testing import assert_close
 
 from skvae.fitting import rows as em
-from skvae.fitting.em import fit_mixtures, start_mixture
-from skvae.fitting.rows import WhitenedRows, e_step, row_chunks
+from skvae.fitting.em import fit_mixtures, start_mixture, step_mixture
+from skvae.fitting.rows import WhitenedRows, e_step, on_host, row_chunks
+from skvae.fitting.squarem import Squarem
 from skvae.models import COVARIANCES
+from skvae.models.covariances import moved
 
 K = 3
 over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVARIANCES)
@@ -150,3 +152,90 @@ def test_one_row_far_away(family, dtype):
 def test_row_chunks_cover_the_rows(n_rows, chunk_size):
     rows = torch.arange(n_rows)
     assert_close(torch.cat([rows[chunk] for chunk in row_chunks(n_rows, 10, chunk_size)]), rows)
+
+
+# What the host reads of an accelerator.
+
+
+def test_numbers_of_tensors_on_the_host():
+    found = on_host(torch.tensor(2.5, dtype=torch.float64), None, torch.tensor([[True, False]]), torch.ones(0))
+    assert found == [[2.5], [], [1.0, 0.0], []]
+
+
+def test_tensors_are_moved_in_one_piece(x, monkeypatch):
+    mixture = fit(x, COVARIANCES["full"], max_iter=1).mixture
+    assert moved(mixture, "cpu")[2] is mixture.covariances
+    for most in (2**20, 0):
+        monkeypatch.setattr("skvae.models.covariances.MAX_STACKED", most)
+        there = moved(mixture, "meta")
+        assert [part.shape for part in there] == [part.shape for part in mixture]
+        assert {part.device.type for part in there} == {"meta"}
+
+
+@over_families
+def test_several_runs_are_as_each_alone(family, x):
+    """Of which some converge before others, and some leaps are rejected."""
+    rows = WhitenedRows(x.clone(), family, 1e-6)
+    starts = []
+    for seed in range(3):
+        resp = torch.rand(len(x), K, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        resp = resp / resp.sum(1, keepdim=True)
+        starts.append(start_mixture(rows, lambda chunk, resp=resp: resp[chunk], K))
+    for acceleration in (None, "squarem"):
+        settings = {"tol": 1e-6, "max_iter": 60, "acceleration": acceleration}
+        together = fit_mixtures(rows, [lambda rows, start=start: start for start in starts], **settings)
+        alone = [fit_mixtures(rows, [lambda rows, start=start: start], **settings)[0] for start in starts]
+        for mine, theirs in zip(together, alone, strict=True):
+            assert mine.lower_bounds[:10] == pytest.approx(theirs.lower_bounds[:10], abs=1e-8)
+
+
+def test_an_extrapolation_changes_nothing_before_it_is_taken(x):
+    family = COVARIANCES["full"]
+    path = [fit(x, family, max_iter=n).mixture for n in (1, 2, 3)]
+    squarem = Squarem(family)
+    assert squarem.leap(path[0], path[1]) is None
+    assert squarem.propose(path[0], path[1], None) is path[1]
+    (leap, is_finite), (again, _) = squarem.leap(*path[1:]), squarem.leap(*path[1:])
+    assert is_finite
+    assert_same_mixture(leap, again, rtol=0, atol=0)
+    assert not squarem.is_extrapolated
+    assert squarem.propose(*path[1:], leap) is leap
+    assert squarem.is_extrapolated
+    assert squarem.leap(leap, path[0]) is None
+    assert squarem.reject() is path[2]
+
+
+def test_an_extrapolation_from_a_fixed_point_is_not_finite(x):
+    mixture, squarem = fit(x, COVARIANCES["full"]).mixture, Squarem(COVARIANCES["full"])
+    squarem.propose(mixture, mixture, None)
+    _, is_finite = squarem.leap(mixture, mixture)
+    assert not is_finite
+    assert squarem.propose(mixture, mixture, None) is mixture
+    assert not squarem.is_extrapolated
+
+
+@over_families
+def test_singular_covariances_are_regularized_in_a_leap_s_path(family):
+    """A mixture that was regularized is the one that EM goes on from."""
+    x = torch.zeros(20, 2, dtype=torch.float64)
+    x[:10] = torch.linspace(1, 2, 10)[:, None]
+    x -= x.mean(0)
+    resp = torch.zeros(20, 2, dtype=torch.float64)
+    resp[:10, 0], resp[10:, 1] = 1, 1
+    found = fit(x, family, resp=resp, max_iter=12)
+    rows = WhitenedRows(x.clone(), family, 0.0)
+    start = start_mixture(rows, lambda chunk: resp[chunk], 2)
+    fast = fit_mixtures(rows, [lambda rows: start], tol=0.0, max_iter=12, acceleration="squarem")[0]
+    assert all(torch.isfinite(part).all() for part in fast.mixture)
+    assert fast.regularized == found.regularized
+
+
+@over_families
+def test_a_batch_of_all_rows_is_an_m_step(family, x):
+    """With rows seen before that count nothing."""
+    rows, resp = WhitenedRows(x.clone(), family, 0.0), random_resp(x)
+    start = start_mixture(rows, lambda chunk: resp[chunk], K)
+    one = fit_mixtures(rows, [lambda rows: start], tol=0.0, max_iter=1)[0]
+    two = step_mixture(rows, start, 0.0, 0.7)
+    assert one.lower_bounds == pytest.approx(two.lower_bounds)
+    assert_same_mixture(one.mixture, two.mixture, rtol=1e-9, atol=1e-9)

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
-from skvae.fitting.em import fit_mixtures, start_mixture
+from skvae.fitting.em import fit_mixtures, start_mixture, step_mixture
 from skvae.fitting.missing import PatternRows, Patterns, completed, observed_e_step, pattern_codes
 from skvae.fitting.ppca import Rounding, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
 from skvae.fitting.rows import WhitenedRows
@@ -153,7 +153,7 @@ def test_expected_moments_are_those_of_the_textbook(family, x_missing):
     x, mixture = x_missing[:100], random_mixture(family, d=3)
     rows = PatternRows(x.clone(), family, 0.0)
     inside = family.whiten_mixture(mixture, rows.whitener)
-    moments, reference, _, _ = rows.expect([inside])[0]
+    moments, reference, *_ = rows.expect([inside])[0]
     x, matrices = x * rows.scales, as_matrices(inside.covariances, K, 3)
     resp = observed_e_step(x, inside, family)[1].exp()
     weight, first, second = resp.sum(0), torch.zeros(K, 3).double(), torch.zeros(K, 3, 3).double()
@@ -278,6 +278,85 @@ def test_dead_component_is_put_elsewhere(family, x_missing):
 def test_numbers_out_of_range_are_a_value_error(x_missing):
     with pytest.raises(ValueError, match=r"The variances of features \[1\] are not finite; scale the input data"):
         PatternRows(x_missing * torch.tensor([1.0, 1e200, 1.0]), FULL, 0.0)
+
+
+# Roots that are taken for granted until the end of a pass, as on an accelerator.
+
+
+def unchecked(rows):
+    rows.checks_roots = False
+    return rows
+
+
+def nearly_singular(noise):
+    """A mixture of one component, two of whose features are the same but for noise."""
+    factor = torch.tensor([[1.0, -1 / noise, 0.3], [0, 1 / noise, 0.2], [0, 0, 1.0]], dtype=torch.float64)[None]
+    return Mixture(torch.zeros(1).double(), torch.zeros(1, 3).double(), FULL.covariances(factor), factor)
+
+
+def collinear_rows():
+    x = randn(60, 3)
+    x[:, 1] = x[:, 0]
+    x[:20, :2], x[20:30, 2] = torch.nan, torch.nan
+    return x - x.nanmean(0)
+
+
+@over_families
+def test_unchecked_roots_give_the_same_sums(family, x_missing):
+    mixture = random_mixture(family, d=3)
+    checked, rows = (PatternRows(x_missing.clone(), family, 0.0) for _ in range(2))
+    one, two = checked.expect([mixture])[0], unchecked(rows).expect([mixture])[0]
+    assert one.failed == two.failed == 0
+    assert_close(one.total, two.total)
+    for mine, theirs in zip(one.moments, two.moments, strict=True):
+        assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_roots_that_do_not_exist_are_counted():
+    mixture, rows = nearly_singular(1e-10), PatternRows(collinear_rows(), FULL, 0.0)
+    assert unchecked(rows).expect([mixture])[0].failed > 0
+    rows.check_roots()
+    assert rows.expect([mixture])[0].failed == 0
+
+
+@pytest.mark.parametrize("acceleration", [None, "squarem"])
+def test_a_pass_is_repeated_if_a_root_does_not_exist(acceleration):
+    x, settings = collinear_rows(), {"tol": 0.0, "max_iter": 6, "acceleration": acceleration}
+    start = nearly_singular(1e-10)
+    one, two = PatternRows(x, FULL, 1e-3), unchecked(PatternRows(x, FULL, 1e-3))
+    mine, theirs = (fit_mixtures(rows, [lambda rows: start], **settings)[0] for rows in (one, two))
+    assert two.checks_roots
+    assert mine.lower_bounds == theirs.lower_bounds
+    assert_same_mixture(mine.mixture, theirs.mixture, rtol=0, atol=0)
+
+
+def test_a_step_is_repeated_if_a_root_does_not_exist():
+    x, start = collinear_rows(), nearly_singular(1e-10)
+    one, two = PatternRows(x, FULL, 1e-3), unchecked(PatternRows(x, FULL, 1e-3))
+    mine, theirs = (step_mixture(rows, start, 60.0, 0.7) for rows in (one, two))
+    assert two.checks_roots
+    assert_same_mixture(mine.mixture, theirs.mixture, rtol=0, atol=0)
+
+
+def test_a_step_of_ppca_is_repeated_if_a_root_does_not_exist():
+    x, noise = hide(low_rank(), share=0.5), torch.tensor(1e-18, dtype=torch.float64)
+    axes = torch.linalg.qr(randn(6, 2)).Q.mT
+    start = PPCA(torch.zeros(6).double(), axes, torch.tensor([9.0, 4.0]).double(), noise)
+    one, two = ppca_rows(x), unchecked(ppca_rows(x))
+    mine, theirs = (fit_ppca_observed(rows, 2, ROUNDING, tol=0.0, max_iter=6, start=start) for rows in (one, two))
+    assert two.checks_roots
+    assert mine.lower_bounds == theirs.lower_bounds
+    assert_close(mine.model.axes, theirs.model.axes, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("n_components", [2, 6])
+def test_unchecked_roots_give_the_same_ppca(n_components):
+    x, settings = hide(low_rank()), {"tol": 1e-8, "max_iter": 500}
+    one, two = ppca_rows(x), unchecked(ppca_rows(x))
+    mine, theirs = (fit_ppca_observed(rows, n_components, ROUNDING, **settings) for rows in (one, two))
+    assert not two.checks_roots
+    assert len(mine.lower_bounds) == len(theirs.lower_bounds)
+    assert_close(covariance_of(mine.model), covariance_of(theirs.model), rtol=1e-8, atol=1e-8)
 
 
 # Probabilistic principal components.
