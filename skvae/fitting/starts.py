@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..models.covariances import moved
 from .devices import to_device
 from .distributed import ALONE, Alone, Group
 from .lloyd import distinct_rows, kmeans, seed_centers
