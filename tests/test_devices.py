@@ -344,6 +344,17 @@ def test_too_little_memory(error, always, device):
     assert np.isfinite(vae.loss_curve_).all()
 
 
+@pytest.mark.filterwarnings("ignore:The device ran out of memory with chunks")
+def test_too_little_memory_for_what_follows_a_training(device):
+    """Codes to start from, and the choice of the weight of views, take no more rows than the training did."""
+    encoder = Short(64, 4)
+    encoder.always = True
+    vade = VaDEClusterer(3, encoder=encoder, image_shape=(8, 8), augment="affine", device=device, **VADE)
+    with pytest.warns(RuntimeWarning, match="ran out of memory with batches of 32 rows"):
+        vade.fit(IMAGES)
+    assert len(vade.held_out_scores_) == 2
+
+
 def test_errors_that_only_look_like_shortages(device):
     class Broken(Short):
         def forward(self, x):

@@ -585,13 +585,14 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         weights, held_out = self._weights_to_try(views, row_count(task.rows)), None
         if len(weights) > 1:
             task, held_out = split_rows(task)
-        self.pretrain_history_ = self._pretrain(model, task)
-        z, tried = start_codes(model, task), {}
+        net = self._pretrain(model, task)
+        self.pretrain_history_ = [] if net is None else history_of(net, 0)
+        z, tried = start_codes(model, task, rows_at_once(net, self.batch_size)), {}
         for weight in weights:
             candidate = copy.deepcopy(model)
             candidate.prior = self._start_prior(z, task, weight)
             net, losses = self._train_jointly(candidate, task, views, weight)
-            score = None if held_out is None else held_out_score(candidate, held_out, task, views, max(weights))
+            score = None if held_out is None else self._held_out_score(candidate, net, held_out, task, views, weights)
             tried[weight] = Tried(candidate, net, losses, score)
         self.consistency_ = weights[0] if held_out is None else max(weights, key=lambda weight: tried[weight].score)
         best = tried[self.consistency_]
@@ -610,10 +611,10 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         return (float(self.consistency),)
 
     def _pretrain(self, model, task):
-        """Train the networks as an autoencoder, in place; return the history."""
+        """Train the networks as an autoencoder, in place; return the net, or None if there is nothing to train."""
         epochs = self._passes(self.pretrain_epochs, row_count(task.rows), n_steps=800, least=4)
         if self.pretrained is not None or epochs == 0:
-            return []
+            return None
         plan = Plan(
             epochs,
             lr=self.pretrain_lr,
@@ -623,7 +624,13 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             see_rows=False,  # the training that follows sees views again
             **self._general_plan() | {"callbacks": ()},
         )
-        return history_of(task.train(model, plan, self.latent_dim), 0)
+        return task.train(model, plan, self.latent_dim)
+
+    def _held_out_score(self, model, net, rows, task, views, weights):
+        """What the end of the training maximises, of rows that were not trained on."""
+        n_together = rows_at_once(net, self.batch_size)
+        agreement = LAST_WEIGHT * max(weights) * held_out_agreement(model, rows, task, views, n_together)
+        return mean_elbo(model, rows, task.device, batch_size=n_together, ranks=current()) + agreement
 
     def _start_prior(self, z, task, consistency):
         """Mixtures over codes: many soft ones where views will choose, else one from EM."""
@@ -724,25 +731,29 @@ def split_rows(task):
     return replace(task, rows=select_rows(task.rows, order[n_held_out:])), select_rows(task.rows, order[:n_held_out])
 
 
-def held_out_score(model, rows, task, views, weight):
-    """What the end of the training maximises, of rows that were not trained on: the bound, and agreement of views."""
+def rows_at_once(net, batch_size):
+    """Rows that go through networks together: fewer where the memory of the device was too small for batches."""
+    return ROWS_AT_ONCE if net is None or net.batch_size == batch_size else net.batch_size
+
+
+def held_out_agreement(model, rows, task, views, n_together):
+    """How far the clusters of two views of each row agree, in nats."""
     generator = torch.Generator(task.device).manual_seed(task.seed)
     means = [[], []]
     with torch.inference_mode():
-        for stored in rows.split(ROWS_AT_ONCE):
+        for stored in rows.split(n_together):
             seen = two_views(views, standardized(model, stored.to(task.device)), generator)
             for which, found in enumerate(means):
                 found.append(model.posterior(seen[:, which]).mean)
         ranks = current()
-        agreement = model.prior.agreement(*(ranks.gather(torch.cat(found)) for found in means))[0].item()
-    return mean_elbo(model, rows, task.device, ranks=ranks) + LAST_WEIGHT * weight * agreement
+        return model.prior.agreement(*(ranks.gather(torch.cat(found)) for found in means))[0].item()
 
 
-def start_codes(model, task):
+def start_codes(model, task, n_together):
     """Give the model codes of unit scale; return those of all rows (n, k)."""
     model.eval()
     with torch.inference_mode():
-        parts = [model.posterior(standardized(model, rows.to(task.device))) for rows in task.rows.split(ROWS_AT_ONCE)]
+        parts = [model.posterior(standardized(model, rows.to(task.device))) for rows in task.rows.split(n_together)]
     mean, log_scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "log_scale"))
     mean, log_scale = mean.clone(), log_scale.clone()
     return standardize_codes(model, mean, log_scale, current())
