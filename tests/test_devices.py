@@ -345,6 +345,7 @@ def test_too_little_memory(error, always, device):
 
 
 @pytest.mark.filterwarnings("ignore:The device ran out of memory with chunks")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_too_little_memory_for_what_follows_a_training(device):
     """Codes to start from, and the choice of the weight of views, take no more rows than the training did."""
     encoder = Short(64, 4)
