@@ -91,7 +91,7 @@ def with_exact_buffers(model, exact):
     model.cpu()
     for name, buffer in exact.items():
         owner, _, own_name = name.rpartition(".")
-        model.likelihood.get_submodule(owner).register_buffer(own_name, buffer)
+        setattr(model.likelihood.get_submodule(owner), own_name, buffer)
     return model
 
 

@@ -23,7 +23,7 @@ from ..fitting.threads import serial_if_small
 from ..models.covariances import COVARIANCES, Mixture
 from ._arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
 from ._base import ScoreMixin, TorchEstimator, fit_method
-from ._chunks import centered, column_means
+from ._chunks import caller_level, centered, column_means
 from ._datasets import batch_by_batch
 from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ._rows import (
@@ -772,19 +772,19 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the lower "
                 f"bound by tol={self.tol} or more. Increase max_iter or tol, or start elsewhere (init_params, n_init).",
                 ConvergenceWarning,
-                stacklevel=5,
+                stacklevel=caller_level(),
             )
-        self._warn_if_regularized(best, stacklevel=6)
+        self._warn_if_regularized(best)
         return best
 
-    def _warn_if_regularized(self, fit, stacklevel=5):
+    def _warn_if_regularized(self, fit):
         if fit.regularized and current().rank == 0:
             warnings.warn(
                 f"The covariances of components {sorted(fit.regularized)} are singular, and were regularized by more "
                 f"than reg_covar={self.reg_covar}: too few distinct rows, or linearly dependent features, for this "
                 "many components. Increase reg_covar, decrease n_components, or use a simpler covariance_type.",
                 ConvergenceWarning,
-                stacklevel=stacklevel,
+                stacklevel=caller_level(),
             )
 
     def _given_parameters(self, center):

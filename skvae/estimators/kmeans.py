@@ -32,7 +32,7 @@ from ..fitting.streams import draw_indices
 from ..fitting.threads import serial_if_small
 from ._arrays import compute_dtype, host_array, named_in_errors, resolve_device, tensor_dtype, to_dtype, to_tensor
 from ._base import TorchEstimator, fit_method
-from ._chunks import map_chunks
+from ._chunks import caller_level, map_chunks
 from ._datasets import batch_by_batch
 from ._rows import check_processes, check_weights, fit_seed, row_count
 from ._streams import streamed
@@ -500,7 +500,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 f"init_size={self.init_size} is smaller than n_clusters={self.n_clusters}; the start is looked for in "
                 f"{3 * self.n_clusters} rows instead.",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=caller_level(),
             )
 
     def _has_given_centers(self):
@@ -511,7 +511,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             warnings.warn(
                 f"n_init={self.n_init} has no effect, because init is an array: there is one start.",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=caller_level(),
             )
 
     def _n_init_rows(self):
@@ -591,7 +591,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         warnings.warn(
             f"Only {n_found} of n_clusters={self.n_clusters} clusters have rows: {advice}.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=caller_level(),
         )
 
     def _report(self, step, n_steps, mean, running_mean):

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Subset
 
 from ._arrays import device_dtype, host_array, to_tensor
 from ._base import CheckedParametersMixin, guarded
+from ._chunks import caller_level
 from ._datasets import dataset_of
 from ._labels import labelled_rows, sorted_classes
 from ._rows import check_no_word, finite_weights
@@ -335,7 +336,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
             warnings.warn(
                 f"{type(self.estimator).__name__}.fit takes no sample_weight, so the weights count labels but do not "
                 "shape the clusters; for a step of a pipeline, give them by name as well (step__sample_weight=...).",
-                stacklevel=5,
+                stacklevel=caller_level(),
             )
         return fit_params
 
@@ -395,5 +396,5 @@ def warn_of_unknown(known):
     warnings.warn(
         f"{len(unknown)} of {len(known)} clusters have no labelled row ({names}); rows there get the frequencies of "
         "all labels.",
-        stacklevel=5,
+        stacklevel=caller_level(),
     )

@@ -268,7 +268,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the mean "
                 f"log-likelihood by tol={self.tol} or more. Increase max_iter or tol, or decrease n_components.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=caller_level(),
             )
         found = fit.model
         variances, noise_variance = found.variances * scale**2, found.noise_variance * scale**2

@@ -165,7 +165,7 @@ def make_net(model, plan, n_steps, noise_size, generator, device, validation_row
     """The net that trains a model as a plan says; see `fit_module`."""
     optimizer = OPTIMIZERS.get(plan.optimizer, plan.optimizer)
     settings = {"lr": plan.lr, "weight_decay": plan.weight_decay}
-    if "fused" in inspect.signature(optimizer).parameters:
+    if has_fused_steps(optimizer, device):
         settings["fused"] = True  # one kernel for all parameters: the largest single saving in an epoch
     validation = {}
     if validation_rows is not None:
@@ -197,6 +197,19 @@ def make_net(model, plan, n_steps, noise_size, generator, device, validation_row
     ).initialize()
     net.validation_advice = plan.validation_advice if validation_rows is None else ""
     return net if ranks.size == 1 else net.begin(ranks, uses_all=not plan.own_modules)
+
+
+def has_fused_steps(optimizer, device):
+    """Whether an optimizer has one kernel for all parameters; on mps that depends on the version of torch."""
+    if "fused" not in inspect.signature(optimizer).parameters:
+        return False
+    if torch.device(device).type != "mps":
+        return True
+    try:
+        optimizer([torch.zeros(1, device=device, requires_grad=True)], lr=1e-3, fused=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 def remember(optimizer, state):
