@@ -177,7 +177,7 @@ def stream_of(x):
         {"max_iter": 3, "reassignment_ratio": 0.3},
         {"max_iter": 2, "reassignment_ratio": 1.5, "rates": constant_rate(0.2)},
     ],
-    ids=str,
+    ids=", ".join,
 )
 def test_decisions_that_are_read_together_change_nothing(changes, name, weighted, monkeypatch):
     x = normal(300, 2) + 4 * torch.arange(300)[:, None].remainder(3)
