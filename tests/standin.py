@@ -442,6 +442,7 @@ def _patches(device):
     yield torch.Tensor, "new_tensor", _new_tensor
     yield torch._C, "_group_tensors_by_device_and_dtype", _by_device
     if device.kind == "mps":
+        yield torch.cuda, "is_available", lambda: False
         yield torch.backends.mps, "is_available", lambda: True
         yield from [(torch.mps, "manual_seed", seed_all), (torch.mps, "get_rng_state", lambda: state())]
         yield torch.mps, "set_rng_state", lambda new: set_state(new)

@@ -155,22 +155,19 @@ def map_chunks(function, X, n_rows):
 def caller_level():
     """Stack level, for a warning of the calling function, of the first frame outside of the package.
 
-    What scikit-learn wraps around a method is inside.
+    What scikit-learn wraps around a method, and methods that it gives to estimators, are inside.
     """
-    frame, level, package = sys._getframe(1), 1, __name__.partition(".")[0]
-    while frame.f_back and (frame.f_globals.get("__name__", "").partition(".")[0] == package or _wraps_method(frame)):
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and _is_inside(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
     return level
 
 
-def _wraps_method(frame):
-    return frame.f_globals.get("__name__") in (
-        "sklearn.base",
-        "sklearn.utils._set_output",
-    ) and frame.f_code.co_name in (
-        "wrapper",
-        "wrapped",
-    )
+def _is_inside(module):
+    """Whether frames of a module are passed over by warnings."""
+    own = __name__.partition(".")[0]
+    wrappers = ("sklearn.base", "sklearn.utils._set_output", "sklearn.callback")
+    return module.partition(".")[0] == own or module.startswith(wrappers)
 
 
 def attempted(function, rows):

@@ -318,9 +318,11 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         check_precision(self.precision, device)
         try:
             self._train_privately(device, X, X_val, seed, **settings)
-        except (NotImplementedError, TypeError) as error:
+        except (RuntimeError, TypeError) as error:
             if self.device != "auto" or not is_missing_on_mps(error, device):
                 raise
+            if self.checkpoint is not None and current().rank == 0:
+                Path(self.checkpoint).unlink(missing_ok=True)  # it holds states of mps
             warnings.warn(
                 f"The GPU of this Mac lacks what the training needs ({str(error).splitlines()[0]}); device='auto' "
                 "takes the CPU instead.",
@@ -390,6 +392,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             checkpoint.remove()
         if device.type == "mps":
             model, device = with_exact_buffers(model, exact), torch.device("cpu")
+            net.device = device  # its weights are those of the model
         self._n_batches = self._batches_before() + 1 if streaming else 0
         if self._n_batches > 1:
             model = averaged(self.module_, model, self._n_batches)

@@ -8,6 +8,7 @@ from numbers import Real
 import torch
 
 from ..fitting.batches import some_rows
+from ..fitting.devices import is_out_of_memory
 from ..fitting.distributed import current
 from ..fitting.parallel import count_batches
 from ..fitting.snapshots import Checkpoint, JointCheckpoint, recorded
@@ -31,6 +32,7 @@ class Task:
     optimizer_state: dict | None
     checkpoint: Checkpoint | JointCheckpoint | None
     whole_numbers: bool  # whether rows are, so that nothing can lie between them
+    n_together: int = 1_024  # rows that go through the networks at once, outside of training
 
     def train(self, model, plan, noise_size, **changes):
         """Train a model in place; return its net."""
@@ -96,8 +98,9 @@ def with_exact_buffers(model, exact):
 
 
 def is_missing_on_mps(error, device):
-    """Whether an error says that mps has no kernel, or no dtype, for what was asked of it."""
-    return device.type == "mps" and isinstance(error, NotImplementedError | TypeError) and "MPS" in str(error)
+    """Whether an error says that mps can not do what was asked of it: no kernel, no dtype, too large a size."""
+    is_limit = isinstance(error, RuntimeError | TypeError) and not is_out_of_memory(error)
+    return device.type == "mps" and is_limit and "MPS" in str(error)
 
 
 def check_precision(precision, device):

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ..fitting.devices import read, to_device, wide_dtype
+from ..fitting.devices import in_float64, read, to_device, wide_dtype
 from ..fitting.distributed import current
 from ..fitting.minibatch import (
     SEEDINGS,
@@ -636,16 +636,19 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         return TensorRows(_as_tensor(X, tensor_dtype(X.dtype), device))
 
     def _inertia(self, X, labels, weight):
-        """Sum of the squared distances of rows to their centres, times their weights: a tensor in the wide dtype."""
+        """Sum of the squared distances of rows to their centres, times their weights."""
         device = self._device(X.dtype)
         dtype = self._dtype(X.dtype, device)
         centers = to_device(to_tensor(self.cluster_centers_, dtype, "cpu"), device)
         parts = []
         for rows in [slice(None)] if isinstance(X, np.ndarray) else row_chunks(*X.shape):
             x, own = _as_tensor(X[rows], dtype, device), torch.as_tensor(labels[rows]).to(device)
-            squares = squared_residuals(x, centers, own).to(wide_dtype(x))
-            parts.append(squares.sum() if weight is None else squares @ weight[rows])
-        return sum(read(parts))
+            squares = in_float64(squared_residuals(x, centers, own))
+            parts.append(squares.sum() if weight is None else squares @ in_float64(weight[rows]))
+        total = 0.0
+        for part in read(parts):
+            total += part  # as `sum` adds floats from Python 3.12 on, it has other last bits
+        return total
 
 
 def _as_tensor(X, dtype, device):

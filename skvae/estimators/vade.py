@@ -56,7 +56,6 @@ REG_COVAR = 1e-3  # of a mixture over codes of unit scale
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 5_000  # rows that decide whether views help
 FEW_ROWS = 1_000  # fewer are trained on for fewer epochs
 DEAD_SHARE = 0.1  # of the rows that a cluster would have if all had as many, below which it is dead
-ROWS_AT_ONCE = 1_024
 
 
 class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
@@ -587,12 +586,14 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             task, held_out = split_rows(task)
         net = self._pretrain(model, task)
         self.pretrain_history_ = [] if net is None else history_of(net, 0)
-        z, tried = start_codes(model, task, rows_at_once(net, self.batch_size)), {}
+        task = within_memory(task, net, self.batch_size)
+        z, tried = start_codes(model, task), {}
         for weight in weights:
             candidate = copy.deepcopy(model)
             candidate.prior = self._start_prior(z, task, weight)
             net, losses = self._train_jointly(candidate, task, views, weight)
-            score = None if held_out is None else self._held_out_score(candidate, net, held_out, task, views, weights)
+            task = within_memory(task, net, self.batch_size)
+            score = None if held_out is None else held_out_score(candidate, held_out, task, views, max(weights))
             tried[weight] = Tried(candidate, net, losses, score)
         self.consistency_ = weights[0] if held_out is None else max(weights, key=lambda weight: tried[weight].score)
         best = tried[self.consistency_]
@@ -625,12 +626,6 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             **self._general_plan() | {"callbacks": ()},
         )
         return task.train(model, plan, self.latent_dim)
-
-    def _held_out_score(self, model, net, rows, task, views, weights):
-        """What the end of the training maximises, of rows that were not trained on."""
-        n_together = rows_at_once(net, self.batch_size)
-        agreement = LAST_WEIGHT * max(weights) * held_out_agreement(model, rows, task, views, n_together)
-        return mean_elbo(model, rows, task.device, batch_size=n_together, ranks=current()) + agreement
 
     def _start_prior(self, z, task, consistency):
         """Mixtures over codes: many soft ones where views will choose, else one from EM."""
@@ -731,29 +726,34 @@ def split_rows(task):
     return replace(task, rows=select_rows(task.rows, order[n_held_out:])), select_rows(task.rows, order[:n_held_out])
 
 
-def rows_at_once(net, batch_size):
-    """Rows that go through networks together: fewer where the memory of the device was too small for batches."""
-    return ROWS_AT_ONCE if net is None or net.batch_size == batch_size else net.batch_size
+def within_memory(task, net, batch_size):
+    """The task, with fewer rows at once if the memory of the device was too small for the batches of a training."""
+    is_short = net is not None and net.batch_size < batch_size
+    return replace(task, n_together=min(task.n_together, net.batch_size)) if is_short else task
 
 
-def held_out_agreement(model, rows, task, views, n_together):
-    """How far the clusters of two views of each row agree, in nats."""
+def held_out_score(model, rows, task, views, weight):
+    """What the end of the training maximises, of rows that were not trained on: the bound, and agreement of views."""
     generator = torch.Generator(task.device).manual_seed(task.seed)
     means = [[], []]
     with torch.inference_mode():
-        for stored in rows.split(n_together):
+        for stored in rows.split(task.n_together):
             seen = two_views(views, standardized(model, stored.to(task.device)), generator)
             for which, found in enumerate(means):
                 found.append(model.posterior(seen[:, which]).mean)
         ranks = current()
-        return model.prior.agreement(*(ranks.gather(torch.cat(found)) for found in means))[0].item()
+        agreement = model.prior.agreement(*(ranks.gather(torch.cat(found)) for found in means))[0].item()
+    bound = mean_elbo(model, rows, task.device, batch_size=task.n_together, ranks=ranks)
+    return bound + LAST_WEIGHT * weight * agreement
 
 
-def start_codes(model, task, n_together):
+def start_codes(model, task):
     """Give the model codes of unit scale; return those of all rows (n, k)."""
     model.eval()
     with torch.inference_mode():
-        parts = [model.posterior(standardized(model, rows.to(task.device))) for rows in task.rows.split(n_together)]
+        parts = [
+            model.posterior(standardized(model, rows.to(task.device))) for rows in task.rows.split(task.n_together)
+        ]
     mean, log_scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "log_scale"))
     mean, log_scale = mean.clone(), log_scale.clone()
     return standardize_codes(model, mean, log_scale, current())

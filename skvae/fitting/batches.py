@@ -5,6 +5,7 @@ import math
 import torch
 from torch.utils.data import Dataset
 
+from .devices import MAX_PINNED
 from .distributed import ALONE
 from .parallel import count_steps, dealt_sizes, step_weights
 from .sources import RowSource, select_rows, shuffled
@@ -78,7 +79,8 @@ def taken(rows, indices, device):
 
     Those of a tensor on the CPU go to a GPU through pinned memory: the host need not wait for the copy.
     """
-    if not isinstance(rows, torch.Tensor) or rows.device.type != "cpu" or device.type != "cuda":
+    to_gpu = isinstance(rows, torch.Tensor) and rows.device.type == "cpu" and device.type == "cuda"
+    if not to_gpu or len(indices) * rows[:1].nbytes > MAX_PINNED:
         return rows[indices.to(rows.device)].to(device)
     pinned = torch.empty((len(indices), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
     return torch.index_select(rows, 0, indices.to("cpu"), out=pinned).to(device, non_blocking=True)
@@ -103,7 +105,7 @@ class FixedBatches:
 def batches_together(rows, batch_size):
     """How many batches of rows that are not on the device go there at a time."""
     if not isinstance(rows, RowSource):
-        return BLOCK
+        return max(1, min(BLOCK, MAX_PINNED // (batch_size * rows[:1].nbytes)))
     n_batches = (BLOCK_BYTES if rows.run_length == 1 else POOL_BYTES) // (batch_size * rows[:1].nbytes)
     return max(1, min(BLOCK, n_batches) if rows.run_length == 1 else n_batches)
 

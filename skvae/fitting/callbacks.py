@@ -42,7 +42,7 @@ class ELBOTerms(Callback):
 
     def on_epoch_begin(self, net, **kwargs):
         """Forget the last epoch."""
-        self.sums_, self.n_rows_, self.agreements_ = {}, {}, []
+        self.sums_, self.n_rows_, self.agreements_, self.means_ = {}, {}, [], {}
 
     def on_batch_end(self, net, batch, training, y_pred, **kwargs):
         """Add the terms of a batch."""
@@ -55,19 +55,22 @@ class ELBOTerms(Callback):
         if y_pred.agreement is not None:
             self.agreements_.append(y_pred.agreement.detach().max())
 
-    def have_read(self, net):
-        """Have the means read, with what else the net reads at the end of an epoch, and recorded."""
+    def read_means_later(self, net):
+        """Let the net read the means, with all that it reads from the device at the end of an epoch."""
         for part, sums in self.sums_.items():
             sums, n_rows = self.ranks.totals(sums, self.n_rows_[part])
-            net.read_later(sums / n_rows, partial(self._record, net, part))
+            net.read_later(sums / n_rows, partial(self._keep, [f"{part}_log_likelihood", f"{part}_kl"], 1))
         if self.agreements_:
-            agreement = torch.stack(self.agreements_).mean()
-            agreement, n_processes = self.ranks.totals(agreement, 1)
-            net.read_later(agreement[None], lambda found: net.history.record("train_agreement", found[0] / n_processes))
+            agreement, n_processes = self.ranks.totals(torch.stack(self.agreements_).mean(), 1)
+            net.read_later(agreement[None], partial(self._keep, ["train_agreement"], n_processes))
 
-    def _record(self, net, part, means):
-        for name, mean in zip(("log_likelihood", "kl"), means, strict=True):
-            net.history.record(f"{part}_{name}", mean)
+    def _keep(self, names, divisor, values):
+        self.means_ |= {name: value / divisor for name, value in zip(names, values, strict=True)}
+
+    def on_epoch_end(self, net, **kwargs):
+        """Put the means into the history."""
+        for name, mean in self.means_.items():
+            net.history.record(name, mean)
 
 
 class KLWarmUp(Callback):

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import torch
 
 MAX_PINNED = 2**26  # bytes: to pin more takes longer than to wait
-SHORTAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # in messages of torch
+# In messages of torch; cuBLAS that can not begin has no memory for its workspace.
+SHORTAGES = ("out of memory", "_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 
 
 def wide_dtype(x):
@@ -13,9 +14,14 @@ def wide_dtype(x):
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
+def in_float64(x):
+    """A tensor in float64: where it is, or on the CPU if its device has none."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
 def to_device(x, device):
     """A tensor of the CPU on a device; on CUDA, unless it is large, without waiting for the work queued there."""
-    if device.type == "cuda" and x.device.type == "cpu" and x.nbytes <= MAX_PINNED:
+    if torch.device(device).type == "cuda" and x.device.type == "cpu" and x.nbytes <= MAX_PINNED:
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
@@ -37,19 +43,19 @@ def is_out_of_memory(error):
 def random_states(device):
     """States of torch's global random numbers: those of the CPU, and of another device (or None)."""
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
-    return torch.get_rng_state(), torch.mps.get_rng_state() if device.type == "mps" else None
+    if device.type == "cpu":
+        return torch.get_rng_state(), None
+    own = () if device.type == "mps" else (device,)  # there is one mps
+    return torch.get_rng_state(), getattr(torch, device.type).get_rng_state(*own)
 
 
 def set_random_states(states, device):
     """Let torch's global random numbers of the CPU and of a device go on from `random_states`."""
-    on_cpu, there = states
+    (on_cpu, there), device = states, torch.device(device)
     torch.set_rng_state(on_cpu)
-    if there is not None and torch.device(device).type == "cuda":
-        torch.cuda.set_rng_state(there, device)
-    elif there is not None:
-        torch.mps.set_rng_state(there)
+    if there is not None and device.type != "cpu":
+        own = () if device.type == "mps" else (device,)
+        getattr(torch, device.type).set_rng_state(there, *own)
 
 
 @contextmanager
@@ -70,7 +76,8 @@ def own_randomness(generator):
     """
     device = generator.device
     with restored_randomness(device):
-        seed = int(torch.randint(2**62, (), generator=generator, device=device))
+        largest = 2**31 - 1 if device.type == "mps" else 2**62  # mps may draw 32 bits
+        seed = int(torch.randint(largest, (), generator=generator, device=device))
         torch.default_generator.manual_seed(seed)
         if device.type != "cpu":
             seeded = torch.Generator(device).manual_seed(seed).get_state()

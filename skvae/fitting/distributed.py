@@ -98,7 +98,9 @@ class Group:
     @_TENSORS_TO_FILL
     def totals(self, *parts):
         """See `Alone`."""
-        flat = torch.cat([self._wide(part).flatten() for part in parts])
+        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+        place = self._place(tensors[0]) if tensors else self._device
+        flat = torch.cat([_wide(part, place).flatten() for part in parts])
         self._announce("totals", flat.numel())
         self._run(dist.all_reduce, flat)
         sizes = [part.numel() if isinstance(part, torch.Tensor) else 1 for part in parts]
@@ -240,10 +242,11 @@ class Group:
         fits = kind in self._backends and (kind == "cpu" or self._backends[kind] == "nccl")
         return tensor.device if fits else self._device
 
-    def _wide(self, part):
-        """A number or a tensor in float64, where it is sent from."""
-        part = part.detach() if isinstance(part, torch.Tensor) else torch.tensor(part, dtype=torch.float64)
-        return part.to(self._place(part)).to(torch.float64)
+
+def _wide(part, place):
+    """A number or a tensor in float64, where it is sent from."""
+    part = part.detach() if isinstance(part, torch.Tensor) else torch.tensor(part, dtype=torch.float64)
+    return part.to(place).to(torch.float64)
 
 
 class Deal:

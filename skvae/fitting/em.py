@@ -105,9 +105,9 @@ def finish(step, are_singular, rows, before=frozenset()):
     """
     (mixture, _, singular, covariances, frame), regularized = step, frozenset()
     family, jitter, bad = rows.family, FIRST_JITTER, _places(are_singular)
-    if bad and not torch.isfinite(covariances).all():
-        raise ValueError(f"The covariances of components {bad} are not finite; scale the input data.")
     while bad:
+        if not torch.isfinite(covariances).all():
+            raise ValueError(f"The covariances of components {bad} are not finite; scale the input data.")
         regularized |= frozenset(bad)
         added = family.in_frame(family.regularization(jitter, family.identity(covariances, rows.n_features)), frame)
         covariances = _regularized(covariances, singular, added)

@@ -127,7 +127,7 @@ class EpochNet(NeuralNet):
         super().on_epoch_end(net, **kwargs)
         for _, callback in self.callbacks_:
             if isinstance(callback, ELBOTerms):
-                callback.have_read(net)
+                callback.read_means_later(net)
         if self.unread_:
             found = torch.cat([values for values, _ in self.unread_]).tolist()
             for values, use in self.unread_:

@@ -109,8 +109,10 @@ class JointSteps(NeuralNet):
         if iterator is None:
             return
         batches = [batch for batch in self.history[-1]["batches"] if f"{prefix}_loss" in batch]
-        sizes = [batch[f"{prefix}_batch_size"] for batch in batches]
-        total = sum(batch[f"{prefix}_loss"] * size for batch, size in zip(batches, sizes, strict=True) if size)
+        sizes, losses = ([batch[f"{prefix}_{name}"] for batch in batches] for name in ("batch_size", "loss"))
+        if losses and isinstance(losses[0], torch.Tensor):
+            losses = torch.stack(losses).tolist()
+        total = sum(loss * size for loss, size in zip(losses, sizes, strict=True) if size)
         total, n_rows, n_short = self.ranks.totals(float(total), sum(sizes), int(self.is_short))
         if n_short:
             self.is_short = False
@@ -130,8 +132,10 @@ class JointSteps(NeuralNet):
         self._set_training(True)
         try:
             return self._step(*batch)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            if not is_out_of_memory(error) and self.ranks.means_loss(error):
+            if self.ranks.means_loss(error):
                 raise self.ranks.lost(error) from error
             raise
 
@@ -152,7 +156,7 @@ class JointSteps(NeuralNet):
             y_pred = self.infer(x)
             return y_pred, self.get_loss(y_pred, weight, X=x, training=True)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if self.ranks.means_loss(error) or not is_out_of_memory(error):
                 raise
             return None
 

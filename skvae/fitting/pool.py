@@ -150,5 +150,8 @@ class PooledRows:
         for rows in self.stream.blocks:
             squares = (self.stream[rows] - self.offset).to(self._sums).square().sum(1)
             parts.append(squares.sum() if self.weight is None else self.weight[rows].to(squares) @ squares)
-        (total,) = self.ranks.totals(sum(read(parts)))
+        total = 0.0
+        for part in read(parts):
+            total += part  # as `sum` adds floats from Python 3.12 on, it has other last bits
+        (total,) = self.ranks.totals(total)
         return total / self.total_weight / self.x.shape[1]

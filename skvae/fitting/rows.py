@@ -32,7 +32,9 @@ class Expected(NamedTuple):
     reference: Tensor  # that they are about (k, d)
     total: Tensor | None = None  # log-likelihood of the rows ()
     frame: Tensor | None = None  # factor (k or 1, d, d): moments are those of whitened residuals, ``(x - m) @ frame``
-    failed: Tensor | None = None  # number of roots that do not exist (): if there are any, nothing else counts
+    failed: Tensor | None = (
+        None  # number of blocks with a root that does not exist (): if there are any, nothing else counts
+    )
 
     def to(self, device):
         """The sums on another device."""

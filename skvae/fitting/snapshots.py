@@ -42,7 +42,18 @@ def copied(state):
 
 
 def put_back(net, model, generator, snapshot, *, own_modules=False):
-    """Let a training go on from a snapshot, in place; one of another process has the history beside it."""
+    """Let a training go on from a snapshot, in place; one of another process has the history beside it.
+
+    Raises
+    ------
+    ValueError
+        If it was taken with other callbacks, or on another kind of device, whose generators have other states.
+    """
+    if len(snapshot["generator"]) != len(generator.get_state()):
+        raise ValueError(
+            "The checkpoint was written by a training on another kind of device, whose random numbers can not be "
+            f"continued on {generator.device.type}; set device as it was, or remove the file to begin anew."
+        )
     if "history" in snapshot:
         net.history[:] = [{**row, "batches": []} for row in snapshot["history"]]
     del net.history[snapshot["epochs_done"] :]

@@ -1084,10 +1084,11 @@ def test_devices_may_change_between_calls(fitted_on, used_on, X):
 
 
 @over_embedders
-@pytest.mark.parametrize("fitted_on", ["cpu", "device"])
-@pytest.mark.parametrize("used_on", ["cpu", "device"])
-@pytest.mark.parametrize("y_on", [None, "cpu", "device"])
-def test_every_combination_of_devices(cls, fitted_on, used_on, y_on, X, device):
+@pytest.mark.parametrize(
+    ("fitted_on", "used_on", "y_on"),
+    [("cpu", "device", None), ("device", "cpu", "device"), ("device", "device", "cpu")],
+)
+def test_combinations_of_devices(cls, fitted_on, used_on, y_on, X, device):
     """Rows, labels, networks and what the user asks next may each be somewhere else."""
     fitted_on, used_on, y_on = (device if name == "device" else name for name in (fitted_on, used_on, y_on))
     y = None if y_on is None else torch.zeros(len(X), device=y_on)

@@ -246,7 +246,7 @@ def test_held_out_scores_are_bounds_and_agreement_of_views(images, monkeypatch):
     """What the end of the training maximises: the weight of the agreement is a tenth there."""
     bounds, agreements = [], []
 
-    def bound(model, rows, device, ranks):
+    def bound(model, rows, device, **options):
         bounds.append(mean_elbo(model, rows, device))
         views = [rotated(rows), rows]
         agreements.append(model.prior.agreement(*(model.posterior(view).mean for view in views))[0].item())

@@ -174,7 +174,7 @@ def test_tensors_are_moved_in_one_piece(x, monkeypatch):
 
 @over_families
 def test_several_runs_are_as_each_alone(family, x):
-    """Of which some converge before others, and some leaps are rejected."""
+    """Runs that share their passes over the rows do not change one another."""
     rows = WhitenedRows(x.clone(), family, 1e-6)
     starts = []
     for seed in range(3):
