@@ -33,6 +33,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 CPU = torch.device("cpu")
+NEEDED = (
+    (torch._C, "_current_graph_task_id"),
+    (torch._C, "_group_tensors_by_device_and_dtype"),
+    (torch._C._nn, "_parse_to"),
+    (torch.__future__, "set_swap_module_params_on_conversion"),
+)
+LACKS = [name for owner, name in NEEDED if not hasattr(owner, name)]
+TOO_OLD = f"torch {torch.__version__} lacks {', '.join(LACKS)}, which the stand-in needs." if LACKS else None
 COPIES = {"aten::copy_", "aten::_to_copy"}  # between devices
 WAITING = {
     "aten::_local_scalar_dense", "aten::_assert_async", "aten::_linalg_check_errors", "aten::_linalg_eigh",
@@ -232,7 +240,7 @@ def _new_tensor(like, data, *, dtype=None, device=None, requires_grad=False):
 
 
 PLAIN = {name: getattr(torch, name) for name in ("tensor", "as_tensor", "asarray")}
-PLAIN |= {"to": torch.Tensor.to, "group": torch._C._group_tensors_by_device_and_dtype}
+PLAIN |= {"to": torch.Tensor.to, "group": getattr(torch._C, NEEDED[1][1], None)}
 
 
 class DeviceGenerator(torch._C.Generator):
