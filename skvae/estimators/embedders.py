@@ -153,7 +153,8 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         GPU. It takes a while before the first step, and gains little on a CPU.
 
     device : str or torch.device, default="auto"
-        Where to compute; "auto" takes cuda, then mps, then cpu.
+        Where to compute; "auto" takes cuda, then mps, then cpu. Where mps lacks what the training needs, "auto" trains
+        on the cpu and emits a RuntimeWarning.
 
     random_state : int, RandomState instance or None, default=None
         Seeds the networks, the batches and the noise. No global random state is used, also with None. The same seed
@@ -469,7 +470,8 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         GPU. It takes a while before the first step, and gains little on a CPU.
 
     device : str or torch.device, default="auto"
-        Where to compute; "auto" takes cuda, then mps, then cpu.
+        Where to compute; "auto" takes cuda, then mps, then cpu. Where mps lacks what the training needs, "auto" trains
+        on the cpu and emits a RuntimeWarning.
 
     random_state : int, RandomState instance or None, default=None
         Seeds the networks, the batches and the noise. No global random state is used, also with None. The same seed

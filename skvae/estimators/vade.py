@@ -184,7 +184,8 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         Whether to train the networks compiled by torch, as for `VAEEmbedder`.
 
     device : str or torch.device, default="auto"
-        Where to compute: "auto" is the first of cuda, mps and cpu that is there.
+        Where to compute: "auto" is the first of cuda, mps and cpu that is there. Where mps lacks what the training
+        needs, "auto" trains on the cpu and emits a RuntimeWarning.
 
     random_state : int, RandomState instance or None, default=None
         Seeds everything that is random.
