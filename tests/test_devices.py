@@ -311,6 +311,20 @@ def test_a_resumed_checkpoint_of_a_network_that_draws(device, tmp_path):
     assert case.on(device, tmp_path).loss_curve_ == Case(case.estimator, X, "fit").on(device, tmp_path).loss_curve_
 
 
+def test_a_checkpoint_of_another_kind_of_device(tmp_path):
+    """Generators of other devices have states of other sizes, which those of the stand-in have not."""
+    path = tmp_path / "vae.pt"
+    vae = VAEEmbedder(2, checkpoint=path, callbacks=[StopOnce()], **SMALL | {"max_epochs": 4})
+    StopOnce.stopped = False
+    with pytest.raises(InterruptedError):
+        vae.fit(X)
+    content = torch.load(path, weights_only=True)
+    content["current"]["generator"] = content["current"]["generator"][:16]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="another kind of device.*set device as it was"):
+        vae.fit(X)
+
+
 SHORTAGES = {
     "cuda": lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
     "driver": lambda: RuntimeError("CUDA error: out of memory"),

@@ -146,8 +146,8 @@ def compute_dtype(dtype, device):
 
 def device_dtype(dtype, device):
     """The torch dtype of arrays of a dtype on a device: float32 instead of float64 where there is none."""
-    found = tensor_dtype(dtype)
-    return torch.float32 if found == torch.float64 and torch.device(device).type == "mps" else found
+    converted = tensor_dtype(dtype)
+    return torch.float32 if converted == torch.float64 and torch.device(device).type == "mps" else converted
 
 
 def to_tensor(array, dtype, device):

@@ -262,7 +262,7 @@ def check_verbs(likelihood, verbs):
 
 
 def stored_rows(likelihood, X, device):
-    """What is kept of X for training: standardised float32 rows, or whole numbers of one byte as they are (not on mps).
+    """Return the rows to train on: standardised in float32, or whole numbers of one byte as they are (not on mps).
 
     They are on the device if they take at most half of its free memory, else on the CPU. Rows of a table are read
     when they are needed.

@@ -98,7 +98,7 @@ def with_exact_buffers(model, exact):
 
 
 def is_missing_on_mps(error, device):
-    """Whether an error says that mps can not do what was asked of it: no kernel, no dtype, too large a size."""
+    """Return whether an error names a limit of mps: a missing kernel or dtype, or too large a size."""
     is_limit = isinstance(error, RuntimeError | TypeError) and not is_out_of_memory(error)
     return device.type == "mps" and is_limit and "MPS" in str(error)
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 
 MAX_PINNED = 2**26  # bytes: to pin more takes longer than to wait
-# In messages of torch; cuBLAS that can not begin has no memory for its workspace.
+# In messages of torch; cuBLAS is not initialized where there is no memory for its workspace.
 SHORTAGES = ("out of memory", "_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 
 

@@ -51,7 +51,7 @@ def put_back(net, model, generator, snapshot, *, own_modules=False):
     """
     if len(snapshot["generator"]) != len(generator.get_state()):
         raise ValueError(
-            "The checkpoint was written by a training on another kind of device, whose random numbers can not be "
+            "The checkpoint was written by a training on another kind of device, whose random numbers cannot be "
             f"continued on {generator.device.type}; set device as it was, or remove the file to begin anew."
         )
     if "history" in snapshot:
