@@ -20,7 +20,7 @@ from .models import GaussianMixturePrior
 
 __all__ = ["EpochScores", "LatentSnapshots", "Snapshots"]
 ROWS_AT_ONCE = 1_024
-TAKEN = {"loss", "log_likelihood", "kl", "agreement", "batch_count"}  # names of what is recorded anyway
+RESERVED_NAMES = {"loss", "log_likelihood", "kl", "agreement", "batch_count"}  # names of what is recorded anyway
 
 
 class EpochScores(Callback):
@@ -78,8 +78,8 @@ class EpochScores(Callback):
         for name, score in self.scores.items():
             if not callable(score):
                 raise TypeError(f"The score {name!r} should be a function of rows and reconstructions, not {score!r}.")
-            if not isinstance(name, str) or name in TAKEN:
-                raise ValueError(f"A score can not be called {name!r}; use a text other than {sorted(TAKEN)}.")
+            if not isinstance(name, str) or name in RESERVED_NAMES:
+                raise ValueError(f"A score can not be called {name!r}; use a text other than {sorted(RESERVED_NAMES)}.")
         for name in self.rows:
             if not isinstance(name, str) or not name or "_" in name:
                 raise ValueError(f"Rows can not be called {name!r}; use a text without underscores.")

@@ -26,7 +26,7 @@ import skvae.fitting.starts
 import skvae.fitting.streams
 from skvae import AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
 from skvae.distributed import alone, shard
-from skvae.fitting.distributed import current, jointly
+from skvae.fitting.distributed import current_group, distributed_fit
 from skvae.fitting.lloyd import lloyd
 
 ROWS = np.random.default_rng(0).normal(size=(1500, 4)) @ np.diag([1.0, 2.0, 3.0, 0.5])
@@ -71,8 +71,8 @@ def parameters_of(estimator):
 def limits(most_told=None, sample=None, pool=None):
     """Smaller limits, so that few rows are treated as many are."""
     changes = [
-        (skvae.fitting.starts, "MOST_TOLD", most_told),
-        (skvae.fitting.minibatch, "MOST_TOLD", most_told),
+        (skvae.fitting.starts, "MAX_GATHERED_ROWS", most_told),
+        (skvae.fitting.minibatch, "MAX_GATHERED_ROWS", most_told),
         (skvae.fitting.streams, "SAMPLE_ROWS", sample),
         (skvae.estimators.kmeans, "POOL_BYTES", pool),
         (skvae.estimators.kmeans, "POOL_BATCHES", None if pool is None else 1),
@@ -145,8 +145,8 @@ def relocated(own):
     """Lloyd's algorithm from centres of which some have no rows."""
     x = torch.from_numpy(ROWS - ROWS.mean(0))
     start = torch.cat([x[:2], x[:4] + 1e3])
-    with jointly():
-        centers, _ = lloyd(own(x), start, ranks=current())
+    with distributed_fit():
+        centers, _ = lloyd(own(x), start, group=current_group())
     return {"centers": centers.numpy()}
 
 
@@ -342,8 +342,8 @@ def out_of_step(own):
     """Processes that do not do the same."""
 
     def work():
-        with jointly():
-            current().gather(torch.ones(3)) if own.rank else current().totals(1.0)
+        with distributed_fit():
+            current_group().all_gather(torch.ones(3)) if own.rank else current_group().all_reduce_sum(1.0)
 
     return error_of(work)
 

@@ -228,7 +228,7 @@ def test_a_group_outlives_what_averages_gradients(monkeypatch):
         net.averaged(torch.nn.Linear(2, 2), input=torch.ones(3, 2)).sum().backward()
         wrapped, left = weakref.ref(net.averaged._wrapped), []
         ranks = SimpleNamespace(leave=lambda: left.append(wrapped()))
-        Epochs(net, None, None, None, None, None, None, ranks=ranks)._leave()
+        Epochs(net, None, None, None, None, None, None, group=ranks)._leave()
         assert left == [None]
     finally:
         torch.distributed.destroy_process_group()

@@ -13,7 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import InvalidParameterError, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..fitting.distributed import jointly
+from ..fitting.distributed import distributed_fit
 from ..fitting.epochs import Interrupted
 from ..fitting.rows import row_chunks
 from ..models.covariances import moved
@@ -21,22 +21,22 @@ from ..models.networks import has_channels_last
 from ._arguments import bind_arguments, name_methods
 from ._arrays import FLOATS, check_dense, check_one_matrix, host_array, tensor_dtypes
 from ._chunks import map_chunks
-from ._columns import told_of_columns
+from ._columns import name_columns_in_error
 from ._datasets import table_of
 from ._descriptions import describe, foreign_part, rebuild
 from ._messages import meant, one_of
 from ._missing import has_missing
 from ._rows import check_row_count, counted_rows, weighted_sum
 from ._tables import Table, TensorRows, is_lazy, result_dtype, sparse_rows
-from ._tasks import CallbackSupportMixin, is_watched, told_to_callbacks
+from ._tasks import CallbackSupportMixin, is_watched, with_sklearn_callbacks
 
 
 def fit_method(method):
-    """Wrap a fitting method: check the parameters first, and then as `guarded`."""
-    return _fit_context(prefer_skip_nested_validation=True)(guarded(method))
+    """Wrap a fitting method: check the parameters first, and then as `transactional`."""
+    return _fit_context(prefer_skip_nested_validation=True)(transactional(method))
 
 
-def guarded(method):
+def transactional(method):
     """Wrap a fitting method: tensors become arrays, and a fit that does not finish changes nothing.
 
     An exception or an interrupt leaves the estimator exactly as it was before the call; or, where the training of
@@ -44,7 +44,7 @@ def guarded(method):
     too, fitted attributes are arrays. If there are callbacks of scikit-learn, they are told of a fit. Where there are
     several processes they fit together, and if one of them fails, all do.
     """
-    told = told_to_callbacks(method)
+    told = with_sklearn_callbacks(method)
 
     @functools.wraps(method)
     def wrapper(self, *args, **kwargs):
@@ -52,7 +52,7 @@ def guarded(method):
         before = dict(vars(self))
         args, kwargs = map(host_array, args), {name: host_array(value) for name, value in kwargs.items()}
         try:
-            with config_context(array_api_dispatch=False), jointly():
+            with config_context(array_api_dispatch=False), distributed_fit():
                 # Not always through the callbacks' frame: warnings point at the caller of fit.
                 return (told if is_watched(self, method) else method)(self, *args, **kwargs)
         except Interrupted as stopped:
@@ -158,13 +158,15 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         try:
             X = validate_data(self, self._flat_images(X), reset=reset, **settings)
         except (ValueError, TypeError) as error:
-            told = told_of_columns(error, X) if getattr(X, "ndim", 2) == 2 else self._told_of_images(error, X)
+            told = (
+                name_columns_in_error(error, X) if getattr(X, "ndim", 2) == 2 else self._explain_image_error(error, X)
+            )
             if told is error:
                 raise
             raise told from error
         return sparse_rows(X, allows_nan, together=not self._streams_nan) if issparse(X) else X
 
-    def _told_of_images(self, error, X):
+    def _explain_image_error(self, error, X):
         """An error about rows that may be images, with what to do; else the error itself."""
         known = getattr(self, "image_shape", None) is not None  # so that the error is about their shape
         if known or getattr(X, "ndim", 0) not in (3, 4) or not isinstance(error, ValueError):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..fitting.devices import is_out_of_memory
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
 from ._arrays import float_dtype, tensor_dtype, to_dtype, to_tensor
 from ._tables import Table, TensorRows
@@ -31,7 +31,7 @@ def column_means(X, weight=None):
 
     They are those of all processes that fit together.
     """
-    chunks, ranks, mass = row_chunks(*X.shape), current(), float(len(X) if weight is None else weight.sum())
+    chunks, group, mass = row_chunks(*X.shape), current_group(), float(len(X) if weight is None else weight.sum())
     with np.errstate(over="ignore", invalid="ignore"):
         if weight is None and isinstance(X, np.ndarray):
             mean = X.mean(axis=0, dtype=np.float64)
@@ -39,9 +39,9 @@ def column_means(X, weight=None):
             mean = sum(X[rows].sum(axis=0, dtype=np.float64) for rows in chunks) / len(X)
         else:
             mean = sum(weight[rows] @ X[rows].astype(np.float64, copy=False) for rows in chunks) / weight.sum()
-        if ranks.size == 1:
+        if group.size == 1:
             return mean
-        sums, mass = ranks.totals(torch.from_numpy(mean * mass), mass)
+        sums, mass = group.all_reduce_sum(torch.from_numpy(mean * mass), mass)
         return (sums / mass).numpy()
 
 
@@ -106,7 +106,7 @@ def scatter_about(X, center, weight, dtype, device, chunk_size=None):
                 total += part.mT @ part
     shift = torch.from_numpy(center - reference).to(total)
     n_samples = len(X) if weight is None else float(weight.sum())
-    return current().totals(total - n_samples * shift.outer(shift))[0]
+    return current_group().all_reduce_sum(total - n_samples * shift.outer(shift))[0]
 
 
 def map_chunks(function, X, n_rows):

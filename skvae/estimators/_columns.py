@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..fitting.distributed import ALONE
+from ..fitting.distributed import SINGLE_PROCESS
 from ..fitting.rows import LINEAR_BYTES, row_chunks
 from ._arrays import float_dtype
 from ._labels import is_missing
@@ -37,14 +37,14 @@ class Columns:
     ----------
     X : ndarray, Table or TensorRows of shape (n, d)
         Of rows of a tensor, the ranges alone are known.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
     names : array-like of shape (d,), optional
         What errors call the features; otherwise their indices.
     """
 
-    def __init__(self, X, ranks=ALONE, names=None):
-        self._X, self._ranks, self._names = X, ranks, names
+    def __init__(self, X, group=SINGLE_PROCESS, names=None):
+        self._X, self._ranks, self._names = X, group, names
         self.dtype = X.dtype
 
     def named(self, features):
@@ -198,7 +198,7 @@ def moments_of(part):
     return n_seen, mean, np.square(np.where(missing, 0, part - mean)).sum(axis=0)
 
 
-def told_of_columns(error, X):
+def name_columns_in_error(error, X):
     """An error about values of X with the columns that it is about, where they can be told; else the error itself.
 
     Parameters

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..fitting.vade import Affine, WithLogScales
+from ..fitting.vade import Affine, LogScaleHead
 from ..models import (
     ACTIVATIONS,
     COVARIANCES,
@@ -121,7 +121,7 @@ def build_affine(settings, parts, shapes):
 def build_with_log_scales(parts):
     """An encoder with the layer that gives log-scales."""
     check_names("parts", parts, ("encoder", "log_scale"))
-    module = WithLogScales(parts["encoder"], 1)
+    module = LogScaleHead(parts["encoder"], 1)
     module.log_scale = parts["log_scale"]
     return module
 
@@ -175,7 +175,7 @@ OURS = [
     layer(StandardNormal),
     container(Heads, build_heads),
     assembly(Observed, "likelihood"),
-    container(WithLogScales, build_with_log_scales),
+    container(LogScaleHead, build_with_log_scales),
     assembly(LatentModel, "encoder", "decoder", "likelihood", "prior"),
     Kind(Affine, lambda module: {}, build_affine),
     Kind(GaussianMixturePrior, prior_settings, build_mixture_prior),
@@ -186,7 +186,10 @@ OURS = [
         if cls is not Categorical
     ),
 ]
-KINDS = {f"torch.{kind.cls.__name__}": kind for kind in LAYERS} | {kind.cls.__name__: kind for kind in OURS}
+# Names in files outlive those of classes.
+NAMES_IN_FILES = {LogScaleHead: "WithLogScales"}
+KINDS = {f"torch.{kind.cls.__name__}": kind for kind in LAYERS}
+KINDS |= {NAMES_IN_FILES.get(kind.cls, kind.cls.__name__): kind for kind in OURS}
 NAMES = {kind.cls: name for name, kind in KINDS.items()}
 
 

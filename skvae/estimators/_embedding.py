@@ -18,7 +18,7 @@ from torch import nn
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
 from ..fitting.batches import some_rows
 from ..fitting.devices import own_randomness
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.epochs import Interrupted
 from ..fitting.nets import COMPILE_MODES, OPTIMIZERS
 from ..fitting.parallel import count_batches
@@ -282,7 +282,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             "compile": self.compile,
             "own_modules": self._has_own_modules(),
             "callbacks": (*training_callbacks(self.callbacks), *self._epoch_tasks()),
-            "progress": type(self).__name__ if self.verbose and current().rank == 0 else None,
+            "progress": type(self).__name__ if self.verbose and current_group().rank == 0 else None,
         }
 
     def _epoch_tasks(self):
@@ -321,7 +321,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         except (RuntimeError, TypeError) as error:
             if self.device != "auto" or not is_missing_on_mps(error, device):
                 raise
-            if self.checkpoint is not None and current().rank == 0:
+            if self.checkpoint is not None and current_group().rank == 0:
                 Path(self.checkpoint).unlink(missing_ok=True)  # it holds states of mps
             warnings.warn(
                 f"The GPU of this Mac lacks what the training needs ({str(error).splitlines()[0]}); device='auto' "
@@ -355,9 +355,9 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         streaming : bool
             Whether the rows are a batch of a stream, whose networks are averaged, and not written to a file.
         """
-        ranks, seeds = current(), torch.Generator().manual_seed(seed)
+        group, seeds = current_group(), torch.Generator().manual_seed(seed)
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
-        generator, columns = ranks.private(generator), Columns(X, ranks, self._column_names())
+        generator, columns = group.rank_generator(generator), Columns(X, group, self._column_names())
         if going_on:
             self._check_same_sizes(X)
             self._check_same_mask(columns)
@@ -405,7 +405,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         with torch.inference_mode():
             some = some_rows(rows, ROWS_FOR_DIAGNOSTICS)
             q = posterior_of(model, some, device, net.batch_size)
-            self._diagnose(Posterior(*(ranks.gather(part) for part in q)))
+            self._diagnose(Posterior(*(group.all_gather(part) for part in q)))
         self._describe(given)
         if stopped is not None:
             raise stopped
@@ -426,16 +426,16 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         if self.checkpoint is None or self.random_state is not None:
             return seed
         found = read_checkpoint(self.checkpoint)
-        return current().each(seed if found is None else found["seed"])[0]
+        return current_group().all_gather_int(seed if found is None else found["seed"])[0]
 
     def _checkpoint_of(self, rows, held_out, seed, n_epochs_before):
         """The file that the training is written to, None if there is none."""
         if self.checkpoint is None:
             return None
-        folder, ranks = Path(self.checkpoint).resolve().parent, current()
-        if ranks.rank == 0 and not folder.is_dir():
+        folder, group = Path(self.checkpoint).resolve().parent, current_group()
+        if group.rank == 0 and not folder.is_dir():
             raise ValueError(f"checkpoint={str(self.checkpoint)!r} is in a folder that does not exist; make it first.")
-        return checkpoint_of(self.checkpoint, fingerprint(self, seed, n_epochs_before, rows, held_out), seed, ranks)
+        return checkpoint_of(self.checkpoint, fingerprint(self, seed, n_epochs_before, rows, held_out), seed, group)
 
     def _choose_likelihood(self, columns):
         """The likelihood, or the name of one, for a table with these columns."""
@@ -445,7 +445,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         """Warn if "auto" has chosen a likelihood of measurements for counts."""
         automatic = isinstance(self.likelihood, str) and self.likelihood == "auto" and self.image_shape is None
         if automatic and isinstance(chosen, str) and chosen == "gaussian" and columns.look_like_counts():
-            if current().rank > 0:
+            if current_group().rank > 0:
                 return
             warnings.warn(
                 f"X holds counts (whole numbers from {np.nanmin(columns.ranges.low):g} to "

@@ -20,7 +20,7 @@ from ._messages import meant, shown
 from ._tables import Table
 
 NEARLY, NEARLY_WHOLE = 1e-3, 0.1  # values so little beyond a bound, or away from a whole number, may be rounded ones
-VERBS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
+REQUIRED_METHODS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
 
 
 def choose_likelihood(likelihood, columns):
@@ -47,9 +47,9 @@ def choose_likelihood(likelihood, columns):
         if likelihood == "auto":
             return "bernoulli" if all_within(LIKELIHOODS["bernoulli"].support, columns) else "gaussian"
     elif isinstance(likelihood, type):
-        check_verbs(likelihood, ["from_data"])
+        check_required_methods(likelihood, ["from_data"])
     elif isinstance(likelihood, nn.Module):
-        check_verbs(likelihood, VERBS)
+        check_required_methods(likelihood, REQUIRED_METHODS)
     else:
         raise TypeError(
             f"likelihood={likelihood!r} should be 'auto', one of {sorted(LIKELIHOODS)}, a torch.nn.Module with the "
@@ -231,7 +231,7 @@ def build_likelihood(likelihood, X, columns=None):
     built = kind.from_data(columns)
     if not isinstance(built, nn.Module):
         raise TypeError(f"{kind.__name__}.from_data should make a torch.nn.Module, but made {built!r}.")
-    check_verbs(built, VERBS)
+    check_required_methods(built, REQUIRED_METHODS)
     check_support(built, X, columns)
     return for_missing(built, columns)
 
@@ -254,7 +254,7 @@ def for_missing(likelihood, columns):
     return Observed(likelihood)
 
 
-def check_verbs(likelihood, verbs):
+def check_required_methods(likelihood, verbs):
     """Raise if something that a likelihood needs is missing."""
     missing = [verb for verb in verbs if not hasattr(likelihood, verb)]
     if missing:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.missing import completed
 from ..fitting.rows import row_chunks
 from ._tables import Table, TensorRows
@@ -25,7 +25,7 @@ def any_missing(X):
         If there is, and rows are read a chunk at a time.
     """
     own = has_missing(X)
-    missing = any(current().each(own))
+    missing = any(current_group().all_gather_int(own))
     if missing and not own and isinstance(X, Table):
         raise ValueError(
             "Another process has rows with NaN, but those of this one are read a chunk at a time, where no value may "
@@ -63,7 +63,7 @@ def check_columns(estimator, X):
     ValueError
         It names the columns, by their names if X had any.
     """
-    (n_seen,) = current().totals(torch.from_numpy((~np.isnan(X)).sum(axis=0)))
+    (n_seen,) = current_group().all_reduce_sum(torch.from_numpy((~np.isnan(X)).sum(axis=0)))
     empty = n_seen.numpy() == 0
     if empty.any():
         names = getattr(estimator, "feature_names_in_", np.arange(X.shape[1]))[empty].tolist()
@@ -84,7 +84,7 @@ def observed_means(X, weight=None):
         mass = np.ones(len(observed)) if weight is None else weight[rows]
         sums += mass @ np.where(observed, X[rows], 0.0).astype(np.float64, copy=False)
         counts += mass @ observed
-    sums, counts = current().totals(torch.from_numpy(sums), torch.from_numpy(counts))
+    sums, counts = current_group().all_reduce_sum(torch.from_numpy(sums), torch.from_numpy(counts))
     return (sums / counts).numpy()
 
 

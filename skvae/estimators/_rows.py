@@ -9,7 +9,7 @@ from sklearn import config_context
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.lloyd import canonical_order
 from ..fitting.rows import blocks_of
 from ._arrays import host_array, named_in_errors, seed_from, tensor_dtype
@@ -33,13 +33,13 @@ def check_enough_rows(X, n_components, name="n_components"):
 
 def row_count(X):
     """Rows of all processes that fit together."""
-    return sum(current().each(len(X)))
+    return sum(current_group().all_gather_int(len(X)))
 
 
 def check_processes(estimator, X):
     """Raise if the processes that fit together were given different parameters, or other kinds of rows."""
-    ranks = current()
-    if ranks.size == 1:
+    group = current_group()
+    if group.size == 1:
         return
     local = {"device", "verbose", "verbose_interval", "chunk_size", "checkpoint", "callbacks"}
     facts = {"estimator": type(estimator).__name__, "n_features": X.shape[1], "dtype": str(X.dtype)}
@@ -47,7 +47,7 @@ def check_processes(estimator, X):
         parts = value if isinstance(value, list | tuple) else [value]
         if name not in local and all(isinstance(part, str | Real | None) for part in parts):
             facts[name] = repr(value)
-    all_facts = ranks.objects(facts)
+    all_facts = group.all_gather_object(facts)
     for name, value in facts.items():
         found = [theirs.get(name) for theirs in all_facts]
         if any(other != value for other in found):
@@ -56,7 +56,7 @@ def check_processes(estimator, X):
 
 def fit_seed(random_state):
     """`seed_from` for a fit: that of the first of the processes that fit together."""
-    return current().each(seed_from(random_state))[0]
+    return current_group().all_gather_int(seed_from(random_state))[0]
 
 
 def fit_generator(random_state):
@@ -160,7 +160,7 @@ def repeated_rows(X, sample_weight, seed):
     order = np.arange(len(X)) if in_file else order_of(X)
     if weight is None:
         return select_rows(X, order)
-    n_rows, total_weight = current().totals(len(weight), weight.sum())
+    n_rows, total_weight = current_group().all_reduce_sum(len(weight), weight.sum())
     ends = np.cumsum(weight[order] * max(1.0, n_rows / total_weight))
     # The share of the last row that is cut off is no whole row: rounding of sums of whole numbers is none.
     counted = np.floor(ends + np.random.default_rng(seed).uniform(1e-9, 1)).astype(np.int64)

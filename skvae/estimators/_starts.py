@@ -8,7 +8,7 @@ from sklearn.base import clone
 from sklearn.utils import check_array
 from sklearn.utils.validation import has_fit_parameter
 
-from ..fitting.distributed import alone, current
+from ..fitting.distributed import alone, current_group
 from ..fitting.rows import row_chunks
 from ..fitting.starts import from_labels
 from ..fitting.streams import sample_indices
@@ -136,10 +136,10 @@ def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
     if clusterer.get_params().get("random_state", 0) is None:
         clusterer.set_params(random_state=draw_seed())
     weighted = has_fit_parameter(clusterer, "sample_weight")
-    ranks = current()
+    group = current_group()
     # Estimators of this package fit the rows of all processes; others know their own alone.
-    alike = ranks.size == 1 or isinstance(clusterer, TorchEstimator)
-    if any(ranks.each(isinstance(X, Table))) or not alike:
+    alike = group.size == 1 or isinstance(clusterer, TorchEstimator)
+    if any(group.all_gather_int(isinstance(X, Table))) or not alike:
         generator = torch.Generator().manual_seed(draw_seed())
         labels = _labels_from_sample(clusterer, X, n_components, weight, weighted, generator)
     else:
@@ -159,10 +159,10 @@ def _labels_from_sample(clusterer, X, n_components, weight, weighted, generator)
             "labels only rows that it is fitted to; give a clusterer with predict, or the labels as y with "
             "init_params='labels'."
         )
-    ranks, weight = current(), None if weight is None else torch.from_numpy(weight)
-    indices, held = sample_indices(X, n_components, generator, weight, ranks)
-    sample = ranks.gather(torch.from_numpy(X[indices.numpy()])).numpy()
-    settings = {"sample_weight": ranks.gather(held).numpy()} if weighted and held is not None else {}
+    group, weight = current_group(), None if weight is None else torch.from_numpy(weight)
+    indices, held = sample_indices(X, n_components, generator, weight, group)
+    sample = group.all_gather(torch.from_numpy(X[indices.numpy()])).numpy()
+    settings = {"sample_weight": group.all_gather(held).numpy()} if weighted and held is not None else {}
     with alone():
         clusterer.fit(sample, **settings)
     return np.concatenate([clusterer.predict(X[rows]) for rows in row_chunks(*X.shape)])
@@ -183,7 +183,7 @@ def _places(codes, classes, n_components, found):
         Begins the error if there are not.
     """
     own = np.unique(codes[codes >= 0])
-    everywhere = np.unique(np.concatenate(current().objects(classes[own])))
+    everywhere = np.unique(np.concatenate(current_group().all_gather_object(classes[own])))
     if len(everywhere) != n_components:
         raise ValueError(f"{found.format(len(everywhere))}, but n_components={n_components}; let the two agree.")
     out = np.full(len(codes), -1)

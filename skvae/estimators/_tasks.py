@@ -22,7 +22,7 @@ def is_watched(estimator, method):
     return watched and method.__name__ == "fit" and isinstance(estimator, CallbackSupportMixin)
 
 
-def told_to_callbacks(method):
+def with_sklearn_callbacks(method):
     """Wrap ``fit``: callbacks of scikit-learn are told when it begins and ends."""
 
     @functools.wraps(method)

@@ -9,7 +9,7 @@ import torch
 
 from ..fitting.batches import some_rows
 from ..fitting.devices import is_out_of_memory
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.parallel import count_batches
 from ..fitting.snapshots import Checkpoint, JointCheckpoint, recorded
 from ..fitting.training import fit_module
@@ -48,7 +48,7 @@ class Task:
             optimizer_state=task.optimizer_state,
             checkpoint=task.checkpoint,
             keeps=task.going_on and task.checkpoint is None,  # else the file has it, to go on from there
-            ranks=current(),
+            group=current_group(),
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval
 
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.training import Plan
 from ..models import Flat, StandardNormal
 from ._bounds import BoundMixin, draw_rows, elbo_at_points, fill_missing
@@ -338,7 +338,7 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         self.active_units_ = int((q.mean.cpu().double().var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
     def _warn_if_collapsed(self):
-        if self.active_units_ == 0 and self._n_steps >= MIN_STEPS and current().rank == 0:
+        if self.active_units_ == 0 and self._n_steps >= MIN_STEPS and current_group().rank == 0:
             warnings.warn(
                 f"The codes carry nothing of X: all {self.n_components} latent dimensions are at the prior (posterior "
                 f"collapse, KL {self.kl_per_dimension_.sum():.2g} nats). Train longer (max_epochs, lr), decrease "

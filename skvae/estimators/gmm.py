@@ -13,7 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.em import MixtureFit, fit_mixtures, start_mixture, step_mixture
 from ..fitting.missing import PatternRows, observed_e_step
 from ..fitting.rows import WhitenedRows, e_step, largest_product
@@ -716,7 +716,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     def _whitened(self, x, weight, **settings):
         family = COVARIANCES[self.covariance_type]
-        settings |= {"chunk_size": self.chunk_size, "ranks": current()}
+        settings |= {"chunk_size": self.chunk_size, "group": current_group()}
         return WhitenedRows(x, family, self.reg_covar, weight, **settings)
 
     def _incomplete(self, X, weight, center, covariance=None):
@@ -724,7 +724,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         device = resolve_device(self.device, dtype=torch.float64)
         x = centered(X, center, torch.float64, device)
         weight = None if weight is None else to_tensor(weight, torch.float64, device)
-        return PatternRows(x, COVARIANCES[self.covariance_type], self.reg_covar, weight, covariance, current())
+        return PatternRows(x, COVARIANCES[self.covariance_type], self.reg_covar, weight, covariance, current_group())
 
     def _given_start(self, X, y, weight, counted, n_given):
         """Labels or responsibilities of the rows that count, None where ``init_params`` is a method."""
@@ -739,7 +739,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         if all(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
             return [lambda rows: Mixture(*(part.to(rows.x.device) for part in self._given_parameters(center)))]
         generator = fit_generator(self.random_state)
-        drawn = draw_starts(self.init_params, self.n_init, x, self.n_components, generator, weight, current())
+        drawn = draw_starts(self.init_params, self.n_init, x, self.n_components, generator, weight, current_group())
         return [self._start(resp_of, center) for resp_of in drawn]
 
     def _start(self, resp_of, center):
@@ -756,10 +756,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     def _best_fit(self, rows, starts):
         """Run EM from every start and keep the one with the highest lower bound."""
         warm = self.warm_start and hasattr(self, "converged_")
-        verbose = self.verbose and current().rank == 0
+        verbose = self.verbose and current_group().rank == 0
         previous, report = self.lower_bound_ if warm else -np.inf, self._report if verbose else None
         settings = {"tol": self.tol, "max_iter": self.max_iter, "acceleration": self.acceleration}
-        fits, together = [], min(current().each(rows.n_together(self.n_components)))
+        fits, together = [], min(current_group().all_gather_int(rows.n_together(self.n_components)))
         for first in range(0, len(starts), together):
             report_of = report and partial(report, first)
             fits += fit_mixtures(rows, starts[first : first + together], previous, report=report_of, **settings)
@@ -767,7 +767,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         best = fits[0]
         if verbose:
             print(f"The best start {'converged' if best.converged else 'did not converge'}.")
-        if self.max_iter > 0 and not best.converged and current().rank == 0:
+        if self.max_iter > 0 and not best.converged and current_group().rank == 0:
             warnings.warn(
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the lower "
                 f"bound by tol={self.tol} or more. Increase max_iter or tol, or start elsewhere (init_params, n_init).",
@@ -778,7 +778,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         return best
 
     def _warn_if_regularized(self, fit):
-        if fit.regularized and current().rank == 0:
+        if fit.regularized and current_group().rank == 0:
             warnings.warn(
                 f"The covariances of components {sorted(fit.regularized)} are singular, and were regularized by more "
                 f"than reg_covar={self.reg_covar}: too few distinct rows, or linearly dependent features, for this "

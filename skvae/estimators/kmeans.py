@@ -13,7 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..fitting.devices import in_float64, read, to_device, wide_dtype
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.minibatch import (
     SEEDINGS,
     WeightedRows,
@@ -21,8 +21,8 @@ from ..fitting.minibatch import (
     constant_rate,
     fit_mini_batches,
     mini_batch_step,
-    needs_look,
     reassign,
+    should_reassign,
     start_centers,
 )
 from ..fitting.nearest import MAX_CHUNK, NearestCenters, distances, squared_residuals
@@ -394,7 +394,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             )
         device = self._device(X.dtype)
         dtype, weight = self._dtype(X.dtype, device), _weight_tensor(_weights(sample_weight, X), device)
-        if current().size > 1:
+        if current_group().size > 1:
             return self._shared_rows(X, dtype, device, weight, generator)
         if isinstance(X, Table) and X.run_length == 1:
             rows = self._read_rows(X, dtype, device, weight)
@@ -418,17 +418,17 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     def _shared_rows(self, X, dtype, device, weight, generator):
         """As `_rows`, where several processes have the rows: by way of pools, if one of them has too many to hold."""
-        ranks, size, lazy = current(), self._pool_size(X), isinstance(X, Table)
-        if any(ranks.each(lazy and X.run_length > 1 and len(X) > size)):
+        group, size, lazy = current_group(), self._pool_size(X), isinstance(X, Table)
+        if any(group.all_gather_int(lazy and X.run_length > 1 and len(X) > size)):
             table = X if lazy else Table(X, X.dtype)
             run_length = min(table.run_length, max(1, size // POOL_RUNS))
             stream = streamed(table, dtype, device)
-            rows = PooledRows(stream, weight, min(size, len(X)), run_length, generator, ranks)
+            rows = PooledRows(stream, weight, min(size, len(X)), run_length, generator, group)
             _check_range(rows.largest, dtype)
             return rows
         x = streamed(X, dtype, device) if lazy and X.run_length == 1 else _as_tensor(X[:], dtype, device)
         _check_range(_largest(x), dtype)
-        return WeightedRows(x, weight, ranks)
+        return WeightedRows(x, weight, group)
 
     def _fit_batches(self, X, sample_weight, seed):
         """Rows, what mini-batch k-means finds in them, and the generator that it leaves."""
@@ -444,7 +444,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             tol=self.tol,
             max_no_improvement=self.max_no_improvement,
             reassignment_ratio=self.reassignment_ratio,
-            report=self._report if self.verbose and current().rank == 0 else None,
+            report=self._report if self.verbose and current_group().rank == 0 else None,
         )
         return rows, fit, generator
 
@@ -459,12 +459,12 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         else:
             centers = rows.centered(_copied(self.cluster_centers_, rows.x))
             counts = self._counts
-        x, weight, ranks = rows.batch(len(rows), generator)
+        x, weight, group = rows.batch(len(rows), generator)
         counts = _copied(counts, x)
-        centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates(), ranks)
-        mean, looks = read([mean, needs_look(step + 1, self.reassignment_ratio, counts)])
+        centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates(), group)
+        mean, looks = read([mean, should_reassign(step + 1, self.reassignment_ratio, counts)])
         if looks:
-            centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator, ranks)
+            centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator, group)
         return rows, centers, counts, max(0.0, mean)
 
     def _loses_digits(self, centers, counts, mean_inertia):
@@ -521,7 +521,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     def _start(self, X, rows, generator, init_size):
         """Centres to start from, less the offset of the rows."""
-        named, ranks = isinstance(self.init, str), current()
+        named, group = isinstance(self.init, str), current_group()
         given = self._has_given_centers()
         n_init = {"auto": 1 if given or self.init == "k-means++" else 3}.get(self.n_init, self.n_init)
         n_init = 1 if given else n_init
@@ -530,14 +530,14 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             if named:
                 return x[SEEDINGS[self.init](x, self.n_clusters, generator, weight)]
             if given:
-                return rows.centered(ranks.first(self._checked_centers(self.init, X, rows)))
+                return rows.centered(group.broadcast(self._checked_centers(self.init, X, rows)))
             state = np.random.RandomState(int(torch.randint(2**31, (), generator=generator)))
-            if ranks.size > 1:  # the same sample in each
+            if group.size > 1:  # the same sample in each
                 held = to_dtype((x + rows.offset).cpu().numpy(), X.dtype)
             else:
                 held = self._held(X, rows, generator)
             centers = self._checked_centers(self.init(held, self.n_clusters, random_state=state), X, rows)
-            return rows.centered(ranks.first(centers))
+            return rows.centered(group.broadcast(centers))
 
         return start_centers(rows, [start] * n_init, init_size, generator)
 
@@ -571,18 +571,20 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         X = self._on_device(X)
         labels = self._labels(X)
         inertia = self._inertia(X, labels, rows.weight)
-        (self.inertia_,) = current().totals(inertia)
+        (self.inertia_,) = current_group().all_reduce_sum(inertia)
         self.labels_ = host_array(labels)
 
     def _warn_of_empty_clusters(self, X):
         if not self.compute_labels:
             return
-        (sizes,) = current().totals(torch.from_numpy(np.bincount(self.labels_, minlength=self.n_clusters)))
+        (sizes,) = current_group().all_reduce_sum(
+            torch.from_numpy(np.bincount(self.labels_, minlength=self.n_clusters))
+        )
         n_found = int(sizes.count_nonzero())
         if n_found == self.n_clusters:
             return
         n_distinct = _count_distinct(X, self.n_clusters)
-        if current().rank > 0:
+        if current_group().rank > 0:
             return
         if n_distinct < self.n_clusters:
             advice = f"X has only {n_distinct} distinct rows; decrease n_clusters"
@@ -691,7 +693,7 @@ def _count_distinct(X, n_enough):
         found = np.unique(np.concatenate([found, X[rows]]), axis=0)
         if len(found) >= n_enough:
             break
-    return len(np.unique(np.concatenate(current().objects(found)), axis=0))
+    return len(np.unique(np.concatenate(current_group().all_gather_object(found)), axis=0))
 
 
 def _weights(sample_weight, X):

@@ -20,7 +20,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted, has_fit_para
 from torch.utils.data import Dataset, Subset
 
 from ._arrays import device_dtype, host_array, to_tensor
-from ._base import CheckedParametersMixin, guarded
+from ._base import CheckedParametersMixin, transactional
 from ._chunks import caller_level
 from ._datasets import dataset_of
 from ._labels import labelled_rows, sorted_classes
@@ -144,7 +144,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         self.unlabelled = unlabelled
 
     @_fit_context(prefer_skip_nested_validation=False)  # the parameters of the clusterer are the user's as well
-    @guarded
+    @transactional
     def fit(self, X, y, sample_weight=None, **fit_params):
         """Find clusters in all rows, and learn their classes from the labelled ones.
 

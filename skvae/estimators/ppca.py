@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.missing import PatternRows, completed, observed_e_step
 from ..fitting.ppca import Rounding, axes_of_rows, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
 from ..models.covariances import COVARIANCES, moved
@@ -193,7 +193,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             check_columns(self, X)
             X, weight, _ = rows_with_values(X, weight)
             mean = observed_means(X, weight)
-            low, high = Columns(X, current()).ranges[:2]
+            low, high = Columns(X, current_group()).ranges[:2]
             if np.array_equal(low, high):  # nothing is left to estimate
                 X, mean, incomplete = filled_in(X, low), low.astype(np.float64), False
         n_rows = row_count(X)
@@ -221,8 +221,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     def _fit_complete(self, X, weight, mean):
         """Model about the means of the features, total variance and number of iterations."""
         device = resolve_device(self.device, dtype=torch.float64)
-        dtype, ranks = compute_dtype(X.dtype, device), current()
-        n_rows, n_samples = ranks.totals(len(X), float(len(X) if weight is None else weight.sum()))
+        dtype, group = compute_dtype(X.dtype, device), current_group()
+        n_rows, n_samples = group.all_reduce_sum(len(X), float(len(X) if weight is None else weight.sum()))
         rounding = Rounding.of(dtype)
         squares, axes = self._spectrum(X, weight, mean, n_rows, dtype, device)
         model, total_variance = fit_ppca(squares, axes, n_samples, self.n_components, rounding)
@@ -237,10 +237,10 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
     def _spectrum(self, X, weight, mean, n_rows, dtype, device):
         """Sums of squares along the principal axes, and these, from products in a dtype."""
-        ranks = current()
+        group = current_group()
         if n_rows < X.shape[1]:  # the products of rows are fewer than those of features
-            columns = CenteredColumns(X if ranks.size == 1 else X[:], mean, weight, dtype, device)
-            columns = columns if ranks.size == 1 else [ranks.gather(block) for block in columns]
+            columns = CenteredColumns(X if group.size == 1 else X[:], mean, weight, dtype, device)
+            columns = columns if group.size == 1 else [group.all_gather(block) for block in columns]
             return axes_of_rows(columns, X.shape[1])
         return axes_of_scatter(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
 
@@ -250,11 +250,11 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         device = resolve_device(self.device, dtype=torch.float64)
         x = centered(X, mean, torch.float64, device)
         weight = x.new_ones(len(x)) if weight is None else to_tensor(weight, torch.float64, device)
-        ranks = current()
-        scale = _mean_scale(x, weight, ranks)
+        group = current_group()
+        scale = _mean_scale(x, weight, group)
         # The axes depend on the units of the features, so that only a common one may be changed.
         unit = torch.eye(X.shape[1], dtype=torch.float64, device=device)[None]
-        rows = PatternRows(x / scale, COVARIANCES["full"], 0.0, weight, unit, ranks)
+        rows = PatternRows(x / scale, COVARIANCES["full"], 0.0, weight, unit, group)
 
         rounding = Rounding.of(compute_dtype(X.dtype, device))
         settings = {"rounding": rounding, "tol": self.tol, "max_iter": self.max_iter}
@@ -263,7 +263,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             n_components, full = choose_observed(rows, n_components, **settings)
             n_iter, start = len(full.lower_bounds), full.model
         fit = fit_ppca_observed(rows, n_components, start=start, **settings)
-        if not fit.converged and ranks.rank == 0:
+        if not fit.converged and group.rank == 0:
             warnings.warn(
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the mean "
                 f"log-likelihood by tol={self.tol} or more. Increase max_iter or tol, or decrease n_components.",
@@ -479,11 +479,11 @@ def check_variance(total_variance, X):
         raise ValueError(f"The variances of X are beyond the range of {limits.dtype}; {advice} X by a constant.")
 
 
-def _mean_scale(x, weight, ranks):
+def _mean_scale(x, weight, group):
     """Root of the weighted mean square of the values that are there, one if all are zero."""
-    largest = float(ranks.gather(x.nan_to_num(nan=0.0).abs().max()[None]).max())
+    largest = float(group.all_gather(x.nan_to_num(nan=0.0).abs().max()[None]).max())
     largest = largest or 1.0  # the squares of the values may be out of range
-    squares, counts = ranks.totals(
+    squares, counts = group.all_reduce_sum(
         (weight @ (x / largest).square().nan_to_num(nan=0.0)).sum(), (weight @ (~x.isnan()).to(x)).sum()
     )
     squares = squares / counts

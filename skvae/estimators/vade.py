@@ -17,15 +17,15 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 
 from ..fitting.batches import standardized
-from ..fitting.distributed import current
+from ..fitting.distributed import current_group
 from ..fitting.parallel import count_batches, count_steps
 from ..fitting.sources import select_rows
 from ..fitting.training import Plan, mean_elbo
 from ..fitting.vade import (
     LAST_WEIGHT,
-    LessConsistency,
+    ConsistencyDecay,
+    LogScaleHead,
     PruneMixtures,
-    WithLogScales,
     one_cycle,
     soft_mixtures,
     standardize_codes,
@@ -530,7 +530,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             )
         encoder, decoder = copy.deepcopy(given.encoder), copy.deepcopy(given.decoder)
         if given.prior.n_statistics == 1:
-            encoder = WithLogScales(encoder, self.latent_dim)
+            encoder = LogScaleHead(encoder, self.latent_dim)
         return LatentModel(encoder, decoder, likelihood, self._make_prior())
 
     def _make_prior(self):
@@ -633,7 +633,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         family = COVARIANCES[self.covariance_type]
         if consistency:
             generator = torch.Generator().manual_seed(task.seed)
-            mixtures = soft_mixtures(z, self.n_init, self.n_clusters, family, generator, REG_COVAR, current())
+            mixtures = soft_mixtures(z, self.n_init, self.n_clusters, family, generator, REG_COVAR, current_group())
         else:
             mixtures = [self._em_mixture(z, task.seed)]
         return GaussianMixturePrior(mixtures, family, sampled=self.responsibilities == "sampled")
@@ -650,12 +650,12 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
     def _train_jointly(self, model, task, views, consistency):
         """Train networks and mixtures in place; return the net, and the losses at which mixtures were dropped."""
         n_mixtures = len(model.prior.means)
-        ranks = current()
-        n_steps = task.max_epochs * count_steps(ranks.each(len(task.rows)), self.batch_size)
+        group = current_group()
+        n_steps = task.max_epochs * count_steps(group.all_gather_int(len(task.rows)), self.batch_size)
         stages = [(max(1, round(share * n_steps)), max(1, round(kept * n_mixtures))) for share, kept in PRUNED]
-        prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [], ranks)
+        prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [], group)
         general, one_pass = self._general_plan(), task.going_on and task.max_epochs == 1  # of a stream of rows
-        ours = (prune, LessConsistency(n_steps)) if consistency and not one_pass else (prune,)
+        ours = (prune, ConsistencyDecay(n_steps)) if consistency and not one_pass else (prune,)
         plan = Plan(
             task.max_epochs,
             lr=self.lr,
@@ -666,7 +666,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             **general | {"callbacks": (*ours, *general["callbacks"])},
         )
         # A generator of its own, so that a result does not depend on what else was tried.
-        generator = ranks.private(torch.Generator(task.device).manual_seed(task.seed + 1))
+        generator = group.rank_generator(torch.Generator(task.device).manual_seed(task.seed + 1))
         return task.train(model, plan, self.latent_dim, generator=generator), prune.scores_
 
     def _diagnose(self, q):
@@ -683,9 +683,11 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         self.lower_bound_ = self.lower_bounds_[-1]
 
     def _warn_if_collapsed(self):
-        (counts,) = current().totals(torch.from_numpy(np.bincount(self.labels_, minlength=self.n_clusters)))
+        (counts,) = current_group().all_reduce_sum(
+            torch.from_numpy(np.bincount(self.labels_, minlength=self.n_clusters))
+        )
         dead = np.flatnonzero(counts < DEAD_SHARE * int(counts.sum()) / self.n_clusters)
-        if current().rank > 0:
+        if current_group().rank > 0:
             return
         if self.n_clusters > 1 and self._confidence < min(0.6, 2 / self.n_clusters):
             problem = "Rows belong to all clusters alike: the mean of their largest responsibility is "
@@ -742,9 +744,9 @@ def held_out_score(model, rows, task, views, weight):
             seen = two_views(views, standardized(model, stored.to(task.device)), generator)
             for which, found in enumerate(means):
                 found.append(model.posterior(seen[:, which]).mean)
-        ranks = current()
-        agreement = model.prior.agreement(*(ranks.gather(torch.cat(found)) for found in means))[0].item()
-    bound = mean_elbo(model, rows, task.device, batch_size=task.n_together, ranks=ranks)
+        group = current_group()
+        agreement = model.prior.agreement(*(group.all_gather(torch.cat(found)) for found in means))[0].item()
+    bound = mean_elbo(model, rows, task.device, batch_size=task.n_together, group=group)
     return bound + LAST_WEIGHT * weight * agreement
 
 
@@ -757,7 +759,7 @@ def start_codes(model, task):
         ]
     mean, log_scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "log_scale"))
     mean, log_scale = mean.clone(), log_scale.clone()
-    return standardize_codes(model, mean, log_scale, current())
+    return standardize_codes(model, mean, log_scale, current_group())
 
 
 def two_views(view_of, u, generator):

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .devices import MAX_PINNED
-from .distributed import ALONE
+from .distributed import SINGLE_PROCESS
 from .parallel import count_steps, dealt_sizes, step_weights
 from .sources import RowSource, select_rows, shuffled
 
@@ -40,13 +40,13 @@ class RowBatches:
     """
 
     def __init__(
-        self, dataset, batch_size, noise_shape, generator, standardize, view_of=None, n_block=None, ranks=ALONE
+        self, dataset, batch_size, noise_shape, generator, standardize, view_of=None, n_block=None, group=SINGLE_PROCESS
     ):
         self.rows = dataset.rows
-        n_rows = ranks.each(len(self.rows))
+        n_rows = group.all_gather_int(len(self.rows))
         self.n_batches = count_steps(n_rows, batch_size)
         self.sizes = dealt_sizes(len(self.rows), self.n_batches).tolist()
-        self.weights = step_weights(n_rows, self.n_batches, ranks)
+        self.weights = step_weights(n_rows, self.n_batches, group)
         self.noise_shape, self.generator = noise_shape, generator
         self.standardize, self.view_of = standardize, view_of
         held = isinstance(self.rows, torch.Tensor) and self.rows.device.type == generator.device.type

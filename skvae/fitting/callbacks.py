@@ -9,8 +9,8 @@ import torch
 from skorch.callbacks import Callback
 from tqdm import tqdm
 
-from .distributed import ALONE
-from .parallel import stands_in
+from .distributed import SINGLE_PROCESS
+from .parallel import is_placeholder
 
 
 class Resumable(Callback):
@@ -33,12 +33,12 @@ class ELBOTerms(Callback):
 
     Parameters
     ----------
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
     """
 
-    def __init__(self, ranks=ALONE):
-        self.ranks = ranks
+    def __init__(self, group=SINGLE_PROCESS):
+        self.group = group
 
     def on_epoch_begin(self, net, **kwargs):
         """Forget the last epoch."""
@@ -46,7 +46,7 @@ class ELBOTerms(Callback):
 
     def on_batch_end(self, net, batch, training, y_pred, **kwargs):
         """Add the terms of a batch."""
-        if stands_in(batch):
+        if is_placeholder(batch):
             return
         part = "train" if training else "valid"
         sums = torch.stack([y_pred.log_likelihood.detach().sum(), y_pred.kl_parts.detach().sum()])
@@ -58,10 +58,10 @@ class ELBOTerms(Callback):
     def read_means_later(self, net):
         """Let the net read the means, with all that it reads from the device at the end of an epoch."""
         for part, sums in self.sums_.items():
-            sums, n_rows = self.ranks.totals(sums, self.n_rows_[part])
+            sums, n_rows = self.group.all_reduce_sum(sums, self.n_rows_[part])
             net.read_later(sums / n_rows, partial(self._keep, [f"{part}_log_likelihood", f"{part}_kl"], 1))
         if self.agreements_:
-            agreement, n_processes = self.ranks.totals(torch.stack(self.agreements_).mean(), 1)
+            agreement, n_processes = self.group.all_reduce_sum(torch.stack(self.agreements_).mean(), 1)
             net.read_later(agreement[None], partial(self._keep, ["train_agreement"], n_processes))
 
     def _keep(self, names, divisor, values):

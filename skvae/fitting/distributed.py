@@ -1,11 +1,11 @@
-"""Several processes that fit one model: the sums, rows and errors that they share.
+"""Process groups: the sums, samples and errors that processes share while they fit one model.
 
-Each process has a shard of the rows. The rows of all are the shards, one after another in the order of the ranks. What
-fits a model takes an object with the verbs of `Alone`: for one process they do nothing, for a `Group` they are those of
+Each process has a shard of the samples; all samples are the shards in the order of the ranks. Code that fits a model
+takes a group with the methods of `SingleProcess`. For one process they do nothing; those of `Group` are collectives of
 `torch.distributed`.
 
-Before each of them the processes tell one another, in a few bytes, what they are about to do. A process that has failed
-says so instead, and the others raise its error where they would wait for it. So do processes that are out of step.
+Before each collective, the processes exchange a few bytes that say which one comes next. A process that has failed
+sends this instead, and the others raise its error rather than wait for it. They also raise if they are out of step.
 """
 
 import atexit
@@ -21,7 +21,16 @@ from contextvars import ContextVar
 import torch
 import torch.distributed as dist
 
-VERBS = ("failed", "done", "each", "totals", "gather", "spread", "first", "objects")
+COLLECTIVES = (
+    "failed",
+    "done",
+    "all_gather_int",
+    "all_reduce_sum",
+    "all_gather",
+    "assemble_rows",
+    "broadcast",
+    "all_gather_object",
+)
 ERRORS = {"ValueError": ValueError, "TypeError": TypeError, "MemoryError": MemoryError}  # others are a RuntimeError
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what launchers such as torchrun set
 _CURRENT = ContextVar("processes", default=None)
@@ -29,44 +38,44 @@ _TENSORS_TO_FILL = torch.inference_mode(False)  # which old versions of torch do
 _LEFT = []  # not empty when this process has left its group, or lost the others
 
 
-class Alone:
+class SingleProcess:
     """One process, which has all rows."""
 
     rank, size = 0, 1
 
-    def each(self, number):
+    def all_gather_int(self, number):
         """A whole number of every process, by rank."""
         return [number]
 
-    def totals(self, *parts):
+    def all_reduce_sum(self, *parts):
         """Sums over the processes of numbers and tensors, in float64: the same to the last bit on all."""
         return parts
 
-    def gather(self, rows):
+    def all_gather(self, rows):
         """The rows (n, ...) of all processes, from those of each (m, ...)."""
         return rows
 
-    def take(self, rows, indices):
+    def take_global(self, rows, indices):
         """Rows with these indices among those of all processes (b, ...), on all."""
         return rows[indices]
 
-    def start(self, n_rows):
+    def row_offset(self, n_rows):
         """How many rows the processes before this one have, if it has so many."""
         return 0
 
-    def deal(self, indices, start, n_rows):
-        """Which of the rows with these indices a process has: indices among its own, and the `Deal`."""
+    def shard_indices(self, indices, start, n_rows):
+        """Which of the rows with these indices a process has: indices among its own, and the `BatchShard`."""
         return indices, self
 
-    def first(self, value):
+    def broadcast(self, value):
         """The tensor of the first process, on all."""
         return value
 
-    def objects(self, value):
+    def all_gather_object(self, value):
         """A small value of any kind of every process, by rank."""
         return [value]
 
-    def private(self, generator):
+    def rank_generator(self, generator):
         """A generator with draws of its own for each process."""
         return generator
 
@@ -80,85 +89,85 @@ class Alone:
         """Wait for the others, and raise if one of them has failed."""
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
 class Group:
-    """The processes of the default group of `torch.distributed`, with the verbs of `Alone`."""
+    """The processes of the default group of `torch.distributed`, with the verbs of `SingleProcess`."""
 
     def __init__(self):
         self.rank, self.size, self.is_open = dist.get_rank(), dist.get_world_size(), True
         self._backends = dict(part.split(":") for part in dist.get_backend_config().split(","))
         self._device = torch.device("cpu" if "cpu" in self._backends else next(iter(self._backends)))
 
-    def each(self, number):
-        """See `Alone`."""
-        return self._announce("each", value=int(number))
+    def all_gather_int(self, number):
+        """See `SingleProcess`."""
+        return self._announce("all_gather_int", value=int(number))
 
     @_TENSORS_TO_FILL
-    def totals(self, *parts):
-        """See `Alone`."""
+    def all_reduce_sum(self, *parts):
+        """See `SingleProcess`."""
         tensors = [part for part in parts if isinstance(part, torch.Tensor)]
         place = self._place(tensors[0]) if tensors else self._device
         flat = torch.cat([_wide(part, place).flatten() for part in parts])
-        self._announce("totals", flat.numel())
+        self._announce("all_reduce_sum", flat.numel())
         self._run(dist.all_reduce, flat)
         sizes = [part.numel() if isinstance(part, torch.Tensor) else 1 for part in parts]
         return tuple(_like(part, total) for part, total in zip(parts, flat.split(sizes), strict=True))
 
     @_TENSORS_TO_FILL
-    def gather(self, rows):
-        """See `Alone`."""
-        sizes = self._announce("gather", math.prod(rows.shape[1:]), rows.element_size(), len(rows))
+    def all_gather(self, rows):
+        """See `SingleProcess`."""
+        sizes = self._announce("all_gather", math.prod(rows.shape[1:]), rows.element_size(), len(rows))
         sent = torch.zeros(max(sizes), *rows.shape[1:], dtype=rows.dtype, device=self._place(rows))
         sent[: len(rows)] = rows
         found = [torch.empty_like(sent) for _ in sizes]
         self._run(dist.all_gather, found, sent)
         return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)]).to(rows.device)
 
-    def take(self, rows, indices):
-        """See `Alone`."""
-        own, deal = self.deal(indices, self.start(len(rows)), len(rows))
-        return deal.gather(rows[own])
+    def take_global(self, rows, indices):
+        """See `SingleProcess`."""
+        own, shard = self.shard_indices(indices, self.row_offset(len(rows)), len(rows))
+        return shard.all_gather(rows[own])
 
-    def start(self, n_rows):
-        """See `Alone`."""
-        return sum(self.each(n_rows)[: self.rank])
+    def row_offset(self, n_rows):
+        """See `SingleProcess`."""
+        return sum(self.all_gather_int(n_rows)[: self.rank])
 
-    def deal(self, indices, start, n_rows):
-        """See `Alone`."""
+    def shard_indices(self, indices, start, n_rows):
+        """See `SingleProcess`."""
         places = ((indices >= start) & (indices < start + n_rows)).nonzero().flatten()
-        return indices[places] - start, Deal(self, places, len(indices))
+        return indices[places] - start, BatchShard(self, places, len(indices))
 
     @_TENSORS_TO_FILL
-    def spread(self, rows, places, n_rows):
+    def assemble_rows(self, rows, places, n_rows):
         """Rows (n_rows, ...) on all processes, from those that each has and their places."""
         whole = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype, device=self._place(rows))
         whole[places.to(whole.device)] = rows.to(whole.device)
-        self._announce("spread", whole.numel(), whole.element_size())
+        self._announce("assemble_rows", whole.numel(), whole.element_size())
         self._run(dist.all_reduce, whole)  # to add zeros changes nothing
         return whole.to(rows.device)
 
     @_TENSORS_TO_FILL
-    def first(self, value):
-        """See `Alone`."""
+    def broadcast(self, value):
+        """See `SingleProcess`."""
         sent = value.to(self._place(value), copy=True).contiguous()
-        self._announce("first", sent.numel(), sent.element_size())
+        self._announce("broadcast", sent.numel(), sent.element_size())
         self._run(dist.broadcast, sent, 0)
         return sent.to(value.device)
 
-    def objects(self, value):
-        """See `Alone`."""
-        self._announce("objects")
+    def all_gather_object(self, value):
+        """See `SingleProcess`."""
+        self._announce("all_gather_object")
         return self._objects(value)
 
-    def private(self, generator):
-        """See `Alone`."""
+    def rank_generator(self, generator):
+        """See `SingleProcess`."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         return torch.Generator(generator.device).manual_seed(seed + self.rank)
 
     def fail(self, error):
-        """See `Alone`."""
+        """See `SingleProcess`."""
         if not self.is_open:
             return
         kind = next((name for name, known in ERRORS.items() if isinstance(error, known)), type(error).__name__)
@@ -170,7 +179,7 @@ class Group:
         self.is_open = False
 
     def leave(self):
-        """See `Alone`."""
+        """See `SingleProcess`."""
         if not self.is_open:
             return
         self.is_open = False
@@ -179,7 +188,7 @@ class Group:
             dist.destroy_process_group()
 
     def close(self):
-        """See `Alone`."""
+        """See `SingleProcess`."""
         self._announce("done")
 
     @_TENSORS_TO_FILL
@@ -195,7 +204,7 @@ class Group:
         """
         if not self.is_open:
             raise RuntimeError("These processes have stopped to fit together; start all of them again.")
-        code = VERBS.index(verb) * 2**52 + item_size * 2**46 + n_numbers  # zero for "failed"
+        code = COLLECTIVES.index(verb) * 2**52 + item_size * 2**46 + n_numbers  # zero for "failed"
         own = torch.tensor([code, value], device=self._device)
         found = [torch.empty_like(own) for _ in range(self.size)]
         self._run(dist.all_gather, found, own)
@@ -249,8 +258,8 @@ def _wide(part, place):
     return part.to(place).to(torch.float64)
 
 
-class Deal:
-    """Rows dealt to the processes of a group, with the verbs of `Alone`; indices are places among the rows of all.
+class BatchShard:
+    """Shards of a batch, with methods of `SingleProcess`; indices are positions among the rows of all processes.
 
     Parameters
     ----------
@@ -263,23 +272,23 @@ class Deal:
 
     def __init__(self, group, places, n_rows):
         self.group, self.places, self.n_rows = group, places, n_rows
-        self.rank, self.size, self.totals = group.rank, group.size, group.totals
+        self.rank, self.size, self.all_reduce_sum = group.rank, group.size, group.all_reduce_sum
 
-    def gather(self, rows):
-        """See `Alone`."""
-        return self.group.spread(rows, self.places, self.n_rows)
+    def all_gather(self, rows):
+        """See `SingleProcess`."""
+        return self.group.assemble_rows(rows, self.places, self.n_rows)
 
-    def take(self, rows, indices):
-        """See `Alone`."""
+    def take_global(self, rows, indices):
+        """See `SingleProcess`."""
         own = self.places.new_full((self.n_rows,), -1)
         own[self.places] = torch.arange(len(self.places), device=own.device)
         found = own[indices]
         places = (found >= 0).nonzero().flatten()
-        return self.group.spread(rows[found[places]], places, len(indices))
+        return self.group.assemble_rows(rows[found[places]], places, len(indices))
 
 
 @contextmanager
-def jointly():
+def distributed_fit():
     """Fit with the processes of the default group, if there is one, and fail together.
 
     Within another such block nothing changes. Where a launcher such as torchrun has set the environment, and there is
@@ -294,13 +303,13 @@ def jointly():
     if _CURRENT.get() is not None:
         yield
         return
-    ranks = _find()
-    token = _CURRENT.set(ranks)
+    group = _find()
+    token = _CURRENT.set(group)
     try:
         yield
-        ranks.close()
+        group.close()
     except Exception as error:
-        ranks.fail(error)
+        group.fail(error)
         raise
     finally:
         _CURRENT.reset(token)
@@ -309,30 +318,30 @@ def jointly():
 @contextmanager
 def alone():
     """Fit without the other processes."""
-    token = _CURRENT.set(ALONE)
+    token = _CURRENT.set(SINGLE_PROCESS)
     try:
         yield
     finally:
         _CURRENT.reset(token)
 
 
-def current():
+def current_group():
     """The processes that fit together now."""
-    return _CURRENT.get() or ALONE
+    return _CURRENT.get() or SINGLE_PROCESS
 
 
 def _find():
-    """The group of this process, or `ALONE`."""
+    """The group of this process, or `SINGLE_PROCESS`."""
     if threading.current_thread() is not threading.main_thread() or not dist.is_available():
-        return ALONE
+        return SINGLE_PROCESS
     if _LEFT:
         raise RuntimeError("An earlier fit of these processes was broken off in the middle; start all of them again.")
     if not dist.is_initialized():
         launched = all(name in os.environ for name in LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
         if not launched or multiprocessing.current_process().name != "MainProcess":
-            return ALONE
+            return SINGLE_PROCESS
         _make_group()
-    return Group() if dist.get_world_size() > 1 else ALONE
+    return Group() if dist.get_world_size() > 1 else SINGLE_PROCESS
 
 
 def _make_group():

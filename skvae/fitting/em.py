@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.covariances import Mixture
-from .rows import on_host
+from .rows import read_numbers
 from .squarem import ACCELERATIONS
 
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
@@ -113,7 +113,7 @@ def finish(step, are_singular, rows, before=frozenset()):
         covariances = _regularized(covariances, singular, added)
         whole, factor, singular = _factored(covariances, rows, frame, before | regularized)
         mixture = mixture._replace(covariances=whole, factor=factor)
-        bad, jitter = _places(*on_host(singular)), 10 * jitter
+        bad, jitter = _places(*read_numbers(singular)), 10 * jitter
     return mixture, regularized
 
 
@@ -153,13 +153,13 @@ def checked_step(expect, rows, *checks):
     expected = expect()
     step = m_step(expected, rows)
     of_step = expected.failed, expected.total, step.singular, step.dead
-    failed, total, are_singular, are_dead, *numbers = on_host(*of_step, *(check(step.mixture) for check in checks))
+    failed, total, are_singular, are_dead, *numbers = read_numbers(*of_step, *(check(step.mixture) for check in checks))
     if any(failed):
         rows.check_roots()
         return checked_step(expect, rows, *checks)
     mixture, regularized = finish(step, are_singular, rows)
     if regularized and checks:
-        numbers = on_host(*(check(mixture) for check in checks))
+        numbers = read_numbers(*(check(mixture) for check in checks))
     return CheckedStep(mixture, regularized, _places(are_dead), total, numbers)
 
 
@@ -232,7 +232,7 @@ class _Run:
     def advance(self, expected):
         """M-step and extrapolation; return the tensors of the numbers that `accept` takes."""
         if self.accelerator.is_extrapolated and expected.total.device.type == "cpu":  # where reading costs nothing
-            failed, total = on_host(expected.failed, expected.total)
+            failed, total = read_numbers(expected.failed, expected.total)
             if not any(failed) and self._falls(*total):
                 return expected.failed, expected.total, *[None] * 6
         is_wanted = self.accelerator.keeps_path or expected.failed is not None
@@ -268,7 +268,7 @@ class _Run:
         if any(failed):
             rows.check_roots()
             self.mixture = self.proposal.before
-            return self.accept(*on_host(*self.advance(rows.expect([self.mixture], [self.spread])[0])))
+            return self.accept(*read_numbers(*self.advance(rows.expect([self.mixture], [self.spread])[0])))
         if self._falls(*total):
             self.proposal, self.mixture, self.spread = None, self.accelerator.reject(), self.fallback_spread
             return True
@@ -288,7 +288,7 @@ class _Run:
             self.converged, before, self.floor = False, None, -math.inf
         if self.regularized or reseeds:  # the mixture is another one
             leap, numbers = self._leap(before, mixture)
-            numbers = on_host(*numbers)
+            numbers = read_numbers(*numbers)
         self._go_on(before, mixture, leap, *numbers)
         if self.settings["report"] is not None:
             self.settings["report"](self.index, len(self.lower_bounds), lower_bound, gain)
@@ -338,7 +338,7 @@ def fit_mixtures(rows, starts, lower_bound=-math.inf, *, tol, max_iter, accelera
         mixtures, runs = [start(rows) for start in starts], []
         while mixtures:  # their memory is wanted
             runs.append(_Run(rows, mixtures.pop(0), lower_bound, settings, len(runs)))
-        for run, (spread,) in zip(runs, on_host(*(rows.spread(run.mixture) for run in runs)), strict=True):
+        for run, (spread,) in zip(runs, read_numbers(*(rows.spread(run.mixture) for run in runs)), strict=True):
             run.spread = spread
         if _iterate(rows, runs, max_iter):
             return [run.result() for run in runs]
@@ -353,7 +353,7 @@ def _iterate(rows, runs, max_iter):
             break
         expected = rows.expect([run.mixture for run in active], [run.spread for run in active])
         wanted = [run.advance(expected.pop(0)) for run in active]
-        numbers = iter(on_host(*chain.from_iterable(wanted)))
+        numbers = iter(read_numbers(*chain.from_iterable(wanted)))
         are_accurate = [run.accept(*islice(numbers, len(own))) for run, own in zip(active, wanted, strict=True)]
         if rows.can_refine and not all(are_accurate):
             return False

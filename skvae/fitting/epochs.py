@@ -6,8 +6,8 @@ import warnings
 from skorch.callbacks import EarlyStopping
 
 from .devices import is_out_of_memory
-from .distributed import ALONE
-from .parallel import AgreedShortage
+from .distributed import SINGLE_PROCESS
+from .parallel import JointOutOfMemory
 from .snapshots import put_back, recorded, schedules, take_snapshot
 
 
@@ -36,12 +36,12 @@ class Epochs:
         Where the state is written after each epoch.
     keeps : bool
         Whether an interruption leaves the net as it was after the last whole epoch.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that train.
     """
 
-    def __init__(self, net, model, dataset, generator, plan, best, checkpoint, keeps=False, ranks=ALONE):
-        self.net, self.model, self.dataset, self.generator, self.ranks = net, model, dataset, generator, ranks
+    def __init__(self, net, model, dataset, generator, plan, best, checkpoint, keeps=False, group=SINGLE_PROCESS):
+        self.net, self.model, self.dataset, self.generator, self.group = net, model, dataset, generator, group
         self.plan, self.best, self.checkpoint, self.keeps = plan, best, checkpoint, keeps
         self.n_halved = 0
 
@@ -86,7 +86,7 @@ class Epochs:
         """
         if getattr(self.net, "averaged", None) is not None:
             self.net.averaged.drop()
-        self.ranks.leave()
+        self.group.leave()
 
     def _snapshot(self):
         return take_snapshot(self.net, self.model, self.generator)
@@ -94,7 +94,7 @@ class Epochs:
     def _is_enough(self):
         """Whether a callback has seen enough."""
         asked = any(getattr(callback, "stops_", False) for _, callback in self.net.callbacks_)
-        return any(self.ranks.each(asked or (self.best is not None and self.best.exhausted)))
+        return any(self.group.all_gather_int(asked or (self.best is not None and self.best.exhausted)))
 
     def _halve_rate(self, last, good):
         """Go back to the last good epoch with half the learning rate, once; then raise."""
@@ -110,7 +110,7 @@ class Epochs:
                 "gradients with max_grad_norm, or scale the input data."
             )
         self.n_halved += 1
-        if self.ranks.rank == 0:
+        if self.group.rank == 0:
             warnings.warn(
                 f"{found}. The training goes on from epoch {good['epochs_done']} with half the learning rate.",
                 RuntimeWarning,
@@ -126,11 +126,11 @@ class Epochs:
 
     def _can_halve_batches(self, error):
         """Whether smaller batches help: they can be smaller, and all processes know."""
-        return self.net.batch_size >= 4 and (self.ranks.size == 1 or isinstance(error, AgreedShortage))
+        return self.net.batch_size >= 4 and (self.group.size == 1 or isinstance(error, JointOutOfMemory))
 
     def _halve_batches(self):
         """Use smaller batches."""
-        if self.net.batch_size == self.plan.batch_size and self.ranks.rank == 0:
+        if self.net.batch_size == self.plan.batch_size and self.group.rank == 0:
             warnings.warn(
                 f"The device ran out of memory with batches of {self.plan.batch_size} rows; the training goes on with "
                 "smaller ones.",

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from .devices import read, to_device, wide_dtype
-from .distributed import ALONE
+from .distributed import SINGLE_PROCESS
 from .nearest import BoundedRows, assign, cluster_sums, squared_residuals
 from .rows import row_chunks
 
@@ -82,17 +82,17 @@ def _rows_at(order, mass, shares):
     return order[torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(order) - 1)]
 
 
-def rows_of_all(x, weight=None, ranks=ALONE):
+def rows_of_all(x, weight=None, group=SINGLE_PROCESS):
     """Canonical order of the rows of all processes, their weights, and their projections."""
-    projections = ranks.gather(project(x))
+    projections = group.all_gather(project(x))
     if weight is None:
         mass = torch.ones(len(projections), dtype=wide_dtype(x), device=x.device)
         return _order(projections, None), mass, projections
-    mass = ranks.gather(weight)
+    mass = group.all_gather(weight)
     return _order(projections, mass), mass, projections
 
 
-def seed_centers(x, n_clusters, generator, weight=None, ranks=ALONE):
+def seed_centers(x, n_clusters, generator, weight=None, group=SINGLE_PROCESS):
     """Greedy k-means++ (Arthur and Vassilvitskii 2007): indices of rows far from one another (n_clusters,).
 
     Each new centre is the best of ``2 + log(n_clusters)`` candidates drawn with probability proportional to the
@@ -106,11 +106,11 @@ def seed_centers(x, n_clusters, generator, weight=None, ranks=ALONE):
     generator : torch.Generator
     weight : Tensor of shape (n,), optional
         Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows; indices are those among the rows of all.
     """
     n_trials, wide = 2 + int(math.log(n_clusters)), wide_dtype(x)
-    order, of_all, _ = rows_of_all(x, weight, ranks)
+    order, of_all, _ = rows_of_all(x, weight, group)
     of_all = of_all.to(wide)
     weight = torch.ones(len(x), dtype=wide, device=x.device) if weight is None else weight.to(wide)
     squares = torch.linalg.vector_norm(x, dim=1).square_()
@@ -119,13 +119,13 @@ def seed_centers(x, n_clusters, generator, weight=None, ranks=ALONE):
     draws = torch.cat([torch.rand(size, dtype=torch.float64, generator=generator) for size in sizes])
     first, *others = to_device(draws.to(wide), x.device).split(sizes)
     chosen = [_rows_at(order, of_all, first)]
-    nearest = _distances_with(x, squares, ranks.take(x, chosen[0]), torch.full_like(squares, torch.inf))[0]
+    nearest = _distances_with(x, squares, group.take_global(x, chosen[0]), torch.full_like(squares, torch.inf))[0]
     for shares in others:
-        mass = ranks.gather(torch.where(nearest > noise, nearest, 0) * weight)
+        mass = group.all_gather(torch.where(nearest > noise, nearest, 0) * weight)
         mass = torch.where(mass.any(), mass, of_all)  # every row coincides with a centre
         candidates = _rows_at(order, mass, shares)
-        distances = _distances_with(x, squares, ranks.take(x, candidates), nearest)
-        (left,) = ranks.totals(distances.to(wide) @ weight)
+        distances = _distances_with(x, squares, group.take_global(x, candidates), nearest)
+        (left,) = group.all_reduce_sum(distances.to(wide) @ weight)
         best = left.argmin(0, keepdim=True)
         chosen.append(candidates.index_select(0, best))
         nearest = distances.index_select(0, best).squeeze(0)
@@ -138,12 +138,12 @@ def _distances_with(x, squares, candidates, nearest):
     return torch.minimum(distances.clamp_(min=0), nearest, out=distances)
 
 
-def distinct_rows(x, n_clusters, generator, weight=None, ranks=ALONE):
+def distinct_rows(x, n_clusters, generator, weight=None, group=SINGLE_PROCESS):
     """Indices of rows drawn with probability proportional to weight (n_clusters,), distinct if that many are found."""
-    order, mass, _ = rows_of_all(x, weight, ranks)
+    order, mass, _ = rows_of_all(x, weight, group)
     drawn = draw_rows(order, mass, n_clusters, generator)
     for _ in range(MAX_DRAWS):
-        firsts = _first_places(ranks.take(x, drawn).cpu())
+        firsts = _first_places(group.take_global(x, drawn).cpu())
         distinct = drawn[to_device(firsts[:n_clusters], drawn.device)]
         if len(firsts) >= n_clusters:
             return distinct
@@ -159,7 +159,7 @@ def _first_places(x):
     return torch.tensor([*places.values()])
 
 
-def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, ranks=ALONE):
+def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, group=SINGLE_PROCESS):
     """Lloyd's algorithm from given centres (Lloyd 1982).
 
     A centre that no row is nearest to moves to the row that is farthest from all centres. The rows that it then takes
@@ -176,7 +176,7 @@ def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, ranks=ALONE):
         Stops when the squared movement of the centres is at most this share of the mean variance of the features.
     weight : Tensor of shape (n,), optional
         Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
 
     Returns
@@ -184,15 +184,15 @@ def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, ranks=ALONE):
     centers : Tensor of shape (k, d)
     labels : Tensor of shape (n,)
     """
-    threshold = tol * _mean_variance(x, weight, ranks) if tol else 0.0
+    threshold = tol * _mean_variance(x, weight, group) if tol else 0.0
     bounded = x.device.type == "cpu" and len(x) * len(centers) >= BOUNDS_FROM
     sums_of = BoundedRows(x, weight).sums if bounded else partial(cluster_sums, x, weight=weight)
     for _ in range(max_iter):
-        sums, counts = ranks.totals(*sums_of(centers))
+        sums, counts = group.all_reduce_sum(*sums_of(centers))
         moved = torch.where(counts[:, None] > 0, (sums / counts[:, None]).to(centers), centers)
         stops, has_empty = read([squared_shift(moved, centers) <= threshold, ~(counts > 0).all()])
         if has_empty:
-            moved = _relocate(x, moved, counts == 0, weight, ranks)
+            moved = _relocate(x, moved, counts == 0, weight, group)
             (stops,) = read([squared_shift(moved, centers) <= threshold])
         centers = moved
         if stops:
@@ -205,7 +205,7 @@ def squared_shift(moved, centers):
     return (moved - centers).square().sum()
 
 
-def kmeans(x, n_clusters, generator, weight=None, ranks=ALONE):
+def kmeans(x, n_clusters, generator, weight=None, group=SINGLE_PROCESS):
     """k-means++ and Lloyd's algorithm, first on samples of the rows and then on all of them.
 
     The samples grow by a factor, and each starts from the centres of the one before; the smallest one tries a few
@@ -220,7 +220,7 @@ def kmeans(x, n_clusters, generator, weight=None, ranks=ALONE):
     generator : torch.Generator
     weight : Tensor of shape (n,), optional
         Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows. All have the smallest sample, and parts of the others.
 
     Returns
@@ -228,21 +228,21 @@ def kmeans(x, n_clusters, generator, weight=None, ranks=ALONE):
     centers : Tensor of shape (k, d)
     labels : Tensor of shape (n,)
     """
-    order, mass, projections = rows_of_all(x, weight, ranks)
+    order, mass, projections = rows_of_all(x, weight, group)
     sizes, size = [], count_distinct(projections[order]) // GROWTH  # equal rows count once, as one with a weight would
     while size >= MIN_SAMPLE_PER_CLUSTER * n_clusters:
         sizes, size = [size, *sizes], size // GROWTH
     if not sizes:
-        chosen = seed_centers(x, n_clusters, generator, weight, ranks)
-        return lloyd(x, ranks.take(x, chosen), weight=weight, ranks=ranks)
-    sample = ranks.take(x, draw_rows(order, mass, sizes[0], generator, stratified=True))
+        chosen = seed_centers(x, n_clusters, generator, weight, group)
+        return lloyd(x, group.take_global(x, chosen), weight=weight, group=group)
+    sample = group.take_global(x, draw_rows(order, mass, sizes[0], generator, stratified=True))
     centers, _ = lloyd(sample, _best_start(sample, n_clusters, generator))
-    centers, start = ranks.first(centers), ranks.start(len(x))
+    centers, start = group.broadcast(centers), group.row_offset(len(x))
     for size in sizes[1:]:
-        drawn, _ = ranks.deal(draw_rows(order, mass, size, generator, stratified=True), start, len(x))
+        drawn, _ = group.shard_indices(draw_rows(order, mass, size, generator, stratified=True), start, len(x))
         own = {} if len(drawn) else {"weight": mass.new_zeros(1)}  # a row of no weight stands for none
-        centers, _ = lloyd(x.index_select(0, drawn) if len(drawn) else x[:1], centers, ranks=ranks, **own)
-    return lloyd(x, centers, weight=weight, ranks=ranks)
+        centers, _ = lloyd(x.index_select(0, drawn) if len(drawn) else x[:1], centers, group=group, **own)
+    return lloyd(x, centers, weight=weight, group=group)
 
 
 def _best_start(x, n_clusters, generator):
@@ -256,10 +256,10 @@ def _best_start(x, n_clusters, generator):
     return starts[inertias.index(min(inertias))]
 
 
-def _mean_variance(x, weight=None, ranks=ALONE):
+def _mean_variance(x, weight=None, group=SINGLE_PROCESS):
     """Mean over the features of the variance of the rows, which are centred."""
     weight = torch.ones(len(x), dtype=wide_dtype(x), device=x.device) if weight is None else weight.to(wide_dtype(x))
-    squares, sums, total = ranks.totals(
+    squares, sums, total = group.all_reduce_sum(
         torch.linalg.vector_norm(x, dim=1).square_().to(weight) @ weight, (weight.to(x) @ x).to(weight), weight.sum()
     )
     squares, mean = squares / total, sums / total
@@ -267,7 +267,7 @@ def _mean_variance(x, weight=None, ranks=ALONE):
     return torch.where(variances > 0, variances, 0) / x.shape[1]
 
 
-def _relocate(x, centers, empty, weight=None, ranks=ALONE):
+def _relocate(x, centers, empty, weight=None, group=SINGLE_PROCESS):
     """Move empty centres, one after another, to the row that is farthest from all centres.
 
     Rows that are equally far but for rounding are told apart by their projection, so that the choice does not depend on
@@ -279,13 +279,13 @@ def _relocate(x, centers, empty, weight=None, ranks=ALONE):
     projections = project(x)
     for cluster in empty.nonzero().flatten().tolist():
         distances = torch.where(counted & (distances > noise), distances, 0)
-        largest = ranks.gather(distances.max()[None]).max()
+        largest = group.all_gather(distances.max()[None]).max()
         if not largest > 0:
             break
         places = torch.where(distances >= largest * (1 - 1e-6), projections, -torch.inf)
         row = places.argmax()  # the candidate of this process
-        best = ranks.gather(places[row, None]).argmax()
-        found = ranks.gather(x[row, None])[best]
+        best = group.all_gather(places[row, None]).argmax()
+        found = group.all_gather(x[row, None])[best]
         centers[cluster] = found
         distances = torch.minimum(distances, squared_residuals(x, found[None], torch.zeros_like(projections).long()))
     return centers

@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 
 from .devices import read, to_device, wide_dtype
-from .distributed import ALONE, Alone, Deal
+from .distributed import SINGLE_PROCESS, BatchShard, SingleProcess
 from .lloyd import count_distinct, distinct_rows, draw_rows, projection, seed_centers, squared_shift
 from .nearest import assign, cluster_sums, squared_residuals
 from .rows import row_chunks
 
 SCAN_BYTES = 2**20  # a chunk in float64, when all rows are visited once
 REASSIGN_EVERY = 10  # steps between two looks at centres that have seen few rows
-MOST_TOLD = 2**22  # rows of all processes, of each of which they tell one another a number
+MAX_GATHERED_ROWS = 2**22  # rows of all processes, of each of which they tell one another a number
 
 
 class MiniBatchFit(NamedTuple):
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
     x: torch.Tensor  # (b, d), less the offset of the rows
     weight: torch.Tensor | None  # (b,), one each if None
-    ranks: Alone | Deal = ALONE  # the processes that have its rows
+    group: SingleProcess | BatchShard = SINGLE_PROCESS  # the processes that have its rows
 
 
 class WeightedRows:
@@ -49,7 +49,7 @@ class WeightedRows:
         Rows; streamed ones should be quick to read in any order.
     weight : Tensor of shape (n,), optional
         Nonnegative weights, not all zero; one each if not given.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
 
     Attributes
@@ -59,16 +59,16 @@ class WeightedRows:
     total_weight : float
     """
 
-    def __init__(self, x, weight=None, ranks=ALONE):
-        self.x, self.ranks, self.held, wide = x, ranks, isinstance(x, torch.Tensor), wide_dtype(x)
+    def __init__(self, x, weight=None, group=SINGLE_PROCESS):
+        self.x, self.group, self.held, wide = x, group, isinstance(x, torch.Tensor), wide_dtype(x)
         self.weight = torch.ones(len(x), dtype=wide, device=x.device) if weight is None else weight.to(wide)
-        (self.total_weight,) = ranks.totals(float(self.weight.sum()))
-        self.first, n_rows = ranks.start(len(x)), sum(ranks.each(len(x)))
+        (self.total_weight,) = group.all_reduce_sum(float(self.weight.sum()))
+        self.first, n_rows = group.row_offset(len(x)), sum(group.all_gather_int(len(x)))
         self.offset, projections = self._scan()
-        told = ranks.size == 1 or n_rows <= MOST_TOLD
-        projections = ranks.gather(projections) if told else None
+        told = group.size == 1 or n_rows <= MAX_GATHERED_ROWS
+        projections = group.all_gather(projections) if told else None
         order = projections.argsort() if told else torch.arange(n_rows, device=x.device)
-        of_all = None if weight is None else ranks.gather(self.weight)
+        of_all = None if weight is None else group.all_gather(self.weight)
         self.order = order if weight is None else order[of_all[order] > 0]
         self.cumulative = None if weight is None else of_all[self.order].cumsum(0)
         self.n_distinct = count_distinct(projections[self.order]) if told else len(self.order)
@@ -79,14 +79,14 @@ class WeightedRows:
     def _scan(self):
         """Mean of the rows, and their projections on a fixed direction (n,), in one visit."""
         x, direction, projections = self.x, projection(self.x), []
-        sums, reference = torch.zeros_like(direction), self.ranks.first(x[slice(0, 1)][0].to(direction))
+        sums, reference = torch.zeros_like(direction), self.group.broadcast(x[slice(0, 1)][0].to(direction))
         chunks = row_chunks(len(x), x.shape[1], n_bytes=SCAN_BYTES)
         buffer = direction.new_empty(x[chunks[0]].shape)
         for rows in chunks:
             chunk = buffer[: len(x[rows])].copy_(x[rows]).sub_(reference)
             sums += self.weight[rows] @ chunk
             projections.append(chunk @ direction)
-        (sums,) = self.ranks.totals(sums)
+        (sums,) = self.group.all_reduce_sum(sums)
         return (reference + sums / self.total_weight).to(x.dtype), torch.cat(projections)
 
     def centered(self, x):
@@ -109,8 +109,8 @@ class WeightedRows:
         Drawn rows are written to the buffer ``out`` (n_rows, d), if it is given.
         """
         if n_rows >= len(self):
-            own, ranks = self.ranks.deal(self.order, self.first, len(self.x))
-            return Batch(self.take(own), self.weight[own], ranks)
+            own, group = self.group.shard_indices(self.order, self.first, len(self.x))
+            return Batch(self.take(own), self.weight[own], group)
         return self._taken(self._picked(self.draw_batch(n_rows, generator)), out)
 
     def draw_batch(self, n_rows, generator):
@@ -134,22 +134,22 @@ class WeightedRows:
         return self.order[positions.clamp_(max=len(self.order) - 1)]
 
     def _taken(self, indices, out):
-        own, ranks = self.ranks.deal(indices, self.first, len(self.x))
-        return Batch(self.take(own, None if out is None else out[: len(own)]), None, ranks)
+        own, group = self.group.shard_indices(indices, self.first, len(self.x))
+        return Batch(self.take(own, None if out is None else out[: len(own)]), None, group)
 
     def variance(self):
         """Mean over the features of the variance of the rows."""
         chunks = row_chunks(len(self.x), self.x.shape[1], n_bytes=SCAN_BYTES)
         parts = [self.weight[rows] @ (self.x[rows] - self.offset).to(self.weight).square().sum(1) for rows in chunks]
-        (total,) = self.ranks.totals(float(sum(parts)))
+        (total,) = self.group.all_reduce_sum(float(sum(parts)))
         return total / self.total_weight / self.x.shape[1]
 
 
 def whole(batch):
     """The rows of a batch and their weights (None: one each), of all processes."""
-    if batch.ranks.size == 1:
+    if batch.group.size == 1:
         return batch.x, batch.weight
-    return batch.ranks.gather(batch.x), None if batch.weight is None else batch.ranks.gather(batch.weight)
+    return batch.group.all_gather(batch.x), None if batch.weight is None else batch.group.all_gather(batch.weight)
 
 
 def by_counts(masses, counts):
@@ -166,7 +166,7 @@ def constant_rate(learning_rate):
     return rates
 
 
-def mini_batch_step(x, weight, centers, counts, rates, ranks=ALONE):
+def mini_batch_step(x, weight, centers, counts, rates, group=SINGLE_PROCESS):
     """Move each centre towards the mean of its rows.
 
     ``centers + r * (means - centers)``, with a rate r for each centre that has rows.
@@ -182,7 +182,7 @@ def mini_batch_step(x, weight, centers, counts, rates, ranks=ALONE):
         Weight that each centre has seen before.
     rates : callable, (masses, counts) -> Tensor of shape (k,)
         Learning rates from the weight in the batch and the weight so far, the batch included.
-    ranks : Alone or Deal
+    group : SingleProcess or BatchShard
         The processes that have the rows of the batch.
 
     Returns
@@ -195,7 +195,7 @@ def mini_batch_step(x, weight, centers, counts, rates, ranks=ALONE):
     sums, masses = cluster_sums(x, centers, weight)
     squares = torch.linalg.vector_norm(x, dim=1).to(sums).square_()
     squares = squares.sum() if weight is None else squares @ weight.to(sums)
-    sums, masses, squares = ranks.totals(sums, masses, squares)
+    sums, masses, squares = group.all_reduce_sum(sums, masses, squares)
     counts, wide = counts + masses, centers.to(sums)
     column = masses[:, None]
     moves = torch.where(column > 0, sums / column - wide, 0)
@@ -204,7 +204,7 @@ def mini_batch_step(x, weight, centers, counts, rates, ranks=ALONE):
     return moved, counts, inertia / masses.sum()
 
 
-def reassign(x, weight, centers, counts, ratio, generator, ranks=ALONE):
+def reassign(x, weight, centers, counts, ratio, generator, group=SINGLE_PROCESS):
     """Move centres whose count is below a share of the largest one to rows of the batch.
 
     Rows are drawn with probability proportional to weight times squared distance to the nearest centre; if all rows
@@ -221,10 +221,10 @@ def reassign(x, weight, centers, counts, ratio, generator, ranks=ALONE):
     if n_low in (0, len(low)):
         return centers, counts
     mass = squared_residuals(x, centers, assign(x, centers))
-    mass = ranks.gather(mass if weight is None else mass * weight)
+    mass = group.all_gather(mass if weight is None else mass * weight)
     if not mass.any():
         return centers, counts
-    rows = ranks.take(x, draw_rows(torch.arange(len(mass), device=x.device), mass, n_low, generator))
+    rows = group.take_global(x, draw_rows(torch.arange(len(mass), device=x.device), mass, n_low, generator))
     places = (low.cumsum(0) - 1).clamp_(min=0)  # of the rows that the centres get
     lowest = torch.where(low, torch.inf, counts).min()
     return torch.where(low[:, None], rows[places], centers), torch.where(low, lowest, counts)
@@ -293,21 +293,21 @@ def fit_mini_batches(
     patience = Patience(batch_size / (len(rows) + 1), tol * rows.variance() if tol else 0.0, max_no_improvement)
     counts = torch.zeros(len(centers), dtype=wide_dtype(centers), device=centers.device)
     batches = Batches(rows, batch_size, generator, centers)
-    single = report or rows.ranks.size > 1  # a report, or another process, waits for each step in any case
+    single = report or rows.group.size > 1  # a report, or another process, waits for each step in any case
     longest = 1 if single else steps_together(centers.device)
     n_done, looks, stop = 0, True, False
     while n_done < n_steps and not stop:
         n_together = min(1 if looks else longest - n_done % longest, n_steps - n_done)
         # Counts do not become zero again: after a step that needs no look, none does before the next that is due.
         checks = looks or is_due(n_done + n_together)
-        look = partial(needs_look, n_done + n_together, reassignment_ratio) if checks else None
+        look = partial(should_reassign, n_done + n_together, reassignment_ratio) if checks else None
         window = take_steps(batches.draw(n_together), centers, counts, rates, tol, look)
         looks = window.looks
         for index, (state, mean, shift) in enumerate(zip(window.states, window.means, window.shifts, strict=True)):
             before, (centers, counts) = centers, state
             if looks and index + 1 == len(window.states):
-                x, weight, ranks = window.batch
-                centers, counts = reassign(x, weight, centers, counts, reassignment_ratio, generator, ranks)
+                x, weight, group = window.batch
+                centers, counts = reassign(x, weight, centers, counts, reassignment_ratio, generator, group)
                 (shift,) = read([squared_shift(centers, before)]) if tol else (0.0,)
             stop = patience.exhausted(n_done, mean, shift)
             n_done += 1
@@ -393,7 +393,7 @@ def take_steps(batches, centers, counts, rates, tol, look=None):
     """
     states, means, shifts = [], [], []
     for batch in batches:
-        moved, counts, mean = mini_batch_step(batch.x, batch.weight, centers, counts, rates, batch.ranks)
+        moved, counts, mean = mini_batch_step(batch.x, batch.weight, centers, counts, rates, batch.group)
         means.append(mean)
         if tol:
             shifts.append(squared_shift(moved, centers))
@@ -410,7 +410,7 @@ def is_due(n_done):
     return n_done % REASSIGN_EVERY == 0
 
 
-def needs_look(n_done, ratio, counts):
+def should_reassign(n_done, ratio, counts):
     """Whether a count is at most a share of the largest one, or zero if no look is due, Tensor of shape ()."""
     return (counts <= (ratio if is_due(n_done) else 0.0) * counts.max()).any()
 

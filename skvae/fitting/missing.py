@@ -11,7 +11,7 @@ import torch
 
 from ..models.covariances import LOG_2PI, Mixture
 from ..models.moments import Moments
-from .distributed import ALONE
+from .distributed import SINGLE_PROCESS
 from .em import checked_step
 from .rows import MIN_TOLERANCE, Expected, lowest_of_all
 
@@ -165,7 +165,7 @@ class PatternRows:
     covariance : Tensor, optional
         The covariance whose variances are to be one, in the form of the family; that of the observed values if not
         given.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows; sums are those over all of them.
 
     Raises
@@ -176,13 +176,13 @@ class PatternRows:
 
     can_refine, min_tolerance = False, MIN_TOLERANCE
 
-    def __init__(self, x, family, reg_covar, weight=None, covariance=None, ranks=ALONE):
-        self.family, self.ranks, self.n_features = family, ranks, x.shape[1]
+    def __init__(self, x, family, reg_covar, weight=None, covariance=None, group=SINGLE_PROCESS):
+        self.family, self.group, self.n_features = family, group, x.shape[1]
         self.weight = x.new_ones(len(x)) if weight is None else weight.to(x)
         self.patterns = Patterns(~x.isnan())
         self.x = torch.where(self.patterns.observed, x, 0.0)
         self.checks_roots = x.device.type == "cpu"
-        self.n_rows, self.total_weight, counts, squares = ranks.totals(
+        self.n_rows, self.total_weight, counts, squares = group.all_reduce_sum(
             len(x), float(self.weight.sum()), self.weight @ self.patterns.observed.to(x), self.weight @ self.x.square()
         )
         variances = squares / counts if covariance is None else family.variances(covariance)[0].expand(x.shape[1])
@@ -211,7 +211,7 @@ class PatternRows:
         resp = resp_of(slice(0, len(self.x))).to(self.x) * self.weight[:, None]
         means = self.x.new_zeros(n_components, self.x.shape[1])
         moments = self.family.moments(self._whole(), resp, means)
-        return Expected(type(moments)(*self.ranks.totals(*moments)), means)
+        return Expected(type(moments)(*self.group.all_reduce_sum(*moments)), means)
 
     def expect(self, mixtures, spreads=None):
         """E-step of several mixtures: the sums for each.
@@ -257,7 +257,7 @@ class PatternRows:
         # A value of unit variance has this expected log-density.
         evidence = evidence + 0.5 * (LOG_2PI + 1) * self.patterns.observed.to(evidence).sum(1)
         lowest, indices = evidence.topk(min(n_rows, len(evidence)), largest=False)
-        return lowest_of_all(lowest, rows_of[indices], self.ranks).to(wanted)
+        return lowest_of_all(lowest, rows_of[indices], self.group).to(wanted)
 
     def filled(self):
         """Rows completed by a single Gaussian after a few steps of EM, in the coordinates of the data (n, d)."""
@@ -281,5 +281,5 @@ class PatternRows:
             total = total + (weight * evidence).sum()
             self.family.accumulate_conditional(moments, found, missing, log_resp.exp_().mul_(weight))
         failed = torch.stack(failures).sum().to(total) if failures else torch.zeros_like(total)
-        *moments, total, failed = self.ranks.totals(*moments, total, failed)
+        *moments, total, failed = self.group.all_reduce_sum(*moments, total, failed)
         return Expected(self.family.complete(Moments(*moments)), mixture.means, total, failed=failed)

@@ -14,7 +14,7 @@ from torch import nn
 
 from .batches import FixedBatches, RowBatches, Rows, standardized
 from .callbacks import ELBOTerms, EpochProgress, KLWarmUp
-from .parallel import JointLosses, JointSteps, stands_in
+from .parallel import JointLosses, JointSteps, is_placeholder
 from .points import normal_points
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -106,7 +106,7 @@ class EpochNet(NeuralNet):
             if later:
                 waiting.append(loss)
             self.history.record_batch(f"{prefix}_loss", loss if later else loss.item())
-            self.history.record_batch(f"{prefix}_batch_size", 0 if stands_in(batch) else len(batch[0]["u"]))
+            self.history.record_batch(f"{prefix}_batch_size", 0 if is_placeholder(batch) else len(batch[0]["u"]))
             self.notify("on_batch_end", batch=batch, training=training, **step)
         if waiting:
             rows = self.history[-1]["batches"][-n_batches:]
@@ -161,7 +161,7 @@ class JointNet(JointSteps, EpochNet):
     """A net that several processes train."""
 
 
-def make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best, ranks):
+def make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best, group):
     """The net that trains a model as a plan says; see `fit_module`."""
     optimizer = OPTIMIZERS.get(plan.optimizer, plan.optimizer)
     settings = {"lr": plan.lr, "weight_decay": plan.weight_decay}
@@ -172,7 +172,7 @@ def make_net(model, plan, n_steps, noise_size, generator, device, validation_row
         points = normal_points(8, noise_size).to(device, torch.float32)
         validation = {"iterator_valid": FixedBatches, "iterator_valid__points": points}
         validation["iterator_valid__standardize"] = partial(standardized, model)
-    net = (EpochNet if ranks.size == 1 else JointNet)(
+    net = (EpochNet if group.size == 1 else JointNet)(
         torch.compile(model, mode=COMPILE_MODES.get(plan.compile)) if plan.compile else model,
         criterion=NegativeELBO,
         criterion__beta=plan.beta,
@@ -187,16 +187,16 @@ def make_net(model, plan, n_steps, noise_size, generator, device, validation_row
         iterator_train__generator=generator,
         iterator_train__standardize=partial(standardized, model),
         iterator_train__view_of=plan.view_of,
-        iterator_train__ranks=ranks,
+        iterator_train__group=group,
         **validation,
         # Without this skorch would hold out a fifth of the rows.
         train_split=None if validation_rows is None else predefined_split(Rows(validation_rows)),
-        callbacks=_callbacks(plan, n_steps, best, ranks),
+        callbacks=_callbacks(plan, n_steps, best, group),
         device=device,
         verbose=0,
     ).initialize()
     net.validation_advice = plan.validation_advice if validation_rows is None else ""
-    return net if ranks.size == 1 else net.begin(ranks, uses_all=not plan.own_modules)
+    return net if group.size == 1 else net.begin(group, uses_all=not plan.own_modules)
 
 
 def has_fused_steps(optimizer, device):
@@ -222,9 +222,9 @@ def remember(optimizer, state):
         group.update(fresh)
 
 
-def _callbacks(plan, n_steps, best, ranks):
+def _callbacks(plan, n_steps, best, group):
     """The plan's callbacks with their names, ours before the user's."""
-    found = [ELBOTerms(ranks)] if ranks.size == 1 else [JointLosses(), ELBOTerms(ranks)]
+    found = [ELBOTerms(group)] if group.size == 1 else [JointLosses(), ELBOTerms(group)]
     if plan.kl_warmup_epochs:
         found.append(KLWarmUp(plan.kl_warmup_epochs))
     if plan.lr_schedule is not None:

@@ -17,7 +17,7 @@ _KNOWN = inspect.signature(DistributedDataParallel).parameters
 UNSHARED_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False}
 
 
-class AgreedShortage(torch.cuda.OutOfMemoryError):
+class JointOutOfMemory(torch.cuda.OutOfMemoryError):
     """A device of one of the processes has run out of memory, and all of them know."""
 
 
@@ -46,18 +46,18 @@ def dealt_sizes(n_rows, n_steps):
     return sizes
 
 
-def step_weights(n_rows, n_steps, ranks):
+def step_weights(n_rows, n_steps, group):
     """What the mean loss of a process counts in each step, so that the mean over processes is that over rows.
 
     None for one process.
     """
-    if ranks.size == 1:
+    if group.size == 1:
         return None
     sizes = [dealt_sizes(n, n_steps) for n in n_rows]
-    return ranks.size * sizes[ranks.rank] / sum(sizes)
+    return group.size * sizes[group.rank] / sum(sizes)
 
 
-def stands_in(batch):
+def is_placeholder(batch):
     """Whether a batch is there for the sake of the step alone: its process has no rows left for it."""
     weight = batch[1]
     return weight.ndim == 0 and not weight
@@ -98,9 +98,9 @@ class JointSteps(NeuralNet):
     all, and batch normalisation has the means of their statistics.
     """
 
-    def begin(self, ranks, uses_all):
+    def begin(self, group, uses_all):
         """Train with the processes of a group."""
-        self.ranks, self.averaged, self.is_short, self.joint_losses = ranks, AveragedGradients(uses_all), False, {}
+        self.group, self.averaged, self.is_short, self.joint_losses = group, AveragedGradients(uses_all), False, {}
         return self
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
@@ -113,13 +113,13 @@ class JointSteps(NeuralNet):
         if losses and isinstance(losses[0], torch.Tensor):
             losses = torch.stack(losses).tolist()
         total = sum(loss * size for loss, size in zip(losses, sizes, strict=True) if size)
-        total, n_rows, n_short = self.ranks.totals(float(total), sum(sizes), int(self.is_short))
+        total, n_rows, n_short = self.group.all_reduce_sum(float(total), sum(sizes), int(self.is_short))
         if n_short:
             self.is_short = False
-            raise AgreedShortage("The device of a process has too little memory for a batch.")
+            raise JointOutOfMemory("The device of a process has too little memory for a batch.")
         self.joint_losses[prefix] = total / n_rows
         if training:
-            share_statistics(self.module_, sum(sizes), self.ranks)
+            share_statistics(self.module_, sum(sizes), self.group)
 
     def infer(self, x, **fit_params):
         """Apply the module; in training, with gradients that will be averaged."""
@@ -135,8 +135,8 @@ class JointSteps(NeuralNet):
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if self.ranks.means_loss(error):
-                raise self.ranks.lost(error) from error
+            if self.group.means_loss(error):
+                raise self.group.lost(error) from error
             raise
 
     def _step(self, x, weight):
@@ -156,7 +156,7 @@ class JointSteps(NeuralNet):
             y_pred = self.infer(x)
             return y_pred, self.get_loss(y_pred, weight, X=x, training=True)
         except RuntimeError as error:
-            if self.ranks.means_loss(error) or not is_out_of_memory(error):
+            if self.group.means_loss(error) or not is_out_of_memory(error):
                 raise
             return None
 
@@ -170,13 +170,13 @@ class JointLosses(Callback):
             net.history.record(f"{prefix}_loss", loss)
 
 
-def share_statistics(model, n_rows, ranks):
+def share_statistics(model, n_rows, group):
     """Give batch normalisation the means of the statistics of all processes, weighted by their numbers of rows."""
     found = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     parts = [part for module in found for part in module.buffers(recurse=False)]
-    if ranks.size == 1 or not parts:
+    if group.size == 1 or not parts:
         return
-    *sums, total = ranks.totals(*(n_rows * part for part in parts), n_rows)
+    *sums, total = group.all_reduce_sum(*(n_rows * part for part in parts), n_rows)
     for part, summed in zip(parts, sums, strict=True):
         mean = summed / total
         part.copy_(mean if part.is_floating_point() else mean.round())

@@ -3,7 +3,7 @@
 import torch
 
 from .devices import read, to_device, wide_dtype
-from .distributed import ALONE, Deal
+from .distributed import SINGLE_PROCESS, BatchShard
 from .minibatch import Batch, whole
 from .streams import draw_indices
 
@@ -26,7 +26,7 @@ class PooledRows:
     run_length : int
         Rows in a run.
     generator : torch.Generator
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows. Each has a pool of its own, and a share of each batch.
 
     Attributes
@@ -40,19 +40,19 @@ class PooledRows:
         The pool, whose rows are not centred.
     """
 
-    def __init__(self, x, weight, size, run_length, generator, ranks=ALONE):
-        self.stream, self.weight, self.run_length, self.ranks = x, weight, run_length, ranks
-        generator = ranks.private(generator)
+    def __init__(self, x, weight, size, run_length, generator, group=SINGLE_PROCESS):
+        self.stream, self.weight, self.run_length, self.group = x, weight, run_length, group
+        generator = group.rank_generator(generator)
         self.cumulative = None if weight is None else weight.cpu().double().cumsum(0)
         self.own_weight = float(len(x) if weight is None else self.cumulative[-1])
         n_counted = len(x) if weight is None else int((weight > 0).sum())
-        self.n_counted, self.total_weight = ranks.totals(n_counted, self.own_weight)
-        self.weights = ranks.gather(torch.tensor([self.own_weight], dtype=torch.float64))  # of the processes' rows
+        self.n_counted, self.total_weight = group.all_reduce_sum(n_counted, self.own_weight)
+        self.weights = group.all_gather(torch.tensor([self.own_weight], dtype=torch.float64))  # of the processes' rows
         self._sums = torch.zeros(x.shape[1], dtype=wide_dtype(x), device=x.device)
-        self._reference = ranks.first(x[slice(0, 1)][0].clone())
+        self._reference = group.broadcast(x[slice(0, 1)][0].clone())
         self._largest = self._reference.new_zeros(())
         self.x = x.take(draw_indices(x, size, generator, weight), self._visit)
-        (self.largest,), (sums,) = read([self._largest]), ranks.totals(self._sums)
+        (self.largest,), (sums,) = read([self._largest]), group.all_reduce_sum(self._sums)
         self.offset = (self._reference.to(sums) + sums / self.total_weight).to(self.x)
         self._order, self._next = torch.randperm(size, generator=generator), 0
 
@@ -83,7 +83,7 @@ class PooledRows:
 
     def draw_batch(self, n_rows, generator):
         """What `batches` makes a batch from: places in the pool, and indices of the rows that renew it, on the CPU."""
-        n_own, generator = int(self._sizes(n_rows)[self.ranks.rank]), self.ranks.private(generator)
+        n_own, generator = int(self._sizes(n_rows)[self.group.rank]), self.group.rank_generator(generator)
         places = torch.randint(len(self.x), (n_own,), generator=generator)
         n_runs = -(-min(n_own, len(self.x)) // self.run_length)
         return n_rows, places, self._runs(n_runs, generator).flatten()[: len(self.x)]
@@ -114,11 +114,11 @@ class PooledRows:
 
     def _dealt(self, drawn, n_rows):
         """A batch of the rows of this process."""
-        if self.ranks.size == 1:
+        if self.group.size == 1:
             return Batch(drawn, None)
-        sizes, own = self._sizes(n_rows), self.ranks.rank
+        sizes, own = self._sizes(n_rows), self.group.rank
         first = int(sizes[:own].sum())
-        dealt = Deal(self.ranks, torch.arange(first, first + len(drawn), device=drawn.device), int(sizes.sum()))
+        dealt = BatchShard(self.group, torch.arange(first, first + len(drawn), device=drawn.device), int(sizes.sum()))
         # The weight makes up for the rounding of shares.
         weight = self._sums.new_full((len(drawn),), float(self._shares(n_rows)[own]) / len(drawn))
         return Batch(drawn, weight, dealt)
@@ -153,5 +153,5 @@ class PooledRows:
         total = 0.0
         for part in read(parts):
             total += part  # as `sum` adds floats from Python 3.12 on, it has other last bits
-        (total,) = self.ranks.totals(total)
+        (total,) = self.group.all_reduce_sum(total)
         return total / self.total_weight / self.x.shape[1]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..models.ppca import PPCA, evidence_of_dimension
-from .rows import on_host
+from .rows import read_numbers
 
 MAX_SHARED_NOISE = 1e-3  # of the variance
 OVERFLOW = "The squares of the values of X overflow in its dtype; divide X by a constant, or give float64."
@@ -250,7 +250,7 @@ def _observed_step(rows, model, steps, fit, falls, weight=None):
     # All rows count while EM runs.
     after = fit(*spectrum, weight + 1)[0]._replace(mean=means[0] + shift)
     leap, is_usable = steps.leap(model, after) or (None, None)
-    (total,), (failed,), (is_finite,), is_usable = on_host(total, failed, is_finite, is_usable)
+    (total,), (failed,), (is_finite,), is_usable = read_numbers(total, failed, is_finite, is_usable)
     if failed:
         rows.check_roots()
         return _observed_step(rows, model, steps, fit, falls)

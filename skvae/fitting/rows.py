@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..models.covariances import moved
 from ..models.moments import Moments
-from .distributed import ALONE
+from .distributed import SINGLE_PROCESS
 
 LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
 MIN_CHUNK = 256  # rows
@@ -44,7 +44,7 @@ class Expected(NamedTuple):
         return Expected(moments, *(None if part is None else next(there) for part in self[1:]))
 
 
-def on_host(*tensors):
+def read_numbers(*tensors):
     """The numbers of tensors of one device, a list for each (empty for None): an accelerator is waited for once."""
     given = [part if part.device.type == "cpu" else part.to(torch.float64) for part in tensors if part is not None]
     read = iter(moved(given, "cpu"))
@@ -94,11 +94,11 @@ def scatter_of(x, family, weight=None, chunk_size=None):
     return sum(part.to(torch.float64) for part in parts)
 
 
-def lowest_of_all(values, rows, ranks):
+def lowest_of_all(values, rows, group):
     """Of the rows (m, d) with the lowest values (m,) of each process, those with the lowest ones of all."""
-    if ranks.size == 1:
+    if group.size == 1:
         return rows
-    n_rows, values, rows = max(ranks.each(len(values))), ranks.gather(values), ranks.gather(rows)
+    n_rows, values, rows = max(group.all_gather_int(len(values))), group.all_gather(values), group.all_gather(rows)
     return rows[values.topk(n_rows, largest=False).indices]
 
 
@@ -150,7 +150,7 @@ class WhitenedRows:
     covariance : Tensor, optional
         The covariance that is to become the identity, in the form of the family and float64; that of the rows if not
         given.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows; sums are those over all of them.
     read_again : callable, dtype -> (Tensor or StreamedRows, Tensor or None), optional
         Gives the centred rows and their weights anew, in this dtype. Without it, rows cannot be refined.
@@ -166,12 +166,12 @@ class WhitenedRows:
     """
 
     def __init__(
-        self, x, family, reg_covar, weight=None, chunk_size=None, covariance=None, ranks=ALONE, read_again=None
+        self, x, family, reg_covar, weight=None, chunk_size=None, covariance=None, group=SINGLE_PROCESS, read_again=None
     ):
-        self.family, self.chunk_size, self.ranks = family, chunk_size, ranks
+        self.family, self.chunk_size, self.group = family, chunk_size, group
         self.reg_covar, self.covariance, self.read_again = reg_covar, covariance, read_again
         total_weight = float(len(x) if weight is None else weight.sum(dtype=torch.float64))
-        self.n_rows, self.total_weight = ranks.totals(len(x), total_weight)
+        self.n_rows, self.total_weight = group.all_reduce_sum(len(x), total_weight)
         self.n_features = x.shape[1]
         self.is_mixed = True
         self._set_rows(x, weight)
@@ -180,7 +180,7 @@ class WhitenedRows:
         """Choose coordinates for centred rows, and bring the rows to them."""
         family, scatter, covariance, self.weight = self.family, None, self.covariance, weight
         if covariance is None:
-            (scatter,) = self.ranks.totals(scatter_of(x, family, self.weight, self.chunk_size))
+            (scatter,) = self.group.all_reduce_sum(scatter_of(x, family, self.weight, self.chunk_size))
             covariance = scatter / self.total_weight
         covariance = covariance + family.regularization(self.reg_covar, family.identity(covariance, x.shape[1]))
         whitener = family.whitener(covariance, MIN_WHITENED_TOLERANCE[x.dtype]) if self.is_mixed else None
@@ -249,7 +249,7 @@ class WhitenedRows:
             moments = self.family.empty_moments(means)
             for block in blocks_of(self.x):
                 self.accumulate(moments, resp_of, means, block, frame)
-            moments = self.family.complete(type(moments)(*self.ranks.totals(*moments)))
+            moments = self.family.complete(type(moments)(*self.group.all_reduce_sum(*moments)))
             return Expected(moments, means.to(torch.float64), frame=None if frame is None else frame.to(torch.float64))
         sums, scatter = self.empty_sums(n_components), 0.0
         for block in blocks_of(self.x):
@@ -258,7 +258,7 @@ class WhitenedRows:
                 sums += _sums_of(resp.mT, parts)
                 if self.family.tied:  # responsibilities may sum to less than one: a start may use some rows only
                     scatter = scatter + self.family.scatter(self.x[rows], resp.sum(1)).to(sums)
-        sums, scatter = self.ranks.totals(sums, scatter)
+        sums, scatter = self.group.all_reduce_sum(sums, scatter)
         return Expected(self.family.moments_of(sums, self.x.shape[1], scatter), means.to(sums))
 
     def expect(self, mixtures, spreads):
@@ -279,7 +279,7 @@ class WhitenedRows:
         for block in blocks_of(self.x):
             for _, one in passes:
                 one.add(block)
-        totals = iter(self.ranks.totals(*(part for _, one in passes for part in one.sums)))
+        totals = iter(self.group.all_reduce_sum(*(part for _, one in passes for part in one.sums)))
         found = [None] * len(mixtures)
         for group, one in passes:
             one.sums = [next(totals) for _ in one.sums]
@@ -313,7 +313,7 @@ class WhitenedRows:
                 values, indices = values.topk(min(n_rows, len(values)), largest=False)
                 rows = rows[indices]
             lowest, found = values, rows
-        return lowest_of_all(lowest, found, self.ranks).to(mixture.means)
+        return lowest_of_all(lowest, found, self.group).to(mixture.means)
 
     def is_linear(self):
         """Whether the linear form is the faster one, and as accurate."""
@@ -381,7 +381,7 @@ class WhitenedRows:
         """Scatter of the whitened rows: from that of the rows where this loses nothing, else summed again."""
         scales = self.whitener.diagonal() if self.whitener.ndim == 2 else self.whitener
         if scatter is None or self.x.dtype != torch.float64 or scales.amax() > MAX_RATIO * scales.amin():
-            return self.ranks.totals(scatter_of(self.x, self.family, self.weight, self.chunk_size))[0]
+            return self.group.all_reduce_sum(scatter_of(self.x, self.family, self.weight, self.chunk_size))[0]
         return self.family.whiten_covariances(scatter, self.whitener)
 
     def _chunks(self, block, n_components):

@@ -179,21 +179,21 @@ class JointCheckpoint:
     ----------
     path, fingerprint, seed
         As for `Checkpoint`.
-    ranks : Group
+    group : Group
     """
 
-    def __init__(self, path, fingerprint, seed, ranks):
-        self.ranks = ranks
-        self.file = Checkpoint(path, fingerprint, seed) if ranks.rank == 0 else None
+    def __init__(self, path, fingerprint, seed, group):
+        self.group = group
+        self.file = Checkpoint(path, fingerprint, seed) if group.rank == 0 else None
 
     def begin(self):
         """See `Checkpoint`."""
-        snapshot, finished = self.ranks.objects(self.file.begin() if self.file else None)[0]
-        return snapshot and snapshot | snapshot["processes"][self.ranks.rank], finished
+        snapshot, finished = self.group.all_gather_object(self.file.begin() if self.file else None)[0]
+        return snapshot and snapshot | snapshot["processes"][self.group.rank], finished
 
     def keep(self, snapshot, *, finished=False):
         """See `Checkpoint`."""
-        states = self.ranks.objects({name: snapshot[name] for name in OWN_STATES})
+        states = self.group.all_gather_object({name: snapshot[name] for name in OWN_STATES})
         if self.file:
             self.file.keep(snapshot | {"processes": states}, finished=finished)
 
@@ -203,11 +203,11 @@ class JointCheckpoint:
             self.file.remove()
 
 
-def checkpoint_of(path, fingerprint, seed, ranks):
+def checkpoint_of(path, fingerprint, seed, group):
     """The file that a training is written to."""
-    if ranks.size == 1:
+    if group.size == 1:
         return Checkpoint(path, fingerprint, seed)
-    return JointCheckpoint(path, "".join(ranks.objects(fingerprint)), seed, ranks)
+    return JointCheckpoint(path, "".join(group.all_gather_object(fingerprint)), seed, group)
 
 
 def read_checkpoint(path):

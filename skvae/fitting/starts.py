@@ -6,12 +6,14 @@ import torch
 
 from ..models.covariances import moved
 from .devices import to_device
-from .distributed import ALONE, Alone, Group
+from .distributed import SINGLE_PROCESS, Group, SingleProcess
 from .lloyd import distinct_rows, kmeans, seed_centers
 from .nearest import NearestCenters
 from .streams import sample_indices
 
-MOST_TOLD = 2**22  # rows of all processes, of each of which they tell one another a number; of more, of a sample only
+MAX_GATHERED_ROWS = (
+    2**22
+)  # rows of all processes, of each of which they tell one another a number; of more, of a sample only
 FREQUENCY = 1e3  # of random responsibilities: rows this share of a standard deviation apart have nothing in common
 
 
@@ -31,26 +33,26 @@ class Sample(NamedTuple):
     weight: torch.Tensor | None  # (m,), one each if None
     indices: torch.Tensor | None  # (m,) places among all rows; None: these are all
     start: int = 0  # place of the first row of this process among all
-    ranks: Alone | Group = ALONE
+    group: SingleProcess | Group = SINGLE_PROCESS
 
     @property
     def owners(self):
         """The processes that have parts of the sample."""
-        return self.ranks if self.indices is None else ALONE
+        return self.group if self.indices is None else SINGLE_PROCESS
 
 
-def _sample(x, n_components, generator, weight, ranks):
+def _sample(x, n_components, generator, weight, group):
     """All rows of tensors, or some of streamed ones, which are on all processes."""
-    held, start = isinstance(x, torch.Tensor), ranks.start(len(x))
-    if all(ranks.each(held)) and (ranks.size == 1 or sum(ranks.each(len(x))) <= MOST_TOLD):
-        return Sample(x, weight, None, start, ranks)
-    indices, weight = sample_indices(x, n_components, generator, weight, ranks)
-    rows = ranks.gather(x[to_device(indices, x.device)] if held else x.take(indices))
-    weight = None if weight is None else ranks.gather(weight)
-    return Sample(rows, weight, ranks.gather(indices + start), start, ranks)
+    held, start = isinstance(x, torch.Tensor), group.row_offset(len(x))
+    if all(group.all_gather_int(held)) and (group.size == 1 or sum(group.all_gather_int(len(x))) <= MAX_GATHERED_ROWS):
+        return Sample(x, weight, None, start, group)
+    indices, weight = sample_indices(x, n_components, generator, weight, group)
+    rows = group.all_gather(x[to_device(indices, x.device)] if held else x.take(indices))
+    weight = None if weight is None else group.all_gather(weight)
+    return Sample(rows, weight, group.all_gather(indices + start), start, group)
 
 
-def draw_starts(name, n_starts, x, n_components, generator, weight=None, ranks=ALONE):
+def draw_starts(name, n_starts, x, n_components, generator, weight=None, group=SINGLE_PROCESS):
     """Responsibilities to start from, drawn a number of times.
 
     Parameters
@@ -65,7 +67,7 @@ def draw_starts(name, n_starts, x, n_components, generator, weight=None, ranks=A
     generator : torch.Generator
     weight : Tensor of shape (n,), optional
         Weights of the rows.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
 
     Yields
@@ -73,7 +75,7 @@ def draw_starts(name, n_starts, x, n_components, generator, weight=None, ranks=A
     resp_of : callable, slice -> Tensor (b, k)
         Responsibilities of the rows of a slice. A tensor of rows is not needed for them, and may be overwritten.
     """
-    sample = _sample(x, n_components, generator, weight, ranks)
+    sample = _sample(x, n_components, generator, weight, group)
     for _ in range(n_starts):
         yield STARTS[name](x, sample, n_components, generator, weight)
 
@@ -82,7 +84,7 @@ def _kmeans_labels(x, sample, n_components, generator, weight):
     centers, labels = kmeans(sample.x, n_components, generator, sample.weight, sample.owners)
     if sample.indices is None:
         return from_labels(labels, n_components, x.dtype)
-    nearest = NearestCenters(sample.ranks.first(centers))
+    nearest = NearestCenters(sample.group.broadcast(centers))
     return lambda rows: _members(nearest(x[rows]), n_components, x.dtype)
 
 
@@ -92,7 +94,7 @@ def _from_seeds(choose):
     def start(x, sample, n_components, generator, weight):
         seeds = choose(sample.x, n_components, generator, sample.weight, sample.owners)
         seeds = seeds if sample.indices is None else to_device(sample.indices, seeds.device)[seeds]
-        seeds = sample.ranks.first(seeds) - sample.start
+        seeds = sample.group.broadcast(seeds) - sample.start
         # One row starts one component: equal components would stay equal for ever.
         seeds = seeds.where(~(seeds[:, None] == seeds).triu(1).any(1), -1)
         size, kind = len(x), {"dtype": x.dtype, "device": x.device}  # the rows themselves are not kept
@@ -117,7 +119,7 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
     draws = {"dtype": torch.float64, "generator": generator}
     squares, theirs = sample.x.square(), sample.weight
     mass = float(len(squares)) if theirs is None else theirs.sum()
-    sums, mass = sample.owners.totals(squares.sum(0) if theirs is None else theirs @ squares, mass)
+    sums, mass = sample.owners.all_reduce_sum(squares.sum(0) if theirs is None else theirs @ squares, mass)
     scale = (sums / mass).sqrt()
     drawn = [torch.randn(x.shape[1], **draws), torch.randn(n_components, **draws), torch.rand(n_components, **draws)]
     direction, frequencies, phases = (part.to(sample.x) for part in moved(drawn, sample.x.device))

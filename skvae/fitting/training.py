@@ -15,7 +15,7 @@ from ..models.priors import Posterior
 from .batches import Rows, some_rows, standardized
 from .callbacks import BestWeights
 from .devices import own_randomness
-from .distributed import ALONE
+from .distributed import SINGLE_PROCESS
 from .epochs import Epochs, Interrupted
 from .nets import make_net, remember
 from .parallel import (
@@ -66,7 +66,7 @@ def posterior_of(model, rows, device, batch_size):
         return Posterior(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def mean_elbo(model, rows, device, n_points=8, batch_size=1_024, ranks=ALONE):
+def mean_elbo(model, rows, device, n_points=8, batch_size=1_024, group=SINGLE_PROCESS):
     """Mean evidence lower bound of the rows of all processes, with the expectation over codes at fixed points."""
     model.eval()
     total = 0.0
@@ -76,7 +76,7 @@ def mean_elbo(model, rows, device, n_points=8, batch_size=1_024, ranks=ALONE):
             q = model.posterior(u)
             points = normal_points(n_points, q.mean.shape[1]).to(u)
             total += model.elbo(u, q, points.expand(len(u), *points.shape)).value.cpu().double().sum().item()
-    total, n_rows = ranks.totals(total, len(rows))
+    total, n_rows = group.all_reduce_sum(total, len(rows))
     return total / n_rows
 
 
@@ -92,7 +92,7 @@ def fit_module(
     optimizer_state=None,
     checkpoint=None,
     keeps=False,
-    ranks=ALONE,
+    group=SINGLE_PROCESS,
 ):
     """Train a latent model in place.
 
@@ -116,7 +116,7 @@ def fit_module(
     keeps : bool, default=False
         Whether an interruption leaves the model as it would be after the last whole epoch, if there is one. Not where
         several processes train.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
 
     Returns
@@ -131,8 +131,8 @@ def fit_module(
     """
     stops = plan.patience is not None and validation_rows is not None
     best = BestWeights(plan.patience, plan.tol, plan.kl_warmup_epochs) if stops else None
-    n_steps = plan.max_epochs * count_steps(ranks.each(len(rows)), plan.batch_size)
-    net = make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best, ranks)
+    n_steps = plan.max_epochs * count_steps(group.all_gather_int(len(rows)), plan.batch_size)
+    net = make_net(model, plan, n_steps, noise_size, generator, device, validation_rows, best, group)
     if optimizer_state is not None:
         remember(net.optimizer_, optimizer_state)
     snapshot, finished = (None, False) if checkpoint is None else checkpoint.begin()
@@ -146,12 +146,12 @@ def fit_module(
     with own_randomness(generator) if plan.own_modules else nullcontext():
         try:
             net.notify("on_train_begin", X=dataset, y=None)
-            epochs = Epochs(net, model, dataset, generator, plan, best, checkpoint, keeps and ranks.size == 1, ranks)
+            epochs = Epochs(net, model, dataset, generator, plan, best, checkpoint, keeps and group.size == 1, group)
             if snapshot is not None:
                 epochs.go_back(snapshot)
             interruption = epochs.train()
             if plan.view_of is not None and plan.see_rows:
-                see_rows(model, rows, noise_size, generator, net.batch_size, ranks)
+                see_rows(model, rows, noise_size, generator, net.batch_size, group)
         except BaseException:
             with suppress(Exception):  # of a callback that did not even begin; the reason to stop is what matters
                 net.notify("on_train_end", X=dataset, y=None)
@@ -171,7 +171,7 @@ def fit_module(
     return net
 
 
-def see_rows(model, rows, noise_size, generator, batch_size, ranks=ALONE):
+def see_rows(model, rows, noise_size, generator, batch_size, group=SINGLE_PROCESS):
     """Give batch normalisation the statistics of the rows themselves; in training it saw views of them.
 
     Parameters
@@ -186,7 +186,7 @@ def see_rows(model, rows, noise_size, generator, batch_size, ranks=ALONE):
         Source of the codes, on the device.
     batch_size : int
         Rows that the networks see at once.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
     """
     some = some_rows(rows, ROWS_FOR_BATCH_NORM)
@@ -203,7 +203,7 @@ def see_rows(model, rows, noise_size, generator, batch_size, ranks=ALONE):
     # Neither looks at a row if its network has no batch normalisation.
     update_bn((model.likelihood.inputs(u) for u in batches()), model.encoder)
     update_bn((draw(u) for u in batches()), model.decoder)
-    share_statistics(model, len(rows), ranks)
+    share_statistics(model, len(rows), group)
 
 
 def averaged(mean, model, n_models):

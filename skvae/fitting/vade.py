@@ -8,7 +8,7 @@ from torch.nn.utils import skip_init
 
 from ..models import Mixture
 from .callbacks import Resumable
-from .distributed import ALONE
+from .distributed import SINGLE_PROCESS
 from .lloyd import distinct_rows
 
 POSTERIOR_SHARE = 0.1  # of the variance of codes: that of posteriors when the mixture comes in
@@ -30,7 +30,7 @@ class Affine(nn.Module):
         return torch.addcmul(self.offset, self.scale, x)
 
 
-class WithLogScales(nn.Module):
+class LogScaleHead(nn.Module):
     """An encoder of points with log-scales beside them, which begin at zero.
 
     Parameters
@@ -52,7 +52,7 @@ class WithLogScales(nn.Module):
         return torch.cat([mean, self.log_scale(mean)], -1)
 
 
-def standardize_codes(model, mean, log_scale, ranks=ALONE):
+def standardize_codes(model, mean, log_scale, group=SINGLE_PROCESS):
     """Give codes mean zero and standard deviation one, and posteriors a spread; decoded rows stay what they are.
 
     Parameters
@@ -63,7 +63,7 @@ def standardize_codes(model, mean, log_scale, ranks=ALONE):
         Posterior means of training rows.
     log_scale : Tensor of shape (n, d)
         Raw log-scales of the same rows, of a head that was not trained yet.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
 
     Returns
@@ -71,7 +71,7 @@ def standardize_codes(model, mean, log_scale, ranks=ALONE):
     z : Tensor of shape (n, d)
         The means in their new units.
     """
-    (center, spread), middle = mean_and_scale(mean, ranks), mean_and_scale(log_scale, ranks)[0]
+    (center, spread), middle = mean_and_scale(mean, group), mean_and_scale(log_scale, group)[0]
     # A code that hardly varies is rounding, and stays small.
     spread = torch.where(spread > 1e-4 * spread.max(), spread, 1.0)
     start = 0.5 * math.log(POSTERIOR_SHARE)
@@ -81,17 +81,17 @@ def standardize_codes(model, mean, log_scale, ranks=ALONE):
     return (mean - center) / spread
 
 
-def mean_and_scale(z, ranks):
+def mean_and_scale(z, group):
     """Means and standard deviations of the columns (d,) of the rows of all processes."""
-    if ranks.size == 1:
+    if group.size == 1:
         return z.mean(0), z.std(0, correction=0)
-    sums, n_rows = ranks.totals(z.sum(0, dtype=torch.float64), len(z))
+    sums, n_rows = group.all_reduce_sum(z.sum(0, dtype=torch.float64), len(z))
     mean = sums / n_rows
-    (squares,) = ranks.totals((z - mean).square().sum(0))
+    (squares,) = group.all_reduce_sum((z - mean).square().sum(0))
     return mean.to(z), (squares / n_rows).sqrt().to(z)
 
 
-def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3, ranks=ALONE):
+def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3, group=SINGLE_PROCESS):
     """Mixtures with means at random rows, all with the covariance of all rows, so that responsibilities are soft.
 
     Parameters
@@ -103,19 +103,19 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
     generator : torch.Generator
     reg_covar : float, default=1e-3
         Added to the variances.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that have shards of the rows.
 
     Returns
     -------
     mixtures : list of Mixture
     """
-    scatter, n_rows = ranks.totals(family.scatter(z - mean_and_scale(z, ranks)[0]), len(z))
+    scatter, n_rows = group.all_reduce_sum(family.scatter(z - mean_and_scale(z, group)[0]), len(z))
     covariance = scatter / n_rows + reg_covar * family.identity(z, z.shape[1])
     factor, _ = family.factor(covariance)
     shape = (n_components, *factor.shape[1:])
     weights = z.new_full((n_components,), -math.log(n_components))
-    means = (ranks.take(z, distinct_rows(z, n_components, generator, None, ranks)) for _ in range(n_mixtures))
+    means = (group.take_global(z, distinct_rows(z, n_components, generator, None, group)) for _ in range(n_mixtures))
     return [Mixture(weights, mean, covariance.expand(shape), factor.expand(shape)) for mean in means]
 
 
@@ -130,12 +130,12 @@ class PruneMixtures(Resumable):
     prior : GaussianMixturePrior
     stages : list of (int, int)
         Steps after which mixtures are dropped, and how many are kept.
-    ranks : Alone or Group
+    group : SingleProcess or Group
         The processes that train.
     """
 
-    def __init__(self, prior, stages, ranks=ALONE):
-        self.prior, self.stages, self.ranks = prior, stages, ranks
+    def __init__(self, prior, stages, group=SINGLE_PROCESS):
+        self.prior, self.stages, self.group = prior, stages, group
 
     def on_train_begin(self, net, **kwargs):
         """Start to count."""
@@ -157,7 +157,7 @@ class PruneMixtures(Resumable):
 
     def on_epoch_end(self, net, **kwargs):
         """Let all processes have the same losses."""
-        if self.losses_ and self.ranks.size > 1:
+        if self.losses_ and self.group.size > 1:
             self.losses_ = list(self._shared(torch.stack(self.losses_)))
 
     def state(self, net):
@@ -171,7 +171,9 @@ class PruneMixtures(Resumable):
         device = self.prior.means.device
         n_mixtures = state["n_mixtures"]
         if n_mixtures != len(self.prior.means):
-            hand_over(net.optimizer_, self.prior.keep(torch.zeros(n_mixtures, dtype=torch.long, device=device)))
+            replace_parameters(
+                net.optimizer_, self.prior.keep(torch.zeros(n_mixtures, dtype=torch.long, device=device))
+            )
         self.step_, self.begun_, self.scores_ = state["step_"], state["begun_"], list(state["scores_"])
         self.losses_ = [loss.to(device) for loss in state["losses_"]]
 
@@ -183,17 +185,17 @@ class PruneMixtures(Resumable):
     def _drop(self, net, n_kept):
         window = min(WINDOW, math.ceil(len(self.losses_) / 2))
         scores = self._shared(torch.stack(self.losses_[-window:]).mean(0))
-        hand_over(net.optimizer_, self.prior.keep(scores.argsort()[:n_kept]))
+        replace_parameters(net.optimizer_, self.prior.keep(scores.argsort()[:n_kept]))
         self.scores_.append(scores.tolist())
         self.begun_, self.losses_ = self.step_, []
 
     def _shared(self, losses):
         """Means of the losses of all processes."""
-        losses, n_processes = self.ranks.totals(losses, 1)
+        losses, n_processes = self.group.all_reduce_sum(losses, 1)
         return losses / n_processes
 
 
-def hand_over(optimizer, replaced):
+def replace_parameters(optimizer, replaced):
     """Let an optimizer go on with new parameters instead of old ones, whose state it forgets.
 
     Gradients of a mixture grow when there are fewer, so that what is remembered of them would be wrong.
@@ -204,7 +206,7 @@ def hand_over(optimizer, replaced):
         optimizer.state.pop(old, None)
 
 
-class LessConsistency(Resumable):
+class ConsistencyDecay(Resumable):
     """Lower the weight of the agreement of views for the last steps, so that the bound has the last word."""
 
     def __init__(self, n_steps):

@@ -28,7 +28,7 @@ DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "
 MAX_AXES = 32
 
 
-class Broken(ValueError):
+class CorruptFile(ValueError):
     """What a file holds is not what `save` writes."""
 
 
@@ -69,7 +69,7 @@ def unpack(data):
 
     Raises
     ------
-    Broken
+    CorruptFile
         If the bytes are others than `pack` made, or do not follow the format.
     """
     header = data[PREFIX : PREFIX + header_size(data[:PREFIX], len(data))]
@@ -78,9 +78,9 @@ def unpack(data):
     try:
         arrays = safetensors.numpy.load(data)
     except SafetensorError as error:
-        raise Broken(f"its arrays do not follow the safetensors format ({error})") from error
+        raise CorruptFile(f"its arrays do not follow the safetensors format ({error})") from error
     if len(arrays) != n_arrays:
-        raise Broken("some of its arrays are missing")
+        raise CorruptFile("some of its arrays are missing")
     return parse(text), arrays
 
 
@@ -91,17 +91,17 @@ def read(path):
     ------
     FileNotFoundError
         If there is none.
-    Broken
+    CorruptFile
         If it is not a file that `pack` could have made.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Broken("it is not a file but a folder or a device")
+        raise CorruptFile("it is not a file but a folder or a device")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(PREFIX)
         start = prefix + file.read(header_size(prefix, size))
         if MARKER not in start:
-            raise Broken("it is of another kind")
+            raise CorruptFile("it is of another kind")
         return start + file.read()
 
 
@@ -129,10 +129,10 @@ def write(path, data):
 def header_size(prefix, size):
     """Length of the header, from the bytes before it and the size of the file."""
     if size < PREFIX:
-        raise Broken(f"it has {size} bytes, too few for any estimator")
+        raise CorruptFile(f"it has {size} bytes, too few for any estimator")
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER or length > size - PREFIX:
-        raise Broken("it is of another kind, or cut off")
+        raise CorruptFile("it is of another kind, or cut off")
     return length
 
 
@@ -140,26 +140,26 @@ def check_digest(data, header):
     """Raise if the file is not what was written."""
     place = header.find(MARKER)
     if place < 0:
-        raise Broken("it is of another kind")
+        raise CorruptFile("it is of another kind")
     start = PREFIX + place + len(MARKER)
     view, digest = memoryview(data), hashlib.sha256()
     for part in (view[:start], b"0" * N_DIGITS, view[start + N_DIGITS :]):
         digest.update(part)
     if digest.hexdigest().encode() != data[start : start + N_DIGITS]:
-        raise Broken("it was cut off, damaged or changed: its checksum is wrong")
+        raise CorruptFile("it was cut off, damaged or changed: its checksum is wrong")
 
 
 def check_header(header):
     """The text in the metadata, and the number of arrays; what safetensors would not look at is checked."""
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or set(metadata) != {KEY} or not isinstance(metadata[KEY], str):
-        raise Broken("its header is not that of an estimator")
+        raise CorruptFile("its header is not that of an estimator")
     for name, entry in header.items():
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise Broken(f"its array {name!r} is not described as one")
+            raise CorruptFile(f"its array {name!r} is not described as one")
         shape = entry["shape"]
         if entry["dtype"] not in DTYPES or not is_shape(shape):
-            raise Broken(f"its array {name!r} has the type {entry['dtype']!r} and the shape {shape!r:.80}")
+            raise CorruptFile(f"its array {name!r} has the type {entry['dtype']!r} and the shape {shape!r:.80}")
     return metadata[KEY], len(header)
 
 
@@ -175,13 +175,13 @@ def parse(text):
 
     Raises
     ------
-    Broken
+    CorruptFile
         If it is no JSON, if a name occurs twice in an object, or if a number is not finite.
     """
     try:
         return json.loads(text, object_pairs_hook=distinct, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:  # bytes that are no text are a ValueError too
-        raise Broken(f"its text is not the JSON that is written ({str(error)[:200]})") from error
+        raise CorruptFile(f"its text is not the JSON that is written ({str(error)[:200]})") from error
 
 
 def distinct(pairs):

@@ -10,7 +10,7 @@ from skorch.callbacks import Callback
 from .._version import __version__
 from ..estimators import ESTIMATORS
 from . import container
-from .container import Broken
+from .container import CorruptFile
 from .fitted import restore_fitted, state_of
 from .values import Reader, Writer, expect, unwritable
 
@@ -83,7 +83,7 @@ def save(estimator, path):
     data = container.pack({"format_version": FORMAT_VERSION, "versions": versions(), "estimator": tree}, writer.arrays)
     try:
         restore(data)
-    except Broken as error:
+    except CorruptFile as error:
         raise ValueError(f"This {type(estimator).__name__} could not be read back from a file: {error}.") from error
     container.write(path, data)
 
@@ -117,7 +117,7 @@ def load(path):
     """
     try:
         return restore(container.read(os.fspath(path)))
-    except Broken as error:
+    except CorruptFile as error:
         raise ValueError(f"{os.fspath(path)!r} is no estimator that skvae.save wrote: {error}.") from error
 
 
@@ -127,19 +127,19 @@ def restore(data):
     version = tree.get("format_version") if isinstance(tree, dict) else None
     if type(version) is not int or version != FORMAT_VERSION:
         wrote = tree.get("versions") if isinstance(tree, dict) else None
-        raise Broken(
+        raise CorruptFile(
             f"its format has the version {version!r:.40}, and {FORMAT_VERSION} is what this skvae reads; it was "
             f"written by {wrote!r:.200}"
         )
     if set(tree) != FIELDS:
-        raise Broken(f"it has the fields {sorted(tree)!r:.200}")
+        raise CorruptFile(f"it has the fields {sorted(tree)!r:.200}")
     reader = Reader(arrays, build)
     try:
         estimator = reader.value(tree["estimator"])
     except RecursionError as error:
-        raise Broken("it holds values within values too deep") from error
+        raise CorruptFile("it holds values within values too deep") from error
     if type(estimator) not in ESTIMATORS.values():
-        raise Broken("what it holds is no estimator")
+        raise CorruptFile("what it holds is no estimator")
     reader.finish()
     return estimator
 
@@ -163,19 +163,19 @@ def fields_of(estimator, writer, where):
 def build(fields, reader):
     """The estimator of which a file holds these fields."""
     if set(fields) != {"class", "params", "fitted"} or not isinstance(fields["class"], str):
-        raise Broken(f"an estimator has the fields {sorted(fields)!r:.200}")
+        raise CorruptFile(f"an estimator has the fields {sorted(fields)!r:.200}")
     cls = ESTIMATORS.get(fields["class"])
     if cls is None:
-        raise Broken(f"the estimator {fields['class']!r:.80} is unknown to this skvae")
+        raise CorruptFile(f"the estimator {fields['class']!r:.80} is unknown to this skvae")
     params, state = ({k: reader.value(v) for k, v in expect(fields[f], dict).items()} for f in ("params", "fitted"))
     unknown = set(params) - set(cls._get_param_names())
     if unknown:
-        raise Broken(f"{cls.__name__} has no parameters {sorted(unknown)!r:.200} in this skvae")
+        raise CorruptFile(f"{cls.__name__} has no parameters {sorted(unknown)!r:.200} in this skvae")
     try:
         estimator = cls(**params)
         estimator._validate_params()
     except Exception as error:
-        raise Broken(f"the parameters of its {cls.__name__} are not valid ({str(error)[:300]})") from error
+        raise CorruptFile(f"the parameters of its {cls.__name__} are not valid ({str(error)[:300]})") from error
     restore_fitted(estimator, state)
     return estimator
 

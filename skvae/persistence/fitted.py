@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ..models.networks import row_width
-from .container import Broken
+from .container import CorruptFile
 
 MOST_FEATURES, MOST_VALUES = 2**24, 2**26  # of a row, and that a layer may hold for one
 SHAPES = {  # d features, q dimensions of codes, k components or clusters, m where these lie, c classes, n rows
@@ -76,7 +76,7 @@ def restore_fitted(estimator, state):
 
     Raises
     ------
-    Broken
+    CorruptFile
         If attributes are not those of a fit, if they do not belong together, or if the estimator can not answer.
     """
     check_attributes(estimator, state)
@@ -87,11 +87,11 @@ def restore_fitted(estimator, state):
         if "module_" in state:
             check_widths(estimator)
         if "device" in estimator.get_params(deep=False) and is_fitted(estimator):
-            try_out(estimator)
-    except Broken:
+            smoke_test(estimator)
+    except CorruptFile:
         raise
     except Exception as error:
-        raise Broken(
+        raise CorruptFile(
             f"what was fitted does not belong together ({type(error).__name__}: {str(error)[:300]})"
         ) from error
 
@@ -102,15 +102,15 @@ def check_attributes(estimator, state):
     for key, value in state.items():
         # What the class has itself, its methods above all, can not be covered up.
         if not key.isidentifier() or key.startswith("__") or key in params or hasattr(type(estimator), key):
-            raise Broken(f"a fitted {name} has no attribute {key!r:.80}")
+            raise CorruptFile(f"a fitted {name} has no attribute {key!r:.80}")
         if not isinstance(value, TYPES.get(key, object)):
-            raise Broken(f"{key} of its {name} is a {type(value).__name__}")
+            raise CorruptFile(f"{key} of its {name} is a {type(value).__name__}")
         if key in COUNTS and not 0 <= value < 2**63:
-            raise Broken(f"{key} of its {name} is {value!r:.40}")
+            raise CorruptFile(f"{key} of its {name} is {value!r:.40}")
         if key in SHAPES and value.dtype.kind not in KINDS_OF_VALUES.get(key, "f"):
-            raise Broken(f"{key} of its {name} is an array of {value.dtype}")
+            raise CorruptFile(f"{key} of its {name} is an array of {value.dtype}")
     if not 0 < state.get("n_features_in_", 1) <= MOST_FEATURES:
-        raise Broken(f"its {name} has {state['n_features_in_']} features")
+        raise CorruptFile(f"its {name} has {state['n_features_in_']} features")
 
 
 def check_shapes(state):
@@ -120,9 +120,9 @@ def check_shapes(state):
     for name in SHAPES.keys() & state.keys():
         letters, shape = SHAPES[name], state[name].shape
         if len(shape) != len(letters) or any(sizes.setdefault(a, n) != n for a, n in zip(letters, shape, strict=True)):
-            raise Broken(f"{name} has the shape {shape}, which contradicts other arrays")
+            raise CorruptFile(f"{name} has the shape {shape}, which contradicts other arrays")
     if len({state[name].shape for name in ALIKE if name in state}) > 1:
-        raise Broken(f"{', '.join(ALIKE)} are of different shapes")
+        raise CorruptFile(f"{', '.join(ALIKE)} are of different shapes")
 
 
 def check_widths(estimator):
@@ -131,7 +131,7 @@ def check_widths(estimator):
     inputs = model.likelihood.n_inputs(estimator.n_features_in_), estimator._n_features_out
     widest = max(row_width(network, n) for network, n in zip((model.encoder, model.decoder), inputs, strict=True))
     if not widest <= estimator._widest <= MOST_VALUES:
-        raise Broken(f"its networks hold {widest} values for a row, but {estimator._widest} are said")
+        raise CorruptFile(f"its networks hold {widest} values for a row, but {estimator._widest} are said")
 
 
 def is_fitted(estimator):
@@ -143,7 +143,7 @@ def is_fitted(estimator):
     return True
 
 
-def try_out(estimator):
+def smoke_test(estimator):
     """Ask for what a fitted estimator says of a row of zeros, on the CPU; errors are those of the methods."""
     row, device = np.zeros((1, estimator.n_features_in_)), estimator.device
     estimator.device = "cpu"

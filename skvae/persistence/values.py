@@ -15,7 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from ..estimators._descriptions import describe, foreign_part, rebuild
-from .container import Broken
+from .container import CorruptFile
 
 TAG = "$"
 MAX_TEXT = 2**25  # characters for which an array of strings has room
@@ -149,12 +149,12 @@ class Reader:
 
         Raises
         ------
-        Broken
+        CorruptFile
             If it is none that `Writer` makes.
         """
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise Broken("it holds values within values too deep")
+            raise CorruptFile("it holds values within values too deep")
         try:
             if isinstance(tree, list):
                 return [self.value(part) for part in tree]
@@ -165,7 +165,7 @@ class Reader:
     def finish(self):
         """Raise if there are arrays that nothing refers to."""
         if self.arrays:
-            raise Broken(f"nothing refers to its arrays {sorted(self.arrays)[:3]}")
+            raise CorruptFile(f"nothing refers to its arrays {sorted(self.arrays)[:3]}")
 
     def _tagged(self, fields):
         tag = fields.pop(TAG, None)
@@ -173,12 +173,12 @@ class Reader:
             return self._estimator(fields, self)
         names, read = READERS.get(tag, ((), None)) if isinstance(tag, str) else ((), None)
         if read is None or set(fields) != set(names):
-            raise Broken(f"it holds a value of the unknown kind {tag!r:.40}, with {sorted(fields)!r:.80}")
+            raise CorruptFile(f"it holds a value of the unknown kind {tag!r:.40}, with {sorted(fields)!r:.80}")
         return read(self, **fields)
 
     def _float(self, value):
         if value not in ("nan", "inf", "-inf"):
-            raise Broken(f"{value!r:.40} is no number")
+            raise CorruptFile(f"{value!r:.40} is no number")
         return float(value)
 
     def _tuple(self, items):
@@ -187,25 +187,25 @@ class Reader:
     def _dict(self, items):
         pairs = [self.values(pair) for pair in expect(items, list)]
         if any(len(pair) != 2 or type(pair[0]) not in HASHABLE for pair in pairs):
-            raise Broken("a dict does not map names or numbers to values")
+            raise CorruptFile("a dict does not map names or numbers to values")
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise Broken("a dict has a key twice")
+            raise CorruptFile("a dict has a key twice")
         return found
 
     def _array(self, name, fortran):
         if not isinstance(name, str) or name not in self.arrays:
-            raise Broken(f"the array {name!r:.40} is missing, or is referred to twice")
+            raise CorruptFile(f"the array {name!r:.40} is missing, or is referred to twice")
         array = self.arrays.pop(name)
         return array.T if expect(fortran, bool) else array
 
     def _objects(self, text, shape, items):
         values, text = self.values(items), expect(text, bool)
         if any(type(value) not in ((str,) if text else HASHABLE) for value in values):
-            raise Broken("an array of objects holds others than names or numbers")
+            raise CorruptFile("an array of objects holds others than names or numbers")
         longest = max(map(len, values), default=0) if text else 0
         if longest * len(values) > MAX_TEXT:
-            raise Broken(
+            raise CorruptFile(
                 f"an array holds {len(values)} strings of up to {longest} characters, for each of which it has room"
             )
         array = (
@@ -214,24 +214,24 @@ class Reader:
         array[:] = values
         shape = expect(shape, list)
         if any(type(n) is not int or n < 0 for n in shape) or len(shape) > 32 or math.prod(shape) != len(values):
-            raise Broken(f"{len(values)} objects do not fill an array of shape {shape!r:.80}")
+            raise CorruptFile(f"{len(values)} objects do not fill an array of shape {shape!r:.80}")
         return array.reshape(shape)
 
     def _scalar(self, dtype, value):
         dtype, value = self._dtype(dtype), self.value(value)
         if type(value) is not {"b": bool, "f": float}.get(dtype.kind, int):
-            raise Broken(f"{value!r:.40} is no {dtype}")
+            raise CorruptFile(f"{value!r:.40} is no {dtype}")
         try:
             return dtype.type(value)
         except OverflowError as error:
-            raise Broken(f"{value!r:.40} is too large for {dtype}") from error
+            raise CorruptFile(f"{value!r:.40} is too large for {dtype}") from error
 
     def _text(self, value):
         return np.str_(expect(value, str))
 
     def _dtype(self, value):
         if not isinstance(value, str) or value not in DTYPE_NAMES:
-            raise Broken(f"{value!r:.40} is no type of numbers")
+            raise CorruptFile(f"{value!r:.40} is no type of numbers")
         return np.dtype(value)
 
     def _type(self, value):
@@ -241,29 +241,29 @@ class Reader:
         try:
             return torch.device(expect(value, str))
         except RuntimeError as error:
-            raise Broken(f"{value!r:.40} is no device") from error
+            raise CorruptFile(f"{value!r:.40} is no device") from error
 
     def _random_state(self, state):
         random_state = np.random.RandomState()
         try:
             random_state.set_state(self.value(state))
         except Exception as error:
-            raise Broken("a random state is not one") from error
+            raise CorruptFile("a random state is not one") from error
         return random_state
 
     def _frozen(self, estimator):
         frozen = self.value(estimator)
         if not hasattr(frozen, "get_params"):
-            raise Broken("what is frozen is no estimator")
+            raise CorruptFile("what is frozen is no estimator")
         return FrozenEstimator(frozen)
 
     def _module(self, description):
         try:
             return rebuild(self.value(description))
-        except Broken:
+        except CorruptFile:
             raise
         except Exception as error:
-            raise Broken(f"a module does not follow its description ({str(error)[:200]})") from error
+            raise CorruptFile(f"a module does not follow its description ({str(error)[:200]})") from error
 
     def values(self, trees):
         """The values of a list of trees."""
@@ -273,7 +273,7 @@ class Reader:
 def expect(value, kind):
     """The value, if it is of this type."""
     if type(value) is not kind:
-        raise Broken(f"{value!r:.40} stands where a {kind.__name__} should")
+        raise CorruptFile(f"{value!r:.40} stands where a {kind.__name__} should")
     return value
 
 

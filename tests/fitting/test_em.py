@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from skvae.fitting import rows as em
 from skvae.fitting.em import fit_mixtures, start_mixture, step_mixture
-from skvae.fitting.rows import WhitenedRows, e_step, on_host, row_chunks
+from skvae.fitting.rows import WhitenedRows, e_step, read_numbers, row_chunks
 from skvae.fitting.squarem import Squarem
 from skvae.models import COVARIANCES
 from skvae.models.covariances import moved
@@ -158,7 +158,7 @@ def test_row_chunks_cover_the_rows(n_rows, chunk_size):
 
 
 def test_numbers_of_tensors_on_the_host():
-    found = on_host(torch.tensor(2.5, dtype=torch.float64), None, torch.tensor([[True, False]]), torch.ones(0))
+    found = read_numbers(torch.tensor(2.5, dtype=torch.float64), None, torch.tensor([[True, False]]), torch.ones(0))
     assert found == [[2.5], [], [1.0, 0.0], []]
 
 

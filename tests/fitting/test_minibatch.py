@@ -16,8 +16,8 @@ from skvae.fitting.minibatch import (
     fit_mini_batches,
     inertia,
     mini_batch_step,
-    needs_look,
     reassign,
+    should_reassign,
     start_centers,
 )
 from skvae.fitting.nearest import assign
@@ -206,10 +206,10 @@ def test_generator_is_left_where_the_fit_stops(monkeypatch):
 
 def test_looks_are_due_or_at_empty_centres():
     counts = torch.tensor([100.0, 0.5, 40.0])
-    assert needs_look(minibatch.REASSIGN_EVERY, 0.01, counts)
-    assert not needs_look(minibatch.REASSIGN_EVERY, 0.001, counts)
-    assert not needs_look(minibatch.REASSIGN_EVERY + 1, 0.01, counts)
-    assert needs_look(1, 0.01, torch.tensor([3.0, 0.0]))
+    assert should_reassign(minibatch.REASSIGN_EVERY, 0.01, counts)
+    assert not should_reassign(minibatch.REASSIGN_EVERY, 0.001, counts)
+    assert not should_reassign(minibatch.REASSIGN_EVERY + 1, 0.01, counts)
+    assert should_reassign(1, 0.01, torch.tensor([3.0, 0.0]))
 
 
 def test_patience_waits_for_so_many_steps():

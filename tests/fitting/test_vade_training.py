@@ -12,11 +12,11 @@ from skvae.fitting.nets import NegativeELBO
 from skvae.fitting.parallel import count_batches
 from skvae.fitting.training import Plan, fit_module, mean_elbo
 from skvae.fitting.vade import (
-    LessConsistency,
+    ConsistencyDecay,
+    LogScaleHead,
     PruneMixtures,
-    WithLogScales,
-    hand_over,
     one_cycle,
+    replace_parameters,
     soft_mixtures,
     standardize_codes,
 )
@@ -263,7 +263,7 @@ def test_state_of_what_is_replaced_is_forgotten(settings, generator):
 
     step(), step()
     names, untouched = [name for name, _ in prior.named_parameters()], optimizer.state[other]
-    hand_over(optimizer, prior.keep(torch.tensor([3, 1])))
+    replace_parameters(optimizer, prior.keep(torch.tensor([3, 1])))
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in (other, *prior.parameters())]
     assert optimizer.state[other] is untouched
     assert len(optimizer.state) == 1
@@ -278,7 +278,7 @@ def test_agreement_counts_less_in_the_last_quarter(n_epochs, rows):
     model, watch = make_model(make_prior(n_mixtures=1)), Watch()
     n_steps = n_epochs * count_batches(len(rows), 10)
     settings = {"view_of": two_noisy_views, "consistency": 2.0, "max_epochs": n_epochs}
-    net = train(model, rows, LessConsistency(n_steps), watch, **settings)
+    net = train(model, rows, ConsistencyDecay(n_steps), watch, **settings)
     assert watch.weights == pytest.approx([2.0] * (3 * n_epochs) + [0.2] * n_epochs)
     assert net.criterion_.consistency == pytest.approx(0.2)
 
@@ -295,7 +295,7 @@ def test_cycle_of_the_learning_rate():
 
 def test_log_scales_beside_an_encoder_of_points(rows):
     points = nn.Linear(M, D)
-    encoder = WithLogScales(points, D)
+    encoder = LogScaleHead(points, D)
     assert_close(encoder(rows), torch.cat([points(rows), torch.zeros(len(rows), D)], 1))
     encoder(rows).square().sum().backward()
     encoder(rows)[:, D:].sum().backward()
