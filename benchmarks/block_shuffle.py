@@ -53,7 +53,7 @@ def measure(X, X_test, run_length, epochs, seed):
     """Bound of the test images, and seconds of the fit."""
     started = time.perf_counter()
     lengths = {"RUN": run_length, "RUN_BYTES": run_length * 4 * X.shape[1]}
-    with mock.patch.multiple("skvae.estimators._tables", **lengths):
+    with mock.patch.multiple("skvae.data.tables", **lengths):
         vae = VAEEmbedder(10, **SETTINGS, max_epochs=epochs, random_state=seed).fit(X)
     return {"elbo": vae.score(X_test), "seconds": time.perf_counter() - started}
 

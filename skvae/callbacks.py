@@ -12,7 +12,7 @@ from sklearn.utils import check_array, check_scalar
 from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 
-from .estimators._arrays import host_array
+from .data.arrays import host_array
 from .fitting.callbacks import Resumable
 from .fitting.devices import restored_randomness
 from .fitting.vade import PruneMixtures

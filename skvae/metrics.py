@@ -10,8 +10,8 @@ from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_array, check_consistent_length, check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
-from .estimators._arrays import host_array
-from .estimators._labels import check_types, is_missing, label_array, plain
+from .data.arrays import host_array
+from .data.labels import check_types, is_missing, label_array, plain
 from .models.networks import check_channels_first
 
 __all__ = [

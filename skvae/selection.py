@@ -12,7 +12,8 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.parallel import Parallel, delayed
 
-from .estimators._messages import meant
+from .data.messages import meant
+from .fitting.warnings import warn
 
 __all__ = ["CRITERIA", "MixtureSelection", "select_mixture"]
 
@@ -235,7 +236,7 @@ def _warn_about_convergence(results):
             "their criteria too low; increase reg_covar of the estimator."
         )
     if parts:
-        warnings.warn(" ".join(parts), ConvergenceWarning, stacklevel=3)
+        warn(" ".join(parts), ConvergenceWarning)
 
 
 def _listed(results, chosen):

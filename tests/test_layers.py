@@ -1,4 +1,4 @@
-"""Imports point down: models <- fitting <- estimators <- displays, and nothing imports datasets."""
+"""Imports point down: models <- fitting <- data <- estimators <- displays, and nothing imports datasets."""
 
 import ast
 import sys
@@ -10,9 +10,9 @@ import skvae
 
 ROOT = Path(skvae.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
-LEVELS = {"_version": 0, "models": 0, "fitting": 1, "estimators": 2, "metrics": 2, "selection": 2, "displays": 3}
-LEVELS |= {"callbacks": 2, "persistence": 3, "datasets": 3}
-TOP = 4
+LEVELS = {"_version": 0, "models": 0, "fitting": 1, "data": 2, "estimators": 3, "metrics": 3, "selection": 3}
+LEVELS |= {"callbacks": 3, "displays": 4, "persistence": 4, "datasets": 4}
+TOP = 5
 LIBRARIES = {  # beside the standard library
     "models": {"torch"},
     "fitting": {"torch", "skorch", "tqdm"},

@@ -20,8 +20,8 @@ from torch.utils.data import (
 )
 
 from skvae import AutoencoderEmbedder, ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
+from skvae.data.torch_datasets import DatasetRows, table_of
 from skvae.distributed import shard
-from skvae.estimators._datasets import DatasetRows, table_of
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 NET = {"hidden_layer_sizes": (8,), "max_epochs": 2, "random_state": 0}
@@ -114,7 +114,7 @@ def test_datasets_are_their_rows(estimator, X):
 def test_large_datasets_are_read_a_chunk_at_a_time(estimator, X, monkeypatch):
     y = some_classes(X)
     fitted = clone(estimator).fit(X, y)
-    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
     rows = Rows(X, with_label)
     assert_same(outputs(fitted, rows), outputs(fitted, X), **CLOSE)
     found = outputs(clone(estimator).fit(rows, y), X)

@@ -8,7 +8,7 @@ from sklearn.base import clone
 from sklearn.utils import check_consistent_length, check_scalar
 
 from ..callbacks import LatentSnapshots, Snapshots
-from ..estimators._labels import label_array
+from ..data.labels import label_array
 from ..metrics import match_clusters
 from .codes import mixture_of
 from .drawing import draw_codes, draw_mixture, known_classes, legend_beside, panels_or_new

@@ -5,9 +5,9 @@ from numbers import Integral
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length, check_scalar
 
-from ..estimators._arrays import host_array
-from ..estimators._labels import label_array
-from ..estimators._messages import meant
+from ..data.arrays import host_array
+from ..data.labels import label_array
+from ..data.messages import meant
 from .codes import code_distribution, generator_of, last_step
 from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
 

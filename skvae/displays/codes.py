@@ -11,8 +11,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ..data.arrays import generator_from
 from ..estimators import TorchPPCA, VAEEmbedder
-from ..estimators._arrays import generator_from
 
 
 def last_step(estimator):

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from ..estimators._arrays import host_array
-from ..estimators._labels import is_missing, sorted_classes
+from ..data.arrays import host_array
+from ..data.labels import is_missing, sorted_classes
 from ..models.networks import check_channels_first
 
 # Ten colours that can be told apart with every kind of colour vision (Petroff 2021, "Accessible color sequences").

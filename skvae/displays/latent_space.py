@@ -6,9 +6,9 @@ from sklearn.decomposition import PCA
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
-from ..estimators._arrays import host_array
-from ..estimators._labels import label_array
-from ..estimators._messages import meant
+from ..data.arrays import host_array
+from ..data.labels import label_array
+from ..data.messages import meant
 from .codes import codes_of, last_step, mixture_of
 from .drawing import axes_or_new, draw_codes, draw_mixture, known_classes, legend_beside
 

@@ -5,7 +5,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.utils import check_array, check_scalar
 
-from ..estimators._arrays import host_array
+from ..data.arrays import host_array
 from .codes import code_distribution, last_step
 from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
 

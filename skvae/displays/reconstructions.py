@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.utils import check_consistent_length
 
-from ..estimators._arrays import host_array
+from ..data.arrays import host_array
 from .codes import decoder_of
 from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,22 +13,23 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import InvalidParameterError, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch.utils.data import DataLoader, IterableDataset
 
+from ..data.arrays import FLOATS, check_dense, check_one_matrix, host_array, tensor_dtypes
+from ..data.chunks import map_chunks
+from ..data.columns import name_columns_in_error
+from ..data.messages import meant, one_of
+from ..data.missing import has_missing
+from ..data.tables import Table, TensorRows, is_lazy, result_dtype, sparse_rows
+from ..data.torch_datasets import first_part, table_of
+from ..data.weights import counted_rows, weighted_sum
+from ..fitting.chunks import row_chunks
 from ..fitting.distributed import distributed_fit
 from ..fitting.epochs import Interrupted
-from ..fitting.rows import row_chunks
 from ..models.covariances import moved
 from ..models.networks import has_channels_last
-from ._arguments import bind_arguments, name_methods
-from ._arrays import FLOATS, check_dense, check_one_matrix, host_array, tensor_dtypes
-from ._chunks import map_chunks
-from ._columns import name_columns_in_error
-from ._datasets import table_of
-from ._descriptions import describe, foreign_part, rebuild
-from ._messages import meant, one_of
-from ._missing import has_missing
-from ._rows import check_row_count, counted_rows, weighted_sum
-from ._tables import Table, TensorRows, is_lazy, result_dtype, sparse_rows
+from ..models.serialize import describe, foreign_part, rebuild
+from ._checks import bind_arguments, check_row_count, name_methods
 from ._tasks import CallbackSupportMixin, is_watched, with_sklearn_callbacks
 
 
@@ -64,6 +66,46 @@ def transactional(method):
         raise reason  # here, where it has no other context
 
     return wrapper
+
+
+def batch_by_batch(method):
+    """Wrap ``partial_fit``: of a `DataLoader` or an iterator, it is called with one batch after another.
+
+    Each call is a fit of its own: if one fails, the estimator is what the batches before have made of it.
+    """
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **kwargs):
+        X, y, sample_weight = list(bind_arguments(self, method, args, kwargs).values())[1:]
+        if isinstance(X, IterableDataset):
+            raise TypeError(
+                f"X is an IterableDataset ({type(X).__name__}), which gives rows and not batches; give "
+                "DataLoader(X, batch_size=...)."
+            )
+        if isinstance(X, list | tuple) and getattr(self, "image_shape", None) is None and _holds_tables(X):
+            raise ValueError(
+                f"X is a {type(X).__name__} of tables, and not one table; give iter(X) for a stream of batches, or "
+                "put them together."
+            )
+        if not isinstance(X, DataLoader | Iterator):
+            return method(self, X, y, sample_weight)
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                "y and sample_weight belong to the rows of one batch, but X is a stream of batches; call partial_fit "
+                "for each of them."
+            )
+        n_batches = 0
+        for n_batches, batch in enumerate(X, 1):  # noqa: B007
+            method(self, first_part(batch))
+        if not n_batches:
+            raise ValueError("X is a stream without batches; an iterator can be used once only, make another one.")
+        return self
+
+    return wrapper
+
+
+def _holds_tables(X):
+    return bool(X) and getattr(X[0], "ndim", 0) == 2
 
 
 class CheckedParametersMixin:

@@ -8,8 +8,8 @@ from numbers import Integral
 import torch
 from sklearn.utils import check_scalar
 
-from ..fitting.points import balanced_points, normal_points
-from ._arrays import generator_from, to_dtype
+from ..data.arrays import generator_from, to_dtype
+from ..fitting.quadrature import balanced_points, normal_points
 
 
 class BoundMixin:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import warnings
 from abc import abstractmethod
 from contextlib import nullcontext
 from numbers import Integral, Real
@@ -15,6 +14,9 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from ..data.arrays import FLOATS, compute_dtype, generator_from, host_array, named_in_errors, resolve_device
+from ..data.columns import Columns
+from ..data.weights import repeated_rows
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
 from ..fitting.batches import some_rows
 from ..fitting.devices import own_randomness
@@ -24,16 +26,14 @@ from ..fitting.nets import COMPILE_MODES, OPTIMIZERS
 from ..fitting.parallel import count_batches
 from ..fitting.snapshots import checkpoint_of, read_checkpoint
 from ..fitting.training import averaged, posterior_of
+from ..fitting.warnings import warn
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
 from ..models.networks import NETWORKS, check_channels_first, check_image_shape, row_width
 from ..models.priors import Posterior
-from ._arrays import FLOATS, compute_dtype, generator_from, host_array, named_in_errors, resolve_device
-from ._base import LatentMixin, TorchEstimator, fit_method
+from ._base import LatentMixin, TorchEstimator, batch_by_batch, fit_method
 from ._callbacks import NamedCallbacksMixin, training_callbacks
-from ._chunks import caller_level
-from ._columns import Columns
-from ._datasets import batch_by_batch
-from ._likelihoods import (
+from ._checks import check_processes, check_sample_size, fit_seed, row_count
+from ._likelihood_choice import (
     build_likelihood,
     check_support,
     choose_likelihood,
@@ -43,7 +43,6 @@ from ._likelihoods import (
     warn_of_outside,
 )
 from ._networks import built_in_networks, make_network
-from ._rows import check_processes, check_sample_size, fit_seed, repeated_rows, row_count
 from ._tasks import EpochTasks
 from ._trainings import (
     ROWS_FOR_DIAGNOSTICS,
@@ -323,11 +322,10 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
                 raise
             if self.checkpoint is not None and current_group().rank == 0:
                 Path(self.checkpoint).unlink(missing_ok=True)  # it holds states of mps
-            warnings.warn(
+            warn(
                 f"The GPU of this Mac lacks what the training needs ({str(error).splitlines()[0]}); device='auto' "
                 "takes the CPU instead.",
                 RuntimeWarning,
-                stacklevel=caller_level(),
             )
             self._train_privately(torch.device("cpu"), X, X_val, seed, **settings)
 
@@ -447,12 +445,11 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         if automatic and isinstance(chosen, str) and chosen == "gaussian" and columns.look_like_counts():
             if current_group().rank > 0:
                 return
-            warnings.warn(
+            warn(
                 f"X holds counts (whole numbers from {np.nanmin(columns.ranges.low):g} to "
                 f"{np.nanmax(columns.ranges.high):g} with a long tail), for which likelihood='auto' takes 'gaussian': "
                 "likelihood='negative_binomial' (or 'poisson') models them; give 'gaussian' by name if it is meant.",
                 UserWarning,
-                stacklevel=caller_level(),
             )
 
     def _check_same_sizes(self, X):

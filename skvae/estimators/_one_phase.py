@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from ..data.arrays import named_in_errors
+from ..data.tables import select_rows
+from ..data.weights import repeated_rows
 from ..fitting.nets import LR_SCHEDULES
-from ._arrays import named_in_errors
 from ._base import fit_method
+from ._checks import check_enough_rows, row_count
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
-from ._rows import check_enough_rows, repeated_rows, row_count
-from ._tables import select_rows
 from ._trainings import choose_epochs
 
 

@@ -1,6 +1,5 @@
 """Embeddings learned by autoencoders."""
 
-import warnings
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -11,9 +10,9 @@ from sklearn.utils._param_validation import Interval
 
 from ..fitting.distributed import current_group
 from ..fitting.training import Plan
+from ..fitting.warnings import warn
 from ..models import Flat, StandardNormal
 from ._bounds import BoundMixin, draw_rows, elbo_at_points, fill_missing
-from ._chunks import caller_level
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT
 from ._one_phase import OnePhaseEmbedder
 
@@ -339,12 +338,11 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
 
     def _warn_if_collapsed(self):
         if self.active_units_ == 0 and self._n_steps >= MIN_STEPS and current_group().rank == 0:
-            warnings.warn(
+            warn(
                 f"The codes carry nothing of X: all {self.n_components} latent dimensions are at the prior (posterior "
                 f"collapse, KL {self.kl_per_dimension_.sum():.2g} nats). Train longer (max_epochs, lr), decrease "
                 "beta, or set kl_warmup_epochs or free_bits.",
                 ConvergenceWarning,
-                stacklevel=caller_level(),
             )
 
 

@@ -1,6 +1,5 @@
 """Gaussian mixtures by expectation-maximisation."""
 
-import warnings
 from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
@@ -13,6 +12,11 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from ..data.arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
+from ..data.chunks import centered, column_means
+from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
+from ..data.tables import Table, streamed
+from ..data.weights import counted_rows, weighted_sum
 from ..fitting.distributed import current_group
 from ..fitting.em import MixtureFit, fit_mixtures, start_mixture, step_mixture
 from ..fitting.missing import PatternRows, observed_e_step
@@ -20,31 +24,17 @@ from ..fitting.rows import WhitenedRows, e_step, largest_product
 from ..fitting.squarem import ACCELERATIONS
 from ..fitting.starts import STARTS, draw_starts
 from ..fitting.threads import serial_if_small
+from ..fitting.warnings import warn
 from ..models.covariances import COVARIANCES, Mixture
-from ._arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
-from ._base import ScoreMixin, TorchEstimator, fit_method
-from ._chunks import caller_level, centered, column_means
-from ._datasets import batch_by_batch
-from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ._rows import (
-    check_enough_rows,
-    check_index,
-    check_processes,
-    check_sample_size,
-    counted_rows,
-    fit_generator,
-    fit_seed,
-    weighted_sum,
-)
-from ._starts import (
+from ._base import ScoreMixin, TorchEstimator, batch_by_batch, fit_method
+from ._checks import check_enough_rows, check_index, check_processes, check_sample_size, fit_generator, fit_seed
+from ._mixture_starts import (
     check_component_weights,
     check_init,
     check_precisions_init,
     given_responsibilities,
     responsibilities_of,
 )
-from ._streams import streamed
-from ._tables import Table
 
 EXACT = ("_exact_means", "_exact_factor")  # in float64, where float32 is not enough for what is published
 MAX_ON_HOST = 2**17  # numbers in the covariances of a mixture whose M-step for a batch is made on the CPU
@@ -768,23 +758,21 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         if verbose:
             print(f"The best start {'converged' if best.converged else 'did not converge'}.")
         if self.max_iter > 0 and not best.converged and current_group().rank == 0:
-            warnings.warn(
+            warn(
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the lower "
                 f"bound by tol={self.tol} or more. Increase max_iter or tol, or start elsewhere (init_params, n_init).",
                 ConvergenceWarning,
-                stacklevel=caller_level(),
             )
         self._warn_if_regularized(best)
         return best
 
     def _warn_if_regularized(self, fit):
         if fit.regularized and current_group().rank == 0:
-            warnings.warn(
+            warn(
                 f"The covariances of components {sorted(fit.regularized)} are singular, and were regularized by more "
                 f"than reg_covar={self.reg_covar}: too few distinct rows, or linearly dependent features, for this "
                 "many components. Increase reg_covar, decrease n_components, or use a simpler covariance_type.",
                 ConvergenceWarning,
-                stacklevel=caller_level(),
             )
 
     def _given_parameters(self, center):

@@ -1,6 +1,5 @@
 """Mini-batch k-means."""
 
-import warnings
 from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
@@ -12,6 +11,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_device, tensor_dtype, to_dtype, to_tensor
+from ..data.chunks import map_chunks
+from ..data.tables import Table, TensorRows, streamed
+from ..data.weights import check_weights
+from ..fitting.chunks import blocks_of, row_chunks
 from ..fitting.devices import in_float64, read, to_device, wide_dtype
 from ..fitting.distributed import current_group
 from ..fitting.minibatch import (
@@ -27,16 +31,11 @@ from ..fitting.minibatch import (
 )
 from ..fitting.nearest import MAX_CHUNK, NearestCenters, distances, squared_residuals
 from ..fitting.pool import PooledRows
-from ..fitting.rows import blocks_of, row_chunks
 from ..fitting.streams import draw_indices
 from ..fitting.threads import serial_if_small
-from ._arrays import compute_dtype, host_array, named_in_errors, resolve_device, tensor_dtype, to_dtype, to_tensor
-from ._base import TorchEstimator, fit_method
-from ._chunks import caller_level, map_chunks
-from ._datasets import batch_by_batch
-from ._rows import check_processes, check_weights, fit_seed, row_count
-from ._streams import streamed
-from ._tables import Table, TensorRows
+from ..fitting.warnings import warn
+from ._base import TorchEstimator, batch_by_batch, fit_method
+from ._checks import check_processes, fit_seed, row_count
 
 NARROW = 1e-4  # mean squared distance within clusters over that of centres: float32 has four digits of such distances
 MAP_BYTES = 2**22  # what a chunk of rows works on stays in a cache
@@ -496,11 +495,10 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     def _warn_of_init_size(self):
         if self.init_size is not None and self.init_size < self.n_clusters:
-            warnings.warn(
+            warn(
                 f"init_size={self.init_size} is smaller than n_clusters={self.n_clusters}; the start is looked for in "
                 f"{3 * self.n_clusters} rows instead.",
                 RuntimeWarning,
-                stacklevel=caller_level(),
             )
 
     def _has_given_centers(self):
@@ -508,10 +506,9 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     def _warn_of_n_init(self):
         if self._has_given_centers() and self.n_init != "auto" and self.n_init > 1:
-            warnings.warn(
+            warn(
                 f"n_init={self.n_init} has no effect, because init is an array: there is one start.",
                 RuntimeWarning,
-                stacklevel=caller_level(),
             )
 
     def _n_init_rows(self):
@@ -590,10 +587,9 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             advice = f"X has only {n_distinct} distinct rows; decrease n_clusters"
         else:
             advice = "the fit was too short for this many clusters; increase max_iter, or decrease n_clusters"
-        warnings.warn(
+        warn(
             f"Only {n_found} of n_clusters={self.n_clusters} clusters have rows: {advice}.",
             ConvergenceWarning,
-            stacklevel=caller_level(),
         )
 
     def _report(self, step, n_steps, mean, running_mean):

@@ -1,6 +1,5 @@
 """Clusters named by a few labels."""
 
-import warnings
 from numbers import Integral
 from typing import ClassVar
 
@@ -19,12 +18,12 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 from sklearn.utils.validation import _num_samples, check_is_fitted, has_fit_parameter
 from torch.utils.data import Dataset, Subset
 
-from ._arrays import device_dtype, host_array, to_tensor
+from ..data.arrays import device_dtype, host_array, to_tensor
+from ..data.labels import labelled_rows, sorted_classes
+from ..data.torch_datasets import dataset_of
+from ..data.weights import check_no_word, finite_weights
+from ..fitting.warnings import warn
 from ._base import CheckedParametersMixin, transactional
-from ._chunks import caller_level
-from ._datasets import dataset_of
-from ._labels import labelled_rows, sorted_classes
-from ._rows import check_no_word, finite_weights
 
 MAX_NAMED = 10  # clusters that a warning names
 
@@ -333,10 +332,9 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
             return fit_params | {"sample_weight": sample_weight}
         by_name = any(name.endswith("__sample_weight") for name in fit_params)
         if not by_name and not isinstance(self.estimator, FrozenEstimator):
-            warnings.warn(
+            warn(
                 f"{type(self.estimator).__name__}.fit takes no sample_weight, so the weights count labels but do not "
                 "shape the clusters; for a step of a pipeline, give them by name as well (step__sample_weight=...).",
-                stacklevel=caller_level(),
             )
         return fit_params
 
@@ -393,8 +391,7 @@ def warn_of_unknown(known):
         return
     unknown = np.flatnonzero(~known).tolist()
     names = ", ".join(map(str, unknown[:MAX_NAMED])) + (", ..." if len(unknown) > MAX_NAMED else "")
-    warnings.warn(
+    warn(
         f"{len(unknown)} of {len(known)} clusters have no labelled row ({names}); rows there get the frequencies of "
         "all labels.",
-        stacklevel=caller_level(),
     )

@@ -1,7 +1,6 @@
 """Probabilistic principal component analysis."""
 
 import math
-import warnings
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -11,25 +10,19 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from ..data.arrays import compute_dtype, float_dtype, generator_from, is_exact, resolve_device, to_dtype, to_tensor
+from ..data.chunks import CenteredColumns, centered, column_means, scatter_about
+from ..data.columns import Columns
+from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
+from ..data.weights import counted_rows
 from ..fitting.distributed import current_group
 from ..fitting.missing import PatternRows, completed, observed_e_step
 from ..fitting.ppca import Rounding, axes_of_rows, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
+from ..fitting.warnings import warn
 from ..models.covariances import COVARIANCES, moved
 from ..models.ppca import PPCA
-from ._arrays import (
-    compute_dtype,
-    float_dtype,
-    generator_from,
-    is_exact,
-    resolve_device,
-    to_dtype,
-    to_tensor,
-)
 from ._base import LatentMixin, TorchEstimator, fit_method
-from ._chunks import CenteredColumns, caller_level, centered, column_means, scatter_about
-from ._columns import Columns
-from ._missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ._rows import check_processes, check_sample_size, counted_rows, row_count
+from ._checks import check_processes, check_sample_size, row_count
 
 EXACT = ("_exact_mean", "_exact_components", "_exact_variances")  # in float64, where float32 is not enough
 MIN_SHARE = 1e-4  # of the largest variance: float32 has three digits of such ones
@@ -264,11 +257,10 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             n_iter, start = len(full.lower_bounds), full.model
         fit = fit_ppca_observed(rows, n_components, start=start, **settings)
         if not fit.converged and group.rank == 0:
-            warnings.warn(
+            warn(
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the mean "
                 f"log-likelihood by tol={self.tol} or more. Increase max_iter or tol, or decrease n_components.",
                 ConvergenceWarning,
-                stacklevel=caller_level(),
             )
         found = fit.model
         variances, noise_variance = found.variances * scale**2, found.noise_variance * scale**2
@@ -363,12 +355,11 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         is_flat = smallest < DEGENERATE * largest or largest <= 4 * np.finfo(self.mean_.dtype).tiny
         q, d = self.components_.shape
         if is_flat and float(scores.min()) < LOWEST_SCORE * d:
-            warnings.warn(
+            warn(
                 f"The noise variance is zero but for rounding, because {q} components explain all of the training "
                 "samples, and others get arbitrarily low scores: the density is degenerate. Decrease n_components "
                 "('mle' chooses), or fit more samples.",
                 RuntimeWarning,
-                stacklevel=caller_level(),
             )
         return scores
 

@@ -16,20 +16,15 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 
+from ..data.arrays import float_dtype
+from ..data.weights import repeated_rows
 from ..fitting.batches import standardized
 from ..fitting.distributed import current_group
+from ..fitting.lazy_rows import select_rows
 from ..fitting.parallel import count_batches, count_steps
-from ..fitting.sources import select_rows
 from ..fitting.training import Plan, mean_elbo
-from ..fitting.vade import (
-    LAST_WEIGHT,
-    ConsistencyDecay,
-    LogScaleHead,
-    PruneMixtures,
-    one_cycle,
-    soft_mixtures,
-    standardize_codes,
-)
+from ..fitting.vade import LAST_WEIGHT, ConsistencyDecay, PruneMixtures, one_cycle, soft_mixtures, standardize_codes
+from ..fitting.warnings import warn
 from ..models import (
     COVARIANCES,
     LIKELIHOODS,
@@ -40,12 +35,11 @@ from ..models import (
     Observed,
     Support,
 )
-from ._arrays import float_dtype
+from ..models.networks import LogScaleHead
 from ._base import fit_method
 from ._bounds import BoundMixin, draw_rows
-from ._chunks import caller_level
+from ._checks import check_enough_rows, check_index, row_count
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
-from ._rows import check_enough_rows, check_index, repeated_rows, row_count
 from ._trainings import history_of
 from .gmm import TorchGMM
 
@@ -696,11 +690,10 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
             problem = f"Clusters {dead.tolist()} have almost no rows ({len(dead)} of {self.n_clusters})"
         else:
             return
-        warnings.warn(
+        warn(
             f"{problem}. Train longer (pretrain_epochs, max_epochs), try another random_state or a larger n_init, or "
             "decrease n_clusters.",
             ConvergenceWarning,
-            stacklevel=caller_level(),
         )
 
 

@@ -7,8 +7,8 @@ from torch.utils.data import Dataset
 
 from .devices import MAX_PINNED
 from .distributed import SINGLE_PROCESS
+from .lazy_rows import RowSource, select_rows, shuffled
 from .parallel import count_steps, dealt_sizes, step_weights
-from .sources import RowSource, select_rows, shuffled
 
 BLOCK = 64  # batches that go to the device at a time if the rows are too large for it
 BLOCK_BYTES = 2**22  # but no more than this, or one, of rows that can be read in any order

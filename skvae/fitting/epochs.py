@@ -1,7 +1,6 @@
 """Epochs of a training, each from a state that it can go back to."""
 
 import math
-import warnings
 
 from skorch.callbacks import EarlyStopping
 
@@ -9,6 +8,7 @@ from .devices import is_out_of_memory
 from .distributed import SINGLE_PROCESS
 from .parallel import JointOutOfMemory
 from .snapshots import put_back, recorded, schedules, take_snapshot
+from .warnings import warn
 
 
 class Interrupted(BaseException):
@@ -111,10 +111,9 @@ class Epochs:
             )
         self.n_halved += 1
         if self.group.rank == 0:
-            warnings.warn(
+            warn(
                 f"{found}. The training goes on from epoch {good['epochs_done']} with half the learning rate.",
                 RuntimeWarning,
-                stacklevel=2,
             )
         self.go_back(good)
         for group in self.net.optimizer_.param_groups:
@@ -131,11 +130,10 @@ class Epochs:
     def _halve_batches(self):
         """Use smaller batches."""
         if self.net.batch_size == self.plan.batch_size and self.group.rank == 0:
-            warnings.warn(
+            warn(
                 f"The device ran out of memory with batches of {self.plan.batch_size} rows; the training goes on with "
                 "smaller ones.",
                 RuntimeWarning,
-                stacklevel=2,
             )
         self.net.batch_size //= 2
 

@@ -5,10 +5,10 @@ from functools import partial
 
 import torch
 
+from .chunks import row_chunks
 from .devices import read, to_device, wide_dtype
 from .distributed import SINGLE_PROCESS
 from .nearest import BoundedRows, assign, cluster_sums, squared_residuals
-from .rows import row_chunks
 
 PROJECT_BYTES = 2**20  # rows that are projected at once, in float64
 BOUNDS_FROM = 100_000  # scores in a pass from which bounds save more than they cost, on a CPU

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 
+from .chunks import row_chunks
 from .devices import read, to_device, wide_dtype
 from .distributed import SINGLE_PROCESS, BatchShard, SingleProcess
 from .lloyd import count_distinct, distinct_rows, draw_rows, projection, seed_centers, squared_shift
 from .nearest import assign, cluster_sums, squared_residuals
-from .rows import row_chunks
 
 SCAN_BYTES = 2**20  # a chunk in float64, when all rows are visited once
 REASSIGN_EVERY = 10  # steps between two looks at centres that have seen few rows

@@ -15,7 +15,7 @@ from torch import nn
 from .batches import FixedBatches, RowBatches, Rows, standardized
 from .callbacks import ELBOTerms, EpochProgress, KLWarmUp
 from .parallel import JointLosses, JointSteps, is_placeholder
-from .points import normal_points
+from .quadrature import normal_points
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 # Factors of the learning rate, by the share of the training that is done.

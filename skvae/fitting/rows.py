@@ -8,10 +8,9 @@ from torch import Tensor
 
 from ..models.covariances import moved
 from ..models.moments import Moments
+from .chunks import LINEAR_BYTES, MIN_CHUNK, RESIDUAL_BYTES, blocks_of, chunks_within, row_chunks
 from .distributed import SINGLE_PROCESS
 
-LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # what a chunk works on should stay in a cache
-MIN_CHUNK = 256  # rows
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
 CACHE_BYTES = 2**24  # features of all rows are kept if they need no more than this, or if they are but the rows
 MAX_SPREAD = {torch.float32: 1e3, torch.float64: 1e5}  # beyond it the linear form loses too many digits
@@ -56,23 +55,6 @@ def largest_product(family, n_features, n_components):
     if family.prefers_linear(n_features):
         return n_components * LINEAR_BYTES // 8
     return n_features**2 * max(MIN_RESIDUAL_CHUNK, RESIDUAL_BYTES // (16 * (n_features + n_components)))
-
-
-def row_chunks(n_rows, n_columns, chunk_size=None, n_bytes=RESIDUAL_BYTES):
-    """Slices that cover the rows; without a chunk size, as many rows as fit into a cache."""
-    chunk_size = chunk_size or max(MIN_CHUNK, n_bytes // (8 * n_columns))
-    return [slice(start, start + chunk_size) for start in range(0, n_rows, chunk_size)]
-
-
-def blocks_of(x):
-    """Slices of the rows that are at hand at once: all of a tensor, or what streamed rows read at a time."""
-    return [slice(0, len(x))] if isinstance(x, torch.Tensor) else x.blocks
-
-
-def chunks_within(block, *sizes, **settings):
-    """`row_chunks` of the rows of a slice."""
-    for rows in row_chunks(block.stop - block.start, *sizes, **settings):
-        yield slice(block.start + rows.start, min(block.start + rows.stop, block.stop))
 
 
 def e_step(x, mixture, family):

@@ -2,10 +2,10 @@
 
 import torch
 
+from .chunks import row_chunks
 from .devices import to_device
 from .distributed import SINGLE_PROCESS
 from .lloyd import draw_rows
-from .rows import row_chunks
 
 BLOCK_BYTES = 2**23  # rows of a block in float64: large enough for a disk, small beside what else is held
 SAMPLE_ROWS, SAMPLE_BYTES = 100_000, 2**26  # a sample of streamed rows has no more rows and needs no more memory

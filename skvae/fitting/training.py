@@ -23,7 +23,7 @@ from .parallel import (
     count_steps,
     share_statistics,
 )
-from .points import normal_points
+from .quadrature import normal_points
 from .snapshots import put_back, recorded, take_snapshot
 
 ROWS_FOR_BATCH_NORM = 10_000

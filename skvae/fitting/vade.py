@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.utils import skip_init
 
 from ..models import Mixture
+from ..models.networks import Affine
 from .callbacks import Resumable
 from .distributed import SINGLE_PROCESS
 from .lloyd import distinct_rows
@@ -15,41 +15,6 @@ POSTERIOR_SHARE = 0.1  # of the variance of codes: that of posteriors when the m
 WINDOW = 100  # steps over which mixtures are compared
 LAST_SHARE = 0.25  # of the training, at the end, in which views matter less
 LAST_WEIGHT = 0.1  # how much less
-
-
-class Affine(nn.Module):
-    """A fixed map of each feature: ``scale * x + offset``."""
-
-    def __init__(self, scale, offset):
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
-
-    def forward(self, x):
-        """The rows in other units (n, d)."""
-        return torch.addcmul(self.offset, self.scale, x)
-
-
-class LogScaleHead(nn.Module):
-    """An encoder of points with log-scales beside them, which begin at zero.
-
-    Parameters
-    ----------
-    encoder : Module, (n, m) -> (n, d)
-    n_components : int
-        Size d of a code.
-    """
-
-    def __init__(self, encoder, n_components):
-        super().__init__()
-        self.encoder, self.log_scale = encoder, skip_init(nn.Linear, n_components, n_components)
-        for parameter in self.log_scale.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x):
-        """Means and log-scales (n, 2 d)."""
-        mean = self.encoder(x)
-        return torch.cat([mean, self.log_scale(mean)], -1)
 
 
 def standardize_codes(model, mean, log_scale, group=SINGLE_PROCESS):

@@ -472,4 +472,39 @@ def row_width(network, n_inputs):
     return max(widths)
 
 
+class Affine(nn.Module):
+    """A fixed map of each feature: ``scale * x + offset``."""
+
+    def __init__(self, scale, offset):
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, x):
+        """The rows in other units (n, d)."""
+        return torch.addcmul(self.offset, self.scale, x)
+
+
+class LogScaleHead(nn.Module):
+    """An encoder of points with log-scales beside them, which begin at zero.
+
+    Parameters
+    ----------
+    encoder : Module, (n, m) -> (n, d)
+    n_components : int
+        Size d of a code.
+    """
+
+    def __init__(self, encoder, n_components):
+        super().__init__()
+        self.encoder, self.log_scale = encoder, skip_init(nn.Linear, n_components, n_components)
+        for parameter in self.log_scale.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x):
+        """Means and log-scales (n, 2 d)."""
+        mean = self.encoder(x)
+        return torch.cat([mean, self.log_scale(mean)], -1)
+
+
 NETWORKS = {"mlp": mlp, "conv": conv, "hybrid": hybrid}

@@ -14,7 +14,7 @@ import torch
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
-from ..estimators._descriptions import describe, foreign_part, rebuild
+from ..models.serialize import describe, foreign_part, rebuild
 from .container import CorruptFile
 
 TAG = "$"

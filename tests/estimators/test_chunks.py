@@ -12,9 +12,9 @@ from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from test_common import QUICK, assert_same, some_classes
 
+from skvae.data.chunks import map_chunks
+from skvae.data.tables import Table, TensorRows
 from skvae.estimators import _chunks
-from skvae.estimators._chunks import map_chunks
-from skvae.estimators._tables import Table, TensorRows
 
 METHODS = ("transform", "predict", "predict_proba", "score_samples", "reconstruct", "impute", "log_likelihood")
 N = 50

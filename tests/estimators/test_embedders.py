@@ -13,7 +13,7 @@ from skorch.callbacks import GradientNormClipping
 from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, VAEEmbedder
-from skvae.fitting.points import normal_points
+from skvae.fitting.quadrature import normal_points
 from skvae.models import LatentModel
 
 SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0}

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import shuffle
 
 from skvae import TorchGMM
-from skvae.estimators._starts import given_responsibilities
+from skvae.estimators._mixture_starts import given_responsibilities
 from skvae.fitting.em import START_JITTER
 from skvae.fitting.starts import STARTS
 from skvae.models import COVARIANCES

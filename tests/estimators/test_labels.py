@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skvae import ClusterLabelClassifier, TorchGMM
+from skvae.data.labels import label_array, read_labels
 from skvae.displays import LatentSpaceDisplay
-from skvae.estimators._labels import label_array, read_labels
 
 X = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]])
 TEXT, NUMBERS, TRUTH = (

@@ -14,15 +14,15 @@ from sklearn.datasets import load_digits, load_wine
 from sklearn.exceptions import ConvergenceWarning
 
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
-from skvae.estimators._columns import Columns
-from skvae.estimators._likelihoods import (
+from skvae.data.columns import Columns
+from skvae.data.messages import shown
+from skvae.estimators._likelihood_choice import (
     build_likelihood,
     check_support,
     choose_likelihood,
     likelihood_name,
     stored_rows,
 )
-from skvae.estimators._messages import shown
 from skvae.models import LIKELIHOODS, Bernoulli, FixedGaussian, Gaussian, Support
 
 

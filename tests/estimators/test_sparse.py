@@ -15,8 +15,8 @@ from skvae import (
     VaDEClusterer,
     VAEEmbedder,
 )
-from skvae.estimators._rows import order_of
-from skvae.estimators._tables import ONE_CHUNK, Table, sparse_rows
+from skvae.data.tables import ONE_CHUNK, Table, sparse_rows
+from skvae.data.weights import order_of
 
 NETS = {"hidden_layer_sizes": (8,), "batch_size": 64, "max_epochs": 2, "random_state": 0}
 EMBEDDERS = [
@@ -53,7 +53,7 @@ def random_rows(n_rows, n_columns, density=0.1):
 @pytest.fixture
 def in_chunks(monkeypatch):
     """As if every sparse table were larger than a chunk."""
-    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_missing_values_that_need_all_rows(estimator, in_chunks, monkeypatch):
     one, two = clone(estimator).fit(X), clone(estimator).fit(X.toarray())
     for name, found in answers(one, X).items():
         assert_allclose(found, answers(two, X.toarray())[name], rtol=1e-9, err_msg=name)
-    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
     for method in (clone(estimator).fit, one.transform):
         with pytest.raises(ValueError, match="X is sparse and contains NaN, and as a dense array, which missing"):
             method(X)

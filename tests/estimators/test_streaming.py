@@ -13,7 +13,7 @@ from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
 
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA
-from skvae.fitting.rows import row_chunks
+from skvae.fitting.chunks import row_chunks
 from skvae.models.covariances import COVARIANCES
 
 K = 3
@@ -63,8 +63,8 @@ def X():
 @pytest.fixture(params=["memmap float64", "memmap float32", "memmap uint8", "sparse float", "sparse int", "slices"])
 def source(request, X, tmp_path, monkeypatch):
     """Rows that are read a chunk at a time, and the same in memory."""
-    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
     kind, _, dtype = request.param.partition(" ")
     if kind == "sparse":
         return csr_matrix(X.astype(dtype)), X
@@ -109,7 +109,7 @@ def test_edges_of_blocks_change_nothing(estimator, X, monkeypatch):
 
     weight = np.random.default_rng(0).uniform(size=len(X))
     held = clone(estimator).fit(X, sample_weight=weight)
-    monkeypatch.setattr("skvae.estimators._chunks.row_chunks", short)
+    monkeypatch.setattr("skvae.data.chunks.row_chunks", short)
     streamed = clone(estimator).fit(Slices(X), sample_weight=weight)
     assert_same(streamed, held)
     assert_allclose(streamed.transform(Slices(X)), held.transform(X), atol=1e-8)

@@ -8,7 +8,7 @@ from scipy import sparse
 from sklearn.base import clone
 
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
-from skvae.estimators._tables import RUN, Table, TensorRows, is_lazy, result_dtype, select_rows
+from skvae.data.tables import RUN, Table, TensorRows, is_lazy, result_dtype, select_rows
 
 FLOATS = (np.float64, np.float32)
 N, D = 700, 3
@@ -70,8 +70,8 @@ over_files = pytest.mark.parametrize("kind", ON_DISK)
 @pytest.fixture
 def no_memory(monkeypatch):
     """As if every table were too large to be held."""
-    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
 
 
 ROWS = {
@@ -179,9 +179,9 @@ def test_images_are_flattened(kind, X, tmp_path):
 def test_files_are_read_a_chunk_at_a_time_if_they_are_large(kind, X, tmp_path, monkeypatch):
     file = ON_DISK[kind](X, tmp_path)
     assert not is_lazy(file, FLOATS)
-    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", X.nbytes - 1)
+    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", X.nbytes - 1)
     assert is_lazy(file, FLOATS)
-    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", X.nbytes)
+    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", X.nbytes)
     assert not is_lazy(file, FLOATS)
 
 
@@ -189,7 +189,7 @@ def test_files_are_read_a_chunk_at_a_time_if_they_are_large(kind, X, tmp_path, m
 def test_size_is_that_in_memory(kind, X, tmp_path, monkeypatch):
     """Whole numbers of one byte would become eight."""
     file = ON_DISK[kind](X.astype(np.uint8), tmp_path)
-    monkeypatch.setattr("skvae.estimators._tables.IN_MEMORY", X.size)
+    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", X.size)
     assert is_lazy(file, FLOATS)
     assert not is_lazy(file, (*FLOATS, np.uint8))
 
@@ -262,7 +262,7 @@ def test_memory_maps_that_were_copied(X, tmp_path, no_memory):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int32, np.uint8])
 @pytest.mark.parametrize("one_chunk", [0, 2**23])
 def test_sparse_formats(make, dtype, one_chunk, X, monkeypatch):
-    monkeypatch.setattr("skvae.estimators._tables.ONE_CHUNK", one_chunk)
+    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", one_chunk)
     X = np.abs(X).astype(dtype)
     tolerance = 1e-4 if dtype == np.float32 else 1e-9
     held = TorchPPCA(2).fit(X)

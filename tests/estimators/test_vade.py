@@ -23,8 +23,8 @@ from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
+from skvae.data.weights import repeated_rows
 from skvae.estimators import vade as module
-from skvae.estimators._rows import repeated_rows
 from skvae.fitting.training import mean_elbo
 from skvae.models import LIKELIHOODS, NETWORKS
 

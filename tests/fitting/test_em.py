@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from skvae.fitting import rows as em
+from skvae.fitting.chunks import row_chunks
 from skvae.fitting.em import fit_mixtures, start_mixture, step_mixture
-from skvae.fitting.rows import WhitenedRows, e_step, read_numbers, row_chunks
+from skvae.fitting.rows import WhitenedRows, e_step, read_numbers
 from skvae.fitting.squarem import Squarem
 from skvae.models import COVARIANCES
 from skvae.models.covariances import moved

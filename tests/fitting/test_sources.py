@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from skvae.fitting.batches import RowBatches, Rows, batches_together
-from skvae.fitting.sources import RowSource, select_rows, shuffled
+from skvae.fitting.lazy_rows import RowSource, select_rows, shuffled
 
 
 @pytest.fixture

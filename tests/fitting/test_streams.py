@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from skvae.fitting.chunks import blocks_of, chunks_within
 from skvae.fitting.pool import PooledRows
-from skvae.fitting.rows import WhitenedRows, blocks_of, chunks_within, scatter_of
+from skvae.fitting.rows import WhitenedRows, scatter_of
 from skvae.fitting.streams import StreamedRows, draw_indices, sample_indices
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture

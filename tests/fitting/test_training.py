@@ -8,7 +8,7 @@ from skorch.callbacks import Callback
 
 from skvae.fitting.batches import RowBatches, Rows
 from skvae.fitting.nets import EpochNet, NegativeELBO
-from skvae.fitting.points import balanced_points
+from skvae.fitting.quadrature import balanced_points
 from skvae.fitting.training import Plan, fit_module
 from skvae.models import ELBO, NETWORKS, Bernoulli, LatentModel, StandardNormal
 

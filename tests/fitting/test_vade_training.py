@@ -13,7 +13,6 @@ from skvae.fitting.parallel import count_batches
 from skvae.fitting.training import Plan, fit_module, mean_elbo
 from skvae.fitting.vade import (
     ConsistencyDecay,
-    LogScaleHead,
     PruneMixtures,
     one_cycle,
     replace_parameters,
@@ -30,6 +29,7 @@ from skvae.models import (
     GaussianMixturePrior,
     LatentModel,
 )
+from skvae.models.networks import LogScaleHead
 
 D, M, K = 2, 4, 3
 over_kinds = pytest.mark.parametrize("kind", ["full", "diag"])

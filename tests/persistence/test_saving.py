@@ -32,10 +32,10 @@ from skvae import (
     VaDEClusterer,
     VAEEmbedder,
 )
-from skvae.estimators._descriptions import NAMES, describe, foreign_part, rebuild
 from skvae.fitting.nets import NegativeELBO
 from skvae.models import ACTIVATIONS, COVARIANCES, LIKELIHOODS, NETWORKS, FeatureSummary, Observed
 from skvae.models.likelihoods import FixedGaussian
+from skvae.models.serialize import NAMES, describe, foreign_part, rebuild
 from skvae.persistence import container
 from skvae.persistence.files import fields_of
 from skvae.persistence.values import Reader, Writer

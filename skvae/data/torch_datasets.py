@@ -1,6 +1,5 @@
 """Datasets and loaders of torch: tables whose rows are items, and streams of batches."""
 
-import functools
 from collections.abc import Iterator
 from types import NoneType
 
@@ -18,8 +17,7 @@ from torch.utils.data import (
     default_convert,
 )
 
-from ._arguments import bind_arguments
-from ._arrays import host_array
+from .arrays import host_array
 
 AT_ONCE = 1024  # items that are asked for together
 
@@ -80,7 +78,7 @@ class DatasetRows:
             items = self._dataset.__getitems__(indices)
         else:
             items = [self._dataset[i] for i in indices]
-        rows = [np.asarray(host_array(_first(item))) for item in items]
+        rows = [np.asarray(host_array(first_part(item))) for item in items]
         shapes = {row.shape for row in rows}
         if len(shapes) > 1:
             raise self._unlike(" or ".join(map(str, sorted(shapes))), indices)
@@ -139,47 +137,7 @@ def dataset_of(X):
     return X.dataset
 
 
-def batch_by_batch(method):
-    """Wrap ``partial_fit``: of a `DataLoader` or an iterator, it is called with one batch after another.
-
-    Each call is a fit of its own: if one fails, the estimator is what the batches before have made of it.
-    """
-
-    @functools.wraps(method)
-    def wrapper(self, *args, **kwargs):
-        X, y, sample_weight = list(bind_arguments(self, method, args, kwargs).values())[1:]
-        if isinstance(X, IterableDataset):
-            raise TypeError(
-                f"X is an IterableDataset ({type(X).__name__}), which gives rows and not batches; give "
-                "DataLoader(X, batch_size=...)."
-            )
-        if isinstance(X, list | tuple) and getattr(self, "image_shape", None) is None and _holds_tables(X):
-            raise ValueError(
-                f"X is a {type(X).__name__} of tables, and not one table; give iter(X) for a stream of batches, or "
-                "put them together."
-            )
-        if not isinstance(X, DataLoader | Iterator):
-            return method(self, X, y, sample_weight)
-        if y is not None or sample_weight is not None:
-            raise ValueError(
-                "y and sample_weight belong to the rows of one batch, but X is a stream of batches; call partial_fit "
-                "for each of them."
-            )
-        n_batches = 0
-        for n_batches, batch in enumerate(X, 1):  # noqa: B007
-            method(self, _first(batch))
-        if not n_batches:
-            raise ValueError("X is a stream without batches; an iterator can be used once only, make another one.")
-        return self
-
-    return wrapper
-
-
-def _holds_tables(X):
-    return bool(X) and getattr(X[0], "ndim", 0) == 2
-
-
-def _first(item):
+def first_part(item):
     """The row of an item, or the rows of a batch: what stands before labels."""
     holds_parts = isinstance(item, list) and bool(item) and isinstance(item[0], torch.Tensor | np.ndarray)
     return item[0] if isinstance(item, tuple) or holds_parts else item

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
+from ..fitting.chunks import row_chunks
 from ..fitting.distributed import current_group
 from ..fitting.missing import completed
-from ..fitting.rows import row_chunks
-from ._tables import Table, TensorRows
+from .tables import Table, TensorRows
 
 
 def has_missing(X):

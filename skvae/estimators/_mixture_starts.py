@@ -8,15 +8,15 @@ from sklearn.base import clone
 from sklearn.utils import check_array
 from sklearn.utils.validation import has_fit_parameter
 
+from ..data.arrays import host_array, named_in_errors, to_tensor
+from ..data.labels import read_labels, sorted_classes
+from ..data.messages import shown
+from ..data.tables import Table
+from ..fitting.chunks import row_chunks
 from ..fitting.distributed import alone, current_group
-from ..fitting.rows import row_chunks
 from ..fitting.starts import from_labels
 from ..fitting.streams import sample_indices
-from ._arrays import host_array, named_in_errors, to_tensor
 from ._base import TorchEstimator
-from ._labels import read_labels, sorted_classes
-from ._messages import shown
-from ._tables import Table
 
 SLACK = 1e-6  # of sums that should be one
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..fitting.sources import RowSource
+from ..data.arrays import float_dtype, to_tensor
+from ..data.columns import Columns
+from ..data.messages import meant, shown
+from ..data.tables import Table
+from ..fitting.lazy_rows import RowSource
+from ..fitting.warnings import warn
 from ..models import LIKELIHOODS, Observed, Support
-from ._arrays import float_dtype, to_tensor
-from ._chunks import caller_level
-from ._columns import Columns
-from ._messages import meant, shown
-from ._tables import Table
 
 NEARLY, NEARLY_WHOLE = 1e-3, 0.1  # values so little beyond a bound, or away from a whole number, may be rounded ones
 REQUIRED_METHODS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
@@ -190,11 +190,10 @@ def warn_of_outside(likelihood, outside, n_rows):
     else:
         known, advice = f"values in {interval(low, high)}", " (MinMaxScaler(clip=True) keeps new rows inside)."
     value = shown(example, np.rint(example), *low.flat, *high.flat)
-    warnings.warn(
+    warn(
         f"{n_outside} of {n_rows} rows of X have values that likelihood={name!r} does not know, such as {value}: it "
         f"knows {known}; the networks never learned what to make of them. Prepare X as in training{advice}",
         UserWarning,
-        stacklevel=caller_level(),
     )
 
 

@@ -1,16 +1,14 @@
 """Passes over chunks of rows: sums, and functions of each row."""
 
-import sys
-import warnings
-
 import numpy as np
 import torch
 
+from ..fitting.chunks import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
 from ..fitting.devices import is_out_of_memory
 from ..fitting.distributed import current_group
-from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
-from ._arrays import float_dtype, tensor_dtype, to_dtype, to_tensor
-from ._tables import Table, TensorRows
+from ..fitting.warnings import warn
+from .arrays import float_dtype, tensor_dtype, to_dtype, to_tensor
+from .tables import Table, TensorRows
 
 SHORT_SUM = 128  # rows whose products are summed in the dtype of the data
 
@@ -142,32 +140,13 @@ def map_chunks(function, X, n_rows):
                     done += len(tried)
                     continue
                 if size == n_rows:
-                    warnings.warn(
+                    warn(
                         f"The device ran out of memory with chunks of {n_rows} rows; the call goes on with smaller "
                         "ones.",
                         RuntimeWarning,
-                        stacklevel=caller_level(),
                     )
                 size = len(tried) // 2
     return result
-
-
-def caller_level():
-    """Stack level, for a warning of the calling function, of the first frame outside of the package.
-
-    What scikit-learn wraps around a method, and methods that it gives to estimators, are inside.
-    """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and _is_inside(frame.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _is_inside(module):
-    """Whether frames of a module are passed over by warnings."""
-    own = __name__.partition(".")[0]
-    wrappers = ("sklearn.base", "sklearn.utils._set_output", "sklearn.callback")
-    return module.partition(".")[0] == own or module.startswith(wrappers)
 
 
 def attempted(function, rows):

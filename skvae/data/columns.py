@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..fitting.chunks import LINEAR_BYTES, row_chunks
 from ..fitting.distributed import SINGLE_PROCESS
-from ..fitting.rows import LINEAR_BYTES, row_chunks
-from ._arrays import float_dtype
-from ._labels import is_missing
+from .arrays import float_dtype
+from .labels import is_missing
 
 MAX_NAMED = 10  # features in an error
 LONG_TAIL, FEW = 3.0, 0.02  # of counts: largest value by the mean of those above zero, share of these near the largest
@@ -44,7 +44,7 @@ class Columns:
     """
 
     def __init__(self, X, group=SINGLE_PROCESS, names=None):
-        self._X, self._ranks, self._names = X, group, names
+        self._X, self._group, self._names = X, group, names
         self.dtype = X.dtype
 
     def named(self, features):
@@ -56,7 +56,7 @@ class Columns:
     def ranges(self):
         """Extremes of the features; NaN for those that have no value."""
         parts = [self._ranges_of(part) for part in self._chunks()]
-        return merged_ranges(self._ranks.objects(merged_ranges(parts)))
+        return merged_ranges(self._group.all_gather_object(merged_ranges(parts)))
 
     def check_seen(self):
         """Raise if nothing can be learnt about a feature.
@@ -73,7 +73,7 @@ class Columns:
     @property
     def n_missing(self):
         """Number of missing values."""
-        return int((sum(self._ranks.each(len(self._X))) - self.ranges.n_seen).sum())
+        return int((sum(self._group.all_gather_int(len(self._X))) - self.ranges.n_seen).sum())
 
     @property
     def mean(self):
@@ -104,7 +104,9 @@ class Columns:
         largest = float(np.nanmax(high)) if n_seen.any() else 0.0
         if fraction is not None or not np.nanmin(low) >= 0 or largest <= 1 or self.dtype == np.uint8:
             return False
-        n_positive, n_above_one, n_above_two, n_near = self._ranks.totals(*self._numbers_above(0, 1, 2, 0.9 * largest))
+        n_positive, n_above_one, n_above_two, n_near = self._group.all_reduce_sum(
+            *self._numbers_above(0, 1, 2, 0.9 * largest)
+        )
         if not n_positive > n_above_one > n_above_two:  # amounts and durations have no units of one
             return False
         varies = high > low
@@ -131,7 +133,7 @@ class Columns:
         """
         with np.errstate(over="ignore", invalid="ignore"):  # there is one error for all
             found = merged(moments_of(part) for part in self._chunks())
-            n_seen, mean, squares = found if self._ranks.size == 1 else merged(self._ranks.objects(found))
+            n_seen, mean, squares = found if self._group.size == 1 else merged(self._group.all_gather_object(found))
         if not np.isfinite(squares).all():
             raise ValueError(
                 f"The squares of the values of X overflow in float64 in feature(s) "

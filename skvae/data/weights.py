@@ -1,93 +1,18 @@
 """Rows and their weights: how many there are, which count, in what order, how often."""
 
 from functools import partial
-from numbers import Integral, Real
 
 import numpy as np
 import torch
 from sklearn import config_context
-from sklearn.utils import check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
+from ..fitting.chunks import blocks_of
 from ..fitting.distributed import current_group
 from ..fitting.lloyd import canonical_order
-from ..fitting.rows import blocks_of
-from ._arrays import host_array, named_in_errors, seed_from, tensor_dtype
-from ._missing import has_missing
-from ._streams import streamed
-from ._tables import Table, select_rows
-
-
-def check_row_count(n_rows, n_needed, name):
-    """Raise if a table has fewer rows than an estimator needs."""
-    if n_rows < n_needed:
-        raise ValueError(f"X has {n_rows} sample(s), but {name} needs at least {n_needed}; add rows.")
-
-
-def check_enough_rows(X, n_components, name="n_components"):
-    """Raise if there are fewer rows than components, in all processes that fit together."""
-    n_samples = row_count(X)
-    if n_samples < n_components:
-        raise ValueError(f"{name}={n_components} is larger than n_samples={n_samples}; decrease {name}, or add rows.")
-
-
-def row_count(X):
-    """Rows of all processes that fit together."""
-    return sum(current_group().all_gather_int(len(X)))
-
-
-def check_processes(estimator, X):
-    """Raise if the processes that fit together were given different parameters, or other kinds of rows."""
-    group = current_group()
-    if group.size == 1:
-        return
-    local = {"device", "verbose", "verbose_interval", "chunk_size", "checkpoint", "callbacks"}
-    facts = {"estimator": type(estimator).__name__, "n_features": X.shape[1], "dtype": str(X.dtype)}
-    for name, value in estimator.get_params(deep=False).items():
-        parts = value if isinstance(value, list | tuple) else [value]
-        if name not in local and all(isinstance(part, str | Real | None) for part in parts):
-            facts[name] = repr(value)
-    all_facts = group.all_gather_object(facts)
-    for name, value in facts.items():
-        found = [theirs.get(name) for theirs in all_facts]
-        if any(other != value for other in found):
-            raise ValueError(f"{name} should be the same in all processes, but is {', '.join(map(str, found))}.")
-
-
-def fit_seed(random_state):
-    """`seed_from` for a fit: that of the first of the processes that fit together."""
-    return current_group().all_gather_int(seed_from(random_state))[0]
-
-
-def fit_generator(random_state):
-    """`generator_from` for a fit, the same in all processes that fit together."""
-    return torch.Generator().manual_seed(fit_seed(random_state))
-
-
-def check_sample_size(n_samples):
-    """The number of rows to draw, or an error.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is less than one.
-    """
-    return check_scalar(n_samples, "n_samples", Integral, min_val=1)
-
-
-def check_index(name, value, size):
-    """The index of a component or cluster, or an error.
-
-    Raises
-    ------
-    ValueError
-        If it is not an integer from 0 to ``size - 1``.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < size:
-        raise ValueError(f"{name}={value!r} should be None or an integer from 0 to {size - 1}.")
-    return int(value)
+from .arrays import host_array, named_in_errors, tensor_dtype
+from .missing import has_missing
+from .tables import Table, select_rows, streamed
 
 
 def counted_rows(X, sample_weight):

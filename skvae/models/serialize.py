@@ -12,21 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..fitting.vade import Affine, LogScaleHead
-from ..models import (
-    ACTIVATIONS,
-    COVARIANCES,
-    LIKELIHOODS,
-    Flat,
-    GaussianMixturePrior,
-    LatentModel,
-    Observed,
-    StandardNormal,
-)
-from ..models.counts import Categorical
-from ..models.covariances import Mixture
-from ..models.likelihoods import FixedGaussian, Standardized
-from ..models.networks import Dropout, Flatten, Heads, Unflatten
+from . import ACTIVATIONS, COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Observed, StandardNormal
+from .counts import Categorical
+from .covariances import Mixture
+from .likelihoods import FixedGaussian, Standardized
+from .networks import Affine, Dropout, Flatten, Heads, LogScaleHead, Unflatten
 
 FIELDS = ("kind", "settings", "arrays", "parts", "frozen", "channels_last", "training")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64)  # of parameters and buffers

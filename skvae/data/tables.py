@@ -8,6 +8,9 @@ import torch
 from scipy.sparse import issparse
 from sklearn.utils import assert_all_finite
 
+from ..fitting.devices import to_device
+from ..fitting.streams import StreamedRows
+
 IN_MEMORY = 2**30  # bytes of a dense table from a file that is held as a whole
 ONE_CHUNK = 2**23  # bytes of a sparse one that is: no more than what is made dense at a time in any case
 RUN, RUN_BYTES = 256, 2**17  # rows that lie together in a file and are read together are no more, but at least one
@@ -249,3 +252,28 @@ def result_dtype(dtype, dtypes):
 def select_rows(X, rows):
     """Some rows of an array, a table or a tensor."""
     return X.select(rows) if isinstance(X, Table | TensorRows) else X[rows]
+
+
+def streamed(X, dtype, device, *, center=None, block_size=None):
+    """Rows of a table, less a float64 centre, as tensors that are read in blocks.
+
+    Parameters
+    ----------
+    X : Table of shape (n, d)
+    dtype : torch.dtype
+    device : torch.device
+    center : ndarray of shape (d,), optional
+    block_size : int, optional
+        Rows read at a time; None: a few megabytes.
+
+    Returns
+    -------
+    x : StreamedRows of shape (n, d)
+    """
+
+    def read(rows):
+        found = X[rows if isinstance(rows, slice) else rows.numpy()]
+        found = found if center is None else found - center
+        return to_device(torch.from_numpy(found).to(dtype), device)
+
+    return StreamedRows(read, X.shape, dtype, device, block_size)

@@ -9,7 +9,7 @@ from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils._missing import is_pandas_na
 from sklearn.utils.multiclass import check_classification_targets
 
-from ._arrays import host_array
+from .arrays import host_array
 
 
 class Labels(NamedTuple):
