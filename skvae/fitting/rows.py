@@ -347,7 +347,7 @@ class WhitenedRows:
         n_samples, n_features = x.shape
         n_linear, whitener = self.family.n_linear_features(n_features), self.whitener.to(x.device, x.dtype)
         if not isinstance(x, torch.Tensor):
-            self.x, self.features = x.then(partial(_whitened, self.family, whitener)), None
+            self.x, self.features = x.map(partial(_whitened, self.family, whitener)), None
             return
         keep = self.family.tied or n_samples * n_linear * x.element_size() <= CACHE_BYTES
         self.x, self.features = x, None

@@ -25,7 +25,7 @@ from torch import nn
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.data.weights import repeated_rows
 from skvae.estimators import vade as module
-from skvae.fitting.training import mean_elbo
+from skvae.fitting.evaluation import mean_elbo
 from skvae.models import LIKELIHOODS, NETWORKS
 
 SMALL = {
@@ -678,13 +678,13 @@ def test_beta_weighs_the_divergence(groups):
 
 def test_automatic_epochs():
     """Few rows that are always the same are learned by heart, but not views of them."""
-    sizes, steps = (100, 1_000, 10_000, 1_000_000), {"n_steps": 800, "least": 6}
-    assert [VaDEClusterer()._passes("auto", n, **steps) for n in sizes] == [60, 100, 20, 6]
+    sizes, steps = (100, 1_000, 10_000, 1_000_000), {"n_iterations": 800, "min_epochs": 6}
+    assert [VaDEClusterer()._choose_epochs("auto", n, **steps) for n in sizes] == [60, 100, 20, 6]
     for views in ({"image_shape": (8, 8)}, {"augment": lambda x, generator: x}):
-        assert [VaDEClusterer(**views)._passes("auto", n, **steps) for n in sizes] == [300, 100, 20, 6]
+        assert [VaDEClusterer(**views)._choose_epochs("auto", n, **steps) for n in sizes] == [300, 100, 20, 6]
     for none in ({"augment": None}, {"likelihood": "poisson"}, {"likelihood": LIKELIHOODS["categorical"]}):
-        assert VaDEClusterer(image_shape=(8, 8), **none)._passes("auto", 100, **steps) == 60
-    assert VaDEClusterer()._passes(7, 10_000, **steps) == 7
+        assert VaDEClusterer(image_shape=(8, 8), **none)._choose_epochs("auto", 100, **steps) == 60
+    assert VaDEClusterer()._choose_epochs(7, 10_000, **steps) == 7
 
 
 class Interrupts(Callback):
