@@ -75,7 +75,7 @@ class LazyRows:
         """Return the rows after a function, Tensor (b, d) -> new Tensor (b, d) of a dtype."""
         settings = {"block_size": self.block_size, "run_length": self.run_length}
         return LazyRows(
-            lambda rows: function(self.read(rows)), self.shape, dtype or self.dtype, self.device, **settings
+            lambda rows: function(self[rows]), self.shape, dtype or self.dtype, self.device, **settings
         )
 
     def take(self, indices, visit=None):
