@@ -21,8 +21,8 @@ from skvae import TorchGMM
 from skvae.distributed import shard
 from skvae.fitting.batches import batch_sizes, count_batches, count_steps, step_weights
 from skvae.fitting.data_parallel import AveragedGradients
-from skvae.fitting.training import TrainingData, _EpochLoop
 from skvae.fitting.distributed import _end_group
+from skvae.fitting.training import TrainingData, _EpochLoop
 
 HERE = Path(__file__).parent
 LOCAL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parent)}

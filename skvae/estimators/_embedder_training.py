@@ -176,12 +176,12 @@ def _resumed_model(estimator, samples):
     sizes = estimator._n_trained_features, estimator._n_features_out
     if sizes != (n_features, latent_dim(estimator)):
         raise ValueError(
-            f"The networks to go on with embed {sizes[0]} features in {sizes[1]} dimensions, but X has {n_features} "
+            f"The networks to continue from embed {sizes[0]} features in {sizes[1]} dimensions, but X has {n_features} "
             f"features and {estimator._latent_dim_parameter} is {latent_dim(estimator)}; fit a clone."
         )
     if columns.n_missing and not isinstance(estimator.module_.likelihood, Observed):
         raise ValueError(
-            "X has missing values, but the networks to go on with were trained on rows without any, and have no mask "
+            "X has missing values, but the networks to continue from were trained on rows without any, and have no mask "
             "of them; fit a clone."
         )
     module, optimizer_state = estimator.module_, None

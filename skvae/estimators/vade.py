@@ -567,7 +567,7 @@ def check_same_mixture(estimator):
     n_clusters, family = prior.means.shape[1], COVARIANCES[estimator.covariance_type]
     if n_clusters != estimator.n_clusters or prior.family != family:
         raise ValueError(
-            f"The mixture to go on with has {n_clusters} clusters and covariances of shape "
+            f"The mixture to continue from has {n_clusters} clusters and covariances of shape "
             f"{tuple(estimator.covariances_.shape)}, but n_clusters is {estimator.n_clusters} and covariance_type "
             f"{estimator.covariance_type!r}; fit a clone."
         )

@@ -74,9 +74,7 @@ class LazyRows:
     def map(self, function, dtype=None):
         """Return the rows after a function, Tensor (b, d) -> new Tensor (b, d) of a dtype."""
         settings = {"block_size": self.block_size, "run_length": self.run_length}
-        return LazyRows(
-            lambda rows: function(self[rows]), self.shape, dtype or self.dtype, self.device, **settings
-        )
+        return LazyRows(lambda rows: function(self[rows]), self.shape, dtype or self.dtype, self.device, **settings)
 
     def take(self, indices, visit=None):
         """Return rows with ascending indices (m, d), read in one pass.

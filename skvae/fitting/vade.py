@@ -116,7 +116,7 @@ class PruneMixtures(Resumable):
             loss = loss - criterion.consistency * y_pred.agreement.detach()
         self.losses_.append(loss)
         self.step_ += 1
-        due = [n_kept for step, n_kept in self.stages if self.begun_ < step <= self.step_]
+        due = [n_remaining for step, n_remaining in self.stages if self.begun_ < step <= self.step_]
         if due:
             self._drop(net, min(due))
 
@@ -147,10 +147,10 @@ class PruneMixtures(Resumable):
         if self.losses_ and self.stages:
             self._drop(net, 1)
 
-    def _drop(self, net, n_kept):
+    def _drop(self, net, n_remaining):
         window = min(WINDOW, math.ceil(len(self.losses_) / 2))
         scores = self._shared(torch.stack(self.losses_[-window:]).mean(0))
-        replace_parameters(net.optimizer_, self.prior.keep(scores.argsort()[:n_kept]))
+        replace_parameters(net.optimizer_, self.prior.keep(scores.argsort()[:n_remaining]))
         self.scores_.append(scores.tolist())
         self.begun_, self.losses_ = self.step_, []
 
