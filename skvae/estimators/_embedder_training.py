@@ -181,8 +181,8 @@ def _resumed_model(estimator, samples):
         )
     if columns.n_missing and not isinstance(estimator.module_.likelihood, Observed):
         raise ValueError(
-            "X has missing values, but the networks to continue from were trained on rows without any, and have no mask "
-            "of them; fit a clone."
+            "X has missing values, but the networks to continue from were trained on rows without any, and have no "
+            "mask of them; fit a clone."
         )
     module, optimizer_state = estimator.module_, None
     if hasattr(estimator, "net_"):

@@ -94,7 +94,7 @@ def test_bernoulli_refuses_other_data(digits):
     vae = VAEEmbedder(2, **SMALL).fit(X)
     with pytest.raises(ValueError, match=r"X has values from 0 to 2"):
         vae.score(2 * X)
-    with pytest.warns(UserWarning, match="rows of X have values that likelihood='bernoulli' does not know"):
+    with pytest.warns(UserWarning, match="samples of X have values outside the support of likelihood='bernoulli'"):
         assert np.isfinite(vae.transform(2 * X)).all()
 
 

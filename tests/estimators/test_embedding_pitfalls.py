@@ -194,7 +194,7 @@ def test_weight_of_the_kl_is_used():
     X = load_iris().data
     settings = {"hidden_layer_sizes": (16,), "max_epochs": 250, "lr": 3e-3, "random_state": 0}
     free, usual = (VAEEmbedder(2, beta=beta, **settings).fit(X) for beta in (0.0, 1.0))
-    with pytest.warns(ConvergenceWarning, match="carry nothing"):
+    with pytest.warns(ConvergenceWarning, match="carry no information"):
         tight = VAEEmbedder(2, beta=10.0, **settings).fit(X)
     variances = [vae.posterior_variance(X).mean() for vae in (free, usual, tight)]
     assert variances[0] < 0.5 * variances[1] < 0.5 * variances[2]

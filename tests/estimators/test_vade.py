@@ -567,7 +567,7 @@ def test_rows_that_can_not_be_written(sample_weight, groups):
 
 def test_dead_clusters_are_named(groups):
     X = np.repeat(groups[0][:3], 40, axis=0)
-    with pytest.warns(ConvergenceWarning, match=r"Clusters \[.*\] have almost no rows \(\d+ of 12\)") as caught:
+    with pytest.warns(ConvergenceWarning, match=r"Clusters \[.*\] have almost no samples \(\d+ of 12\)") as caught:
         VaDEClusterer(12, **SMALL).fit(X)
     assert [warning.filename for warning in caught] == [__file__], "it does not point at the caller"
 
@@ -576,7 +576,7 @@ def test_clusters_that_are_all_alike_are_told():
     """Soft mixtures begin so, and nothing was learned."""
     X = np.random.default_rng(0).normal(size=(200, 4))
     vade = VaDEClusterer(5, consistency=1.0, augment=lambda u, generator: u, **SMALL | FROZEN)
-    with pytest.warns(ConvergenceWarning, match="Rows belong to all clusters alike: the mean of their largest resp"):
+    with pytest.warns(ConvergenceWarning, match="Clusters overlap: the mean of the largest resp"):
         vade.fit(X)
 
 
