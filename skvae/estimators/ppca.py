@@ -35,11 +35,11 @@ MIN_NOISE = 1e-8  # in units of the largest variance and squared mean, to which 
 class TorchPPCA(LatentMixin, TorchEstimator):
     """Probabilistic principal component analysis, in closed form on CPU or GPU.
 
-    The linear Gaussian latent variable model ``x = W z + mean + noise``: the one that a variational autoencoder with
-    linear networks learns. Its covariance is formed in one pass over row chunks and summed in float64, so that the
-    variances of float32 data are accurate.
+    The linear Gaussian latent variable model ``x = W z + mean + noise``, which a variational autoencoder with linear
+    networks learns as well. Its covariance is computed in one pass over chunks of samples and summed in float64, so
+    that the variances of float32 data are accurate.
 
-    Values of X may be missing, as NaN: EM then finds the maximum of the likelihood of the observed values.
+    Values of X may be missing, as NaN: EM then maximizes the likelihood of the observed values.
 
     Parameters
     ----------
@@ -48,16 +48,16 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         keeps every direction in which the data vary.
 
     device : str or torch.device, default="auto"
-        Where to compute; "auto" takes cuda if it is there, else cpu (mps has no float64).
+        Device of computations; "auto" is cuda if available, else cpu (mps has no float64).
 
     chunk_size : int, default=None
-        Rows visited at once; None chooses.
+        Number of samples processed at once; None chooses it.
 
     random_state : int, RandomState instance or None, default=None
         Seeds `sample`; the fit is not random.
 
     tol : float, default=1e-6
-        With missing values, EM stops when the mean log-likelihood of a row gains less than this, in nats.
+        With missing values, EM stops when the mean log-likelihood of a sample increases by less, in nats.
 
     max_iter : int, default=1000
         With missing values, largest number of iterations of EM.
@@ -90,18 +90,19 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
     Notes
     -----
-    With more features than rows, the noise variance is the mean over all other directions, also those in which the data
-    do not vary. scikit-learn leaves these out or in, depending on its solver.
+    With more features than samples, the noise variance is the mean over all other directions, including those in which
+    the data do not vary. Whether scikit-learn includes these depends on its solver.
 
-    Missing values (NaN) are taken to be missing at random: whether a value is missing may depend on the observed values
-    of its row, not on itself. The M-step of EM is the closed form, with the expected moments of the rows. Variances
-    count the rows that have a value less one, as they do without missing values. A share of the variance, and None, are
-    decided by the maximum likelihood covariance, which needs more rows than features; Minka's choice supposes complete
-    rows. Rows without any value are left out of a fit. A fit with missing values computes in float64 always.
+    Missing values (NaN) are assumed to be missing at random: whether a value is missing may depend on the observed
+    values of its sample, not on itself. The M-step of EM is the closed form with the expected moments of the samples.
+    Variances are over the number of samples with a value less one, as they are over all samples less one without
+    missing values. A share of the variance, and None, are determined by the maximum likelihood covariance, which needs
+    more samples than features; Minka's choice needs complete samples. Samples without any value are left out of a fit.
+    A fit with missing values is always computed in float64.
 
-    Sparse matrices, and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows,
-    are read a chunk at a time; those on disk are held in a fit if there are fewer rows than features. Values can not be
-    missing in rows that are read so; sparse rows with missing values are dense as a whole.
+    Sparse matrices, and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense arrays,
+    are read in chunks; those on disk are held in memory during a fit if there are fewer samples than features. Arrays
+    read in chunks cannot have missing values; sparse matrices with missing values are made dense as a whole.
 
     References
     ----------
@@ -158,7 +159,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         y : Ignored
             Present for API consistency.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows; an integer weight is as many equal rows.
+            Weights of the samples; an integer weight is as many equal samples.
 
         Returns
         -------
@@ -168,8 +169,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Raises
         ------
         ValueError
-            If X is not a finite numeric table, but for NaN, of at least two rows, has fewer rows or features than
-            components, or a column without a value; or if missing values leave the number of components open.
+            If X is not numeric, has infinite values, fewer than two samples, fewer samples or features than components,
+            or a feature without a value; or if missing values leave the number of components undetermined.
 
         Warns
         -----
@@ -272,10 +273,10 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return self
 
     def transform(self, X):
-        """Embed rows: the mean of p(z | x).
+        """Encode samples by the mean of p(z | x).
 
         It is the projection on the principal axes, scaled to about unit variance and shrunk by the noise. Where values
-        are missing it is the expectation given the others, zero for a row without any.
+        are missing, it is the expectation given the observed ones, zero for a sample without any.
 
         Parameters
         ----------
@@ -285,9 +286,9 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Returns
         -------
         Z : ndarray of shape (n_samples, `n_components_`)
-            Codes.
+            Latent codes.
         """
-        # The code is linear in the row, so that its mean is the code of the expected row.
+        # Codes are linear in the sample, so that their expectation is the code of the expected sample.
         return self._map_model(
             PPCA.posterior_mean,
             self._validate(X, reset=False),
@@ -295,7 +296,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         )
 
     def posterior_variance(self):
-        """Variances of p(z | x), which are the same for every row without missing values.
+        """Return the variances of p(z | x), which are the same for every sample without missing values.
 
         Returns
         -------
@@ -305,23 +306,23 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return to_dtype(self._model(torch.float64, "cpu").posterior_variance.numpy(), self.mean_.dtype)
 
     def inverse_transform(self, Z):
-        """Decode codes: the mean of p(x | z).
+        """Decode latent codes by the mean of p(x | z).
 
         Parameters
         ----------
         Z : array-like of shape (n_samples, `n_components_`)
-            Codes.
+            Latent codes.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Expected rows.
+            Expected samples.
         """
         Z = self._validate_codes(Z)
         return self._map_model(PPCA.decode, Z)
 
     def score_samples(self, X):
-        """Log-likelihood of each row; of its observed values, where others are missing.
+        """Compute the log-likelihood of each sample, of its observed values where others are missing.
 
         Parameters
         ----------
@@ -331,12 +332,12 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Returns
         -------
         log_likelihood : ndarray of shape (n_samples,)
-            In nats; zero for a row without any value.
+            In nats; zero for a sample without any value.
 
         Warns
         -----
         RuntimeWarning
-            If the density is degenerate: no noise is left, and samples lie outside of what the components span.
+            If the density is degenerate: no noise is left, and samples lie outside the span of the components.
         """
         return self._score_valid(self._validate(X, reset=False))
 
@@ -348,7 +349,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         q, d = self.components_.shape
         if is_flat and float(scores.min()) < LOWEST_SCORE * d:
             warn(
-                f"The noise variance is zero but for rounding, because {q} components explain all of the training "
+                f"The noise variance is zero up to rounding, because {q} components explain all of the training "
                 "samples, and others get arbitrarily low scores: the density is degenerate. Decrease n_components "
                 "('mle' chooses), or fit more samples.",
                 RuntimeWarning,
@@ -356,7 +357,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return scores
 
     def impute(self, X):
-        """Replace missing values by their expectation given the observed values of their row.
+        """Replace missing values by their expectation given the observed values of their sample.
 
         Parameters
         ----------
@@ -366,7 +367,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Returns
         -------
         X_filled : ndarray of shape (n_samples, n_features)
-            The data without NaN. Observed values are as they were.
+            The data without NaN. Observed values are unchanged.
 
         Examples
         --------
@@ -382,23 +383,29 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         X = self._validate(X, reset=False)
         device, family = resolve_device(self.device, dtype=torch.float64), COVARIANCES["full"]
         mixture = self._model(torch.float64, device).as_mixture()
-        rows = {"dtype": compute_dtype(X.dtype, device), "device": device, "chunk_size": self.chunk_size}
-        return self._map(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
+        return self._map(
+            lambda x: impute_chunk(x, mixture, family),
+            X,
+            dtype=compute_dtype(X.dtype, device),
+            device=device,
+            width=3 * X.shape[1],
+            chunk_size=self.chunk_size,
+        )
 
     def sample(self, n_samples=1, random_state=None):
-        """Draw rows from the model.
+        """Draw samples from the model.
 
         Parameters
         ----------
         n_samples : int, default=1
-            Number of rows.
+            Number of samples.
         random_state : int, RandomState instance or None, default=None
             Seeds the draw; None uses the estimator's own ``random_state``.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Rows.
+            Samples.
         """
         check_is_fitted(self)
         check_sample_size(n_samples)
@@ -447,19 +454,13 @@ class TorchPPCA(LatentMixin, TorchEstimator):
 
 
 def fits_float32(model):
-    """Whether a model in float32 gives densities with the precision of float32."""
+    """Return whether the parameters in float32 give densities with the precision of float32."""
     smallest = min(float(model.noise_variance) or math.inf, float(model.variances[-1]))
     return smallest > MIN_NOISE * (float(model.variances[0]) + float(model.mean.square().max()))
 
 
 def check_variance(total_variance, X):
-    """Raise if the variances of rows are beyond what the dtype of X holds.
-
-    Raises
-    ------
-    ValueError
-        If they are too large, or if they are too small and not zero, as those of equal rows are.
-    """
+    """Raise a ValueError if the dtype of X overflows, or underflows for samples that are not all equal."""
     limits = np.finfo(float_dtype(X.dtype))
     too_small = total_variance < limits.tiny and np.not_equal(*Columns(X).ranges[:2]).any()
     if too_small or total_variance > limits.max:
