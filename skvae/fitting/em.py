@@ -252,7 +252,7 @@ class _Run:
 
     def _leap(self, before, after):
         """Extrapolated mixture or None; the spread after the step, whether the leap is finite, and its spread."""
-        leap, is_finite = self.accelerator.leap(before, after) or (None, None)
+        leap, is_finite = self.accelerator.extrapolate(before, after) or (None, None)
         return leap, (self.rows.spread(after), is_finite, None if leap is None else self.rows.spread(leap))
 
     def accept(self, failed, total, are_singular, are_dead, is_accurate, *numbers):

@@ -8,7 +8,7 @@ from skvae.fitting import rows as em
 from skvae.fitting.chunks import row_chunks
 from skvae.fitting.em import fit_mixtures, start_mixture, step_mixture
 from skvae.fitting.rows import WhitenedRows, e_step, read_numbers
-from skvae.fitting.squarem import Squarem
+from skvae.fitting.squarem import ACCELERATIONS
 from skvae.models import COVARIANCES
 from skvae.models.covariances import moved
 
@@ -193,23 +193,23 @@ def test_several_runs_are_as_each_alone(family, x):
 def test_an_extrapolation_changes_nothing_before_it_is_taken(x):
     family = COVARIANCES["full"]
     path = [fit(x, family, max_iter=n).mixture for n in (1, 2, 3)]
-    squarem = Squarem(family)
-    assert squarem.leap(path[0], path[1]) is None
+    squarem = ACCELERATIONS["squarem"](family)
+    assert squarem.extrapolate(path[0], path[1]) is None
     assert squarem.propose(path[0], path[1], None) is path[1]
-    (leap, is_finite), (again, _) = squarem.leap(*path[1:]), squarem.leap(*path[1:])
+    (leap, is_finite), (again, _) = squarem.extrapolate(*path[1:]), squarem.extrapolate(*path[1:])
     assert is_finite
     assert_same_mixture(leap, again, rtol=0, atol=0)
     assert not squarem.is_extrapolated
     assert squarem.propose(*path[1:], leap) is leap
     assert squarem.is_extrapolated
-    assert squarem.leap(leap, path[0]) is None
+    assert squarem.extrapolate(leap, path[0]) is None
     assert squarem.reject() is path[2]
 
 
 def test_an_extrapolation_from_a_fixed_point_is_not_finite(x):
-    mixture, squarem = fit(x, COVARIANCES["full"]).mixture, Squarem(COVARIANCES["full"])
+    mixture, squarem = fit(x, COVARIANCES["full"]).mixture, ACCELERATIONS["squarem"](COVARIANCES["full"])
     squarem.propose(mixture, mixture, None)
-    _, is_finite = squarem.leap(mixture, mixture)
+    _, is_finite = squarem.extrapolate(mixture, mixture)
     assert not is_finite
     assert squarem.propose(mixture, mixture, None) is mixture
     assert not squarem.is_extrapolated
