@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..models.ppca import PPCA, evidence_of_dimension
-from .rows import read_numbers
+from .devices import read_numbers
 
 MAX_SHARED_NOISE = 1e-3  # of the variance
 OVERFLOW = "The squares of the values of X overflow in its dtype; divide X by a constant, or give float64."
@@ -239,7 +239,7 @@ def _observed_step(rows, model, steps, fit, falls, weight=None):
     weight : float, optional
         That of the rows, which is the same in all steps; it is read if not given.
     """
-    moments, means, total, _, failed = rows.expect([model.as_mixture()])[0]
+    moments, means, total, _, failed = rows.e_step_sums([model.as_mixture()])[0]
     if total.device.type == "cpu" and not failed and falls(float(total)):  # where reading costs nothing
         return None
     weight = float(moments.weight[0]) if weight is None else weight
