@@ -172,7 +172,7 @@ def test_seeds_and_sizes_are_those_of_all(found):
 
 def test_the_first_process_alone_prints_and_warns(found):
     printed, warned = found[0]["prints"]
-    assert "Start 0, iteration 1" in printed
+    assert "Initialization 0, iteration 1" in printed
     assert "Step 1 of" in printed
     assert "VAEEmbedder: 100%" in printed
     assert ["did not converge" in text for text in warned] == [True]

@@ -96,7 +96,8 @@ def test_kl_of_dimensions_is_the_kl(fitted):
 def test_collapse_is_said_and_free_bits_help(X):
     settings = {"hidden_layer_sizes": (16,), "max_epochs": 300, "beta": 50.0, "random_state": 0}
     with pytest.warns(
-        ConvergenceWarning, match=r"carry no information about X, since all 2 latent dimensions .*kl_warmup_epochs or free"
+        ConvergenceWarning,
+        match=r"carry no information about X, since all 2 latent dimensions .*kl_warmup_epochs or free",
     ) as caught:
         vae = VAEEmbedder(2, **settings).fit(X)
     assert caught[0].filename == __file__

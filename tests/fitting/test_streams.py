@@ -7,8 +7,8 @@ from torch.testing import assert_close
 from skvae.fitting.chunks import blocks_of, chunks_within
 from skvae.fitting.lazy_rows import LazyRows
 from skvae.fitting.pool import PooledRows
-from skvae.fitting.rows import WhitenedRows, scatter_of
 from skvae.fitting.streams import draw_indices, sample_indices
+from skvae.fitting.whitened_rows import WhitenedRows, scatter_of
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture
 
@@ -99,7 +99,9 @@ def test_whitened_rows_of_a_stream(family, block_size, x):
     streamed, held = WhitenedRows(stream, family, 0.0), WhitenedRows(x.clone(), family, 0.0)
     assert_close(torch.cat([streamed.x[rows] for rows in streamed.x.blocks]), held.x)
     resp = torch.rand(1000, 2, dtype=torch.float64, generator=generator())
-    for one, two in zip(streamed.moments(resp.__getitem__, 2)[0], held.moments(resp.__getitem__, 2)[0], strict=True):
+    for one, two in zip(
+        streamed.sums_from_resp(resp.__getitem__, 2)[0], held.sums_from_resp(resp.__getitem__, 2)[0], strict=True
+    ):
         assert_close(one, two)
 
 
@@ -110,7 +112,7 @@ def test_least_likely_rows_of_a_stream(block_size, x):
     streamed = WhitenedRows(stream_of(x, block_size)[0], family, 0.0)
     held = WhitenedRows(x.clone(), family, 0.0)
     resp = torch.rand(1000, 2, dtype=torch.float64, generator=generator())
-    moments, means = held.moments(resp.__getitem__, 2)[:2]
+    moments, means = held.sums_from_resp(resp.__getitem__, 2)[:2]
     mixture = mixture_of(family, moments, means)
     assert_close(streamed.least_likely(mixture, 7), held.least_likely(mixture, 7))
 

@@ -183,7 +183,9 @@ def test_batches_shrink_if_the_device_is_out_of_memory(monkeypatch):
 
     monkeypatch.setattr(LatentModel, "forward", limited)
     rows = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(RuntimeWarning, match="out of memory with batches of 32 rows; the training continues with smaller"):
+    with pytest.warns(
+        RuntimeWarning, match="out of memory with batches of 32 rows; the training continues with smaller"
+    ):
         net = train(make_model(), rows, batch_size=32)
     assert len(net.history) == 3
     assert sizes[:2] == [32, 16]
