@@ -19,7 +19,7 @@ from ..data.columns import Columns
 from ..data.weights import repeated_rows
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
 from ..fitting.batches import some_rows
-from ..fitting.devices import own_randomness
+from ..fitting.devices import seeded_rng_state
 from ..fitting.distributed import current_group
 from ..fitting.epochs import Interrupted
 from ..fitting.nets import COMPILE_MODES, OPTIMIZERS
@@ -333,7 +333,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         """Train on a device; modules of the user's draw from private random numbers."""
         # They may draw wherever they are called: in training, but also for starts and diagnostics.
         private = torch.Generator(device).manual_seed(seed)
-        with own_randomness(private) if self._has_own_modules() else nullcontext():
+        with seeded_rng_state(private) if self._has_own_modules() else nullcontext():
             self._train_on(device, X, X_val, seed, **settings)
 
     def _train_on(self, device, X, X_val, seed, *, max_epochs, going_on, given, streaming=False):
@@ -483,7 +483,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         """A new model with starting values from the generator."""
         prior = self._make_prior()
         n_encoded, n_outputs = prior.n_statistics * self._latent_size, likelihood.n_outputs(n_features)
-        with own_randomness(generator) if self._has_own_modules() else nullcontext():
+        with seeded_rng_state(generator) if self._has_own_modules() else nullcontext():
             encoder = make_network("encoder", self.encoder, likelihood.n_inputs(n_features), n_encoded)
             decoder = make_network("decoder", self.decoder, self._latent_size, n_outputs)
         if encoder is None or decoder is None:

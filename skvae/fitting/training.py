@@ -14,7 +14,7 @@ from ..models.networks import set_generator
 from ..models.priors import Posterior
 from .batches import Rows, some_rows, standardized
 from .callbacks import BestWeights
-from .devices import own_randomness
+from .devices import seeded_rng_state
 from .distributed import SINGLE_PROCESS
 from .epochs import Epochs, Interrupted
 from .nets import make_net, remember
@@ -143,7 +143,7 @@ def fit_module(
     dataset = Rows(rows)
     model.autocast = torch.bfloat16 if plan.bf16 else None
     set_generator(model, generator)
-    with own_randomness(generator) if plan.own_modules else nullcontext():
+    with seeded_rng_state(generator) if plan.own_modules else nullcontext():
         try:
             net.notify("on_train_begin", X=dataset, y=None)
             epochs = Epochs(net, model, dataset, generator, plan, best, checkpoint, keeps and group.size == 1, group)
