@@ -15,7 +15,7 @@ from ..data.tables import Table
 from ..fitting.chunks import row_chunks
 from ..fitting.distributed import alone, current_group
 from ..fitting.starts import from_labels
-from ..fitting.streams import sample_indices
+from ..fitting.weighted_rows import WeightedRows, sample_indices
 from ._base import TorchEstimator
 
 SLACK = 1e-6  # of sums that should be one
@@ -160,7 +160,7 @@ def _labels_from_sample(clusterer, X, n_components, weight, weighted, generator)
             "init_params='labels'."
         )
     group, weight = current_group(), None if weight is None else torch.from_numpy(weight)
-    indices, held = sample_indices(X, n_components, generator, weight, group)
+    indices, held = sample_indices(WeightedRows(X, weight, group), n_components, generator)
     sample = group.all_gather(torch.from_numpy(X[indices.numpy()])).numpy()
     settings = {"sample_weight": group.all_gather(held).numpy()} if weighted and held is not None else {}
     with alone():

@@ -7,9 +7,9 @@ import torch
 from ..models.covariances import moved
 from .devices import to_device
 from .distributed import SINGLE_PROCESS, Group, SingleProcess
-from .lloyd import distinct_rows, kmeans, seed_centers
+from .lloyd import draw_distinct_rows, kmeans, kmeans_plusplus
 from .nearest import NearestCenters
-from .streams import sample_indices
+from .weighted_rows import WeightedRows, sample_indices
 
 MAX_GATHERED_ROWS = (
     2**22
@@ -46,7 +46,7 @@ def _sample(x, n_components, generator, weight, group):
     held, start = isinstance(x, torch.Tensor), group.row_offset(len(x))
     if all(group.all_gather_int(held)) and (group.size == 1 or sum(group.all_gather_int(len(x))) <= MAX_GATHERED_ROWS):
         return Sample(x, weight, None, start, group)
-    indices, weight = sample_indices(x, n_components, generator, weight, group)
+    indices, weight = sample_indices(WeightedRows(x, weight, group), n_components, generator)
     rows = group.all_gather(x[to_device(indices, x.device)] if held else x.take(indices))
     weight = None if weight is None else group.all_gather(weight)
     return Sample(rows, weight, group.all_gather(indices + start), start, group)
@@ -81,7 +81,7 @@ def draw_starts(name, n_starts, x, n_components, generator, weight=None, group=S
 
 
 def _kmeans_labels(x, sample, n_components, generator, weight):
-    centers, labels = kmeans(sample.x, n_components, generator, sample.weight, sample.owners)
+    centers, labels = kmeans(WeightedRows(sample.x, sample.weight, sample.owners), n_components, generator)
     if sample.indices is None:
         return from_labels(labels, n_components, x.dtype)
     nearest = NearestCenters(sample.group.broadcast(centers))
@@ -92,7 +92,7 @@ def _from_seeds(choose):
     """Responsibilities that give each component the one row chosen for it, whatever the weight of that row."""
 
     def start(x, sample, n_components, generator, weight):
-        seeds = choose(sample.x, n_components, generator, sample.weight, sample.owners)
+        seeds = choose(WeightedRows(sample.x, sample.weight, sample.owners), n_components, generator)
         seeds = seeds if sample.indices is None else to_device(sample.indices, seeds.device)[seeds]
         seeds = sample.group.broadcast(seeds) - sample.start
         # One row starts one component: equal components would stay equal for ever.
@@ -139,7 +139,7 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
 # Each gives, for rows x, a sample of them, and weights (or None), a function from a slice to responsibilities.
 STARTS = {
     "kmeans": _kmeans_labels,
-    "k-means++": _from_seeds(seed_centers),
+    "k-means++": _from_seeds(kmeans_plusplus),
     "random": _random_responsibilities,
-    "random_from_data": _from_seeds(distinct_rows),
+    "random_from_data": _from_seeds(draw_distinct_rows),
 }
