@@ -162,8 +162,8 @@ LARGE = {
 def test_large_tables_are_read_a_chunk_at_a_time(estimator, convert, X, tmp_path, monkeypatch):
     y, rows = some_classes(X), convert(X, tmp_path)
     fitted = clone(estimator).fit(X, y)
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     assert_same(outputs(fitted, rows), outputs(fitted, X), **CLOSE)
     streamed = clone(estimator).fit(rows, y)
     if sparse.issparse(rows) or not hasattr(estimator, "max_epochs"):  # networks see those of files in another order
@@ -219,8 +219,8 @@ def test_weights_in_scores_of_large_tables(estimator, convert, X, tmp_path, monk
     y, weight = some_classes(X), np.arange(len(X)) % 3
     fitted = clone(estimator).fit(X, y)
     rows, expected = convert(X, tmp_path), fitted.score(X, y, sample_weight=weight)
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     assert fitted.score(rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
 
 
@@ -264,9 +264,9 @@ def test_missing_values_of_samples_that_count_nothing(estimator, kind, X, tmp_pa
     rows, expected = X.copy(), fitted.score(X, y, sample_weight=weight)
     rows[weight == 0] = np.nan
     rows = LARGE[kind](rows, tmp_path)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     if kind == "memory map":
-        monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
+        monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
     assert fitted.score(rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from skvae import AutoencoderEmbedder, ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
-from skvae.data.torch_datasets import DatasetRows, table_of
+from skvae.data.torch_datasets import DatasetSource, samples_of_dataset
 from skvae.distributed import shard
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
@@ -114,7 +114,7 @@ def test_datasets_are_their_rows(estimator, X):
 def test_large_datasets_are_read_a_chunk_at_a_time(estimator, X, monkeypatch):
     y = some_classes(X)
     fitted = clone(estimator).fit(X, y)
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
     rows = Rows(X, with_label)
     assert_same(outputs(fitted, rows), outputs(fitted, X), **CLOSE)
     found = outputs(clone(estimator).fit(rows, y), X)
@@ -134,7 +134,7 @@ def test_kinds_of_datasets(make, X):
 
 def test_tensors_are_not_copied(X):
     x = torch.from_numpy(X)
-    assert table_of(DataLoader(TensorDataset(x, torch.zeros(len(x))))) is x
+    assert samples_of_dataset(DataLoader(TensorDataset(x, torch.zeros(len(x))))) is x
 
 
 @pytest.mark.parametrize("kind", [Rows, ManyRows])
@@ -145,7 +145,7 @@ def test_items_are_read_once(kind, X):
 
 
 def test_dtypes_and_slices(X):
-    rows = DatasetRows(Rows(X.astype(np.float32)))
+    rows = DatasetSource(Rows(X.astype(np.float32)))
     assert (rows.shape, rows.dtype) == (X.shape, np.float32)
     assert_array_equal(rows[10:20], X[10:20].astype(np.float32))
     assert rows[20:10].shape == (0, X.shape[1])
@@ -173,7 +173,7 @@ def test_shards(monkeypatch, X):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     part, theirs = shard(Rows(X), X)
-    assert_array_equal(DatasetRows(part)[:], theirs)
+    assert_array_equal(DatasetSource(part)[:], theirs)
 
 
 def state(estimator):

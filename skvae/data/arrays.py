@@ -55,28 +55,6 @@ def named_in_errors(name):
         raise type(error)(message if name in message else f"{name}: {message}") from error
 
 
-def check_one_matrix(X):
-    """Raise if X is a container of several matrices, as AnnData and MuData are.
-
-    Raises
-    ------
-    TypeError
-        It says which of them to give.
-    """
-    if isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "iloc") or hasattr(X, "columns"):
-        return  # columns of a frame may have any name
-    name = type(X).__name__
-    if hasattr(X, "mod") and hasattr(X, "obs"):
-        raise TypeError(
-            f"X is of type {name}, which holds several tables; give one matrix of numbers, such as mdata.mod['rna'].X."
-        )
-    if hasattr(X, "X") and hasattr(X, "obs") and (hasattr(X, "var") or hasattr(X, "layers")):
-        raise TypeError(
-            f"X is of type {name}, which holds several matrices; give one of them: adata.X, adata.layers['counts'] or "
-            "adata.obsm['X_pca']."
-        )
-
-
 def resolve_device(device, *, dtype=torch.float32):
     """The torch device for a ``device`` parameter; "auto" is the first of cuda, mps and cpu that can be used.
 

@@ -1,8 +1,6 @@
 """What the columns of a table hold: their ranges and moments, from passes over chunks of rows."""
 
 import functools
-import math
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +9,6 @@ import torch
 from ..fitting.chunks import LINEAR_BYTES, row_chunks
 from ..fitting.distributed import SINGLE_PROCESS
 from .arrays import float_dtype
-from .labels import is_missing
 
 MAX_NAMED = 10  # features in an error
 LONG_TAIL, FEW = 3.0, 0.02  # of counts: largest value by the mean of those above zero, share of these near the largest
@@ -35,7 +32,7 @@ class Columns:
 
     Parameters
     ----------
-    X : ndarray, Table or TensorRows of shape (n, d)
+    X : ndarray, LazySamples or TensorSamples of shape (n, d)
         Of rows of a tensor, the ranges alone are known.
     group : SingleProcess or Group
         The processes that have shards of the rows.
@@ -198,58 +195,3 @@ def moments_of(part):
     n_seen = len(part) - missing.sum(axis=0).astype(np.float64)
     mean = np.where(missing, 0, part).sum(axis=0, dtype=np.float64) / np.maximum(n_seen, 1)
     return n_seen, mean, np.square(np.where(missing, 0, part - mean)).sum(axis=0)
-
-
-def name_columns_in_error(error, X):
-    """An error about values of X with the columns that it is about, where they can be told; else the error itself.
-
-    Parameters
-    ----------
-    error : Exception
-        From scikit-learn's validation.
-    X : array-like
-        What was given.
-    """
-    try:
-        is_wrong, advice = OF_COLUMNS[next(part for part in OF_COLUMNS if part in str(error))]
-        named = hasattr(X, "columns") and not callable(X.columns)
-        names = list(X.columns) if named else list(range(X.shape[1]))
-        by_place = getattr(X, "iloc", X)  # names may occur twice
-        wrong = [name for place, name in enumerate(names) if is_wrong(np.asarray(by_place[:, place]))]
-    except Exception:  # of whatever was given instead of a table; its error is what matters
-        return error
-    if not wrong or (len(wrong) == len(names) and not named):
-        return error
-    more = f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
-    kind = TypeError if isinstance(error, TypeError) else ValueError  # NumPy has classes of its own
-    return kind(f"{str(error).rstrip('.')}. Column(s) {wrong[:MAX_NAMED]}{more} of X {advice}.")
-
-
-def holds_no_numbers(column):
-    """Whether a column is not of numbers, and does not become one; what is missing does not count."""
-    if column.dtype.kind in "biufc":
-        return False
-    if column.dtype.kind in "Mm":
-        return True
-    try:
-        column[~is_missing(column)].astype(np.float64)
-    except (ValueError, TypeError):
-        return True
-    return False
-
-
-def holds_infinity(column):
-    """Whether a value of a column is infinite."""
-    if column.dtype.kind == "O":
-        return any(isinstance(value, Real) and math.isinf(value) for value in column.tolist())
-    return column.dtype.kind in "fc" and bool(np.isinf(column).any())
-
-
-# Parts of errors, and which columns are what they are about.
-OF_COLUMNS = {
-    "infinity": (holds_infinity, "hold infinite values; replace them"),
-    **dict.fromkeys(
-        ("could not convert", "could not be promoted", "array element with a sequence", "argument must be"),
-        (holds_no_numbers, "hold no numbers; encode them (OneHotEncoder, OrdinalEncoder), or leave them out"),
-    ),
-}

@@ -15,8 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..data.arrays import FLOATS, compute_dtype, generator_from, host_array, named_in_errors, resolve_device
+from ..data.chunks import map_samples
 from ..data.columns import Columns
-from ..data.weights import repeated_rows
+from ..data.weights import resample_by_weight
 from ..fitting.augment import AUGMENTATIONS, resolve_augment
 from ..fitting.batches import some_rows
 from ..fitting.devices import own_randomness
@@ -30,9 +31,10 @@ from ..fitting.warnings import warn
 from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
 from ..models.networks import NETWORKS, check_channels_first, check_image_shape, row_width
 from ..models.priors import Posterior
-from ._base import LatentMixin, TorchEstimator, batch_by_batch, fit_method
+from ._base import LatentMixin, TorchEstimator
 from ._callbacks import NamedCallbacksMixin, training_callbacks
 from ._checks import check_processes, check_sample_size, fit_seed, row_count
+from ._fit import EpochTasks, batch_by_batch, fit_method
 from ._likelihood_choice import (
     build_likelihood,
     check_support,
@@ -43,7 +45,6 @@ from ._likelihood_choice import (
     warn_of_outside,
 )
 from ._networks import built_in_networks, make_network
-from ._tasks import EpochTasks
 from ._trainings import (
     ROWS_FOR_DIAGNOSTICS,
     Task,
@@ -139,7 +140,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         X = self._validate(X, reset=first, min_samples=2)
         self._first_seed = fit_seed(self.random_state) if first else self._first_seed
         seed = self._first_seed + (0 if first else self.n_iter_)
-        rows = repeated_rows(X, sample_weight, seed)
+        rows = resample_by_weight(X, sample_weight, seed)
         if first:
             self._check_enough_rows(rows)
         self._train(rows, None, seed, max_epochs=1, going_on=not first, given=X, streaming=True)
@@ -234,7 +235,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             check_channels_first(self.image_shape)
         return super()._validate(X, reset=reset, **settings)
 
-    def _knows_missing(self):
+    def _handles_missing(self):
         return not hasattr(self, "module_") or isinstance(self.module_.likelihood, Observed)
 
     def _draws(self, n_samples, random_state):
@@ -344,11 +345,11 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         Parameters
         ----------
         device : torch.device
-        X, X_val : ndarray or Table
+        X, X_val : ndarray or LazySamples
             Rows to train on, and those whose loss is recorded, or None.
         seed, max_epochs : int
         going_on : bool
-        given : ndarray or Table
+        given : ndarray or LazySamples
             The rows as they were given, which attributes such as labels belong to.
         streaming : bool
             Whether the rows are a batch of a stream, whose networks are averaged, and not written to a file.
@@ -473,7 +474,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
 
     def _check_same_mask(self, columns):
         """Raise if values are missing, but the networks to go on with have no mask for them."""
-        if columns.n_missing and not self._knows_missing():
+        if columns.n_missing and not self._handles_missing():
             raise ValueError(
                 "X has missing values, but the networks to go on with were trained on rows without any, and have no "
                 "mask of them; fit a clone."
@@ -537,7 +538,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             network.to(compute_dtype(X.dtype, device))
         # Units need the full precision, whatever the networks compute in: offsets may be large.
         dtype = compute_dtype(np.float64, device)
-        return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
+        return map_samples(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
 
 
 def posterior_mean(model, x):

@@ -14,7 +14,7 @@ from torch import nn
 from ..data.arrays import float_dtype, to_tensor
 from ..data.columns import Columns
 from ..data.messages import meant, shown
-from ..data.tables import Table
+from ..data.samples import LazySamples, clip_samples
 from ..fitting.lazy_rows import RowSource
 from ..fitting.warnings import warn
 from ..models import LIKELIHOODS, Observed, Support
@@ -75,7 +75,7 @@ def check_support(likelihood, X, columns=None):
     ----------
     likelihood : str, torch.nn.Module or class
         A fitted module knows which codes of categories the training data had.
-    X : ndarray, Table or TensorRows of shape (n, d)
+    X : ndarray, LazySamples or TensorSamples of shape (n, d)
     columns : Columns, optional
         What is known of the columns of X.
 
@@ -104,7 +104,7 @@ def check_support(likelihood, X, columns=None):
         )
     if not (smallest < low).any() and not (largest > high).any():
         return X
-    return X.clip(low, high).astype(X.dtype, copy=False) if isinstance(X, np.ndarray) else X.clip(low, high)
+    return clip_samples(X, low, high)
 
 
 def check_integers(name, low, high, columns):
@@ -211,7 +211,7 @@ def build_likelihood(likelihood, X, columns=None):
     ----------
     likelihood : str, torch.nn.Module or class with ``from_data``
         From `choose_likelihood`.
-    X : ndarray of shape (n, d), or Table
+    X : ndarray of shape (n, d), or LazySamples
     columns : Columns, optional
         What is known of the columns of X.
 
@@ -268,7 +268,7 @@ def stored_rows(likelihood, X, device):
     """
     likelihood = copy.deepcopy(likelihood).cpu()  # which may have been trained on a device
     in_units = device.type == "mps"  # which has no float64 to standardise in
-    if isinstance(X, Table):
+    if isinstance(X, LazySamples):
         return RowSource(len(X), lambda rows: _stored(likelihood, torch.from_numpy(X[rows]), in_units), X.run_length)
     rows = _stored(likelihood, to_tensor(X, None, "cpu"), in_units)
     if device.type == "cuda" and rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:

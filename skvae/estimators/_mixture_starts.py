@@ -11,7 +11,7 @@ from sklearn.utils.validation import has_fit_parameter
 from ..data.arrays import host_array, named_in_errors, to_tensor
 from ..data.labels import read_labels, sorted_classes
 from ..data.messages import shown
-from ..data.tables import Table
+from ..data.samples import LazySamples
 from ..fitting.chunks import row_chunks
 from ..fitting.distributed import alone, current_group
 from ..fitting.starts import from_labels
@@ -69,7 +69,7 @@ def given_responsibilities(init_params, X, y, n_components, *, weight, counted, 
     Parameters
     ----------
     init_params : "labels", array-like of shape (n_given, n_components), or clusterer
-    X : ndarray or Table of shape (n, n_features)
+    X : ndarray or LazySamples of shape (n, n_features)
         Rows that count. A clusterer is fitted to a sample of a table, and predicts the labels of its rows.
     y : array-like of shape (n_given,) or None
         Class labels for "labels"; -1 is unlabelled.
@@ -139,7 +139,7 @@ def _cluster_labels(clusterer, X, n_components, weight, draw_seed):
     group = current_group()
     # Estimators of this package fit the rows of all processes; others know their own alone.
     alike = group.size == 1 or isinstance(clusterer, TorchEstimator)
-    if any(group.all_gather_int(isinstance(X, Table))) or not alike:
+    if any(group.all_gather_int(isinstance(X, LazySamples))) or not alike:
         generator = torch.Generator().manual_seed(draw_seed())
         labels = _labels_from_sample(clusterer, X, n_components, weight, weighted, generator)
     else:

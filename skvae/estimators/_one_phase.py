@@ -8,12 +8,12 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..data.arrays import named_in_errors
-from ..data.tables import select_rows
-from ..data.weights import repeated_rows
+from ..data.samples import select_samples
+from ..data.weights import resample_by_weight
 from ..fitting.nets import LR_SCHEDULES
-from ._base import fit_method
 from ._checks import check_enough_rows, row_count
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
+from ._fit import fit_method
 from ._trainings import choose_epochs
 
 
@@ -69,7 +69,7 @@ class OnePhaseEmbedder(Embedder):
             with named_in_errors("X_val"):
                 X_val = self._validate(X_val, reset=False, allows_nan=True)
         seed = self._first_seed = self._draw_seed()
-        given, X = X, repeated_rows(X, sample_weight, seed)
+        given, X = X, resample_by_weight(X, sample_weight, seed)
         self._check_enough_rows(X)
         going_on = self.warm_start and hasattr(self, "module_")
         if X_val is None and self.early_stopping:
@@ -108,4 +108,4 @@ class OnePhaseEmbedder(Embedder):
                 "decrease it, or give more rows."
             )
         order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed)).numpy()
-        return select_rows(X, order[n_held_out:]), select_rows(X, order[:n_held_out])
+        return select_samples(X, order[n_held_out:]), select_samples(X, order[:n_held_out])

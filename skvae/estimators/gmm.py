@@ -13,10 +13,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
-from ..data.chunks import centered, column_means
+from ..data.chunks import centered, column_means, map_samples
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ..data.tables import Table, streamed
-from ..data.weights import counted_rows, weighted_sum
+from ..data.samples import LazySamples, streamed
+from ..data.weights import positive_weight_samples, weighted_sum
 from ..fitting.distributed import current_group
 from ..fitting.em import MixtureFit, fit_mixtures, start_mixture, step_mixture
 from ..fitting.missing import PatternRows, observed_e_step
@@ -26,8 +26,9 @@ from ..fitting.starts import STARTS, draw_starts
 from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
 from ..models.covariances import COVARIANCES, Mixture
-from ._base import ScoreMixin, TorchEstimator, batch_by_batch, fit_method
+from ._base import ScoreMixin, TorchEstimator
 from ._checks import check_enough_rows, check_index, check_processes, check_sample_size, fit_generator, fit_seed
+from ._fit import batch_by_batch, fit_method
 from ._mixture_starts import (
     check_component_weights,
     check_init,
@@ -504,7 +505,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         device, family = resolve_device(self.device, dtype=torch.float64), COVARIANCES[self.covariance_type]
         mixture = self._mixture(torch.float64, device)
         rows = {"dtype": compute_dtype(X.dtype, device), "device": device, "chunk_size": self.chunk_size}
-        return self._map(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
+        return map_samples(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
 
     def bic(self, X, sample_weight=None):
         """Bayesian information criterion on X; lower is better.
@@ -644,7 +645,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     def _begin(self, X, y, sample_weight, *, warm=False):
         """Whitened rows, functions of them that give the mixtures to start from, and the centre of the data."""
         n_given = len(X)
-        X, weight, counted = counted_rows(X, sample_weight)
+        X, weight, counted = positive_weight_samples(X, sample_weight)
         check_enough_rows(X, self.n_components)
         center = column_means(X, weight)
         if np.isnan(center).any() and any_missing(X):
@@ -681,7 +682,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     def _resume(self, X, sample_weight):
         """As `_begin`, but with the centre and the coordinates of the mixture that there is."""
-        X, weight, _ = counted_rows(X, sample_weight)
+        X, weight, _ = positive_weight_samples(X, sample_weight)
         device = resolve_device(self.device, dtype=torch.float64)
         center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
         # A small mixture stays on the host, with the M-step: an accelerator is waited for at each decision.
@@ -698,7 +699,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         """Centred rows and their weights as tensors, or rows that are read and centred when they are needed."""
         device = resolve_device(self.device, dtype=torch.float64)
         dtype = dtype or compute_dtype(X.dtype, device)
-        if isinstance(X, Table):
+        if isinstance(X, LazySamples):
             x = streamed(X, dtype, device, center=center, block_size=self.chunk_size)
         else:
             x = centered(X, center, dtype, device)
@@ -862,7 +863,9 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
         rows = {"dtype": dtype, "device": device, "width": 3 * (X.shape[1] + len(mixture.means))}
         with self._threads(X):
-            return self._map(complete, X, parameters=mixture, incomplete=incomplete, chunk_size=self.chunk_size, **rows)
+            return map_samples(
+                complete, X, parameters=mixture, incomplete=incomplete, chunk_size=self.chunk_size, **rows
+            )
 
     def _threads(self, X):
         """Within this, one thread computes where products of samples are too small for several."""

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_device, tensor_dtype, to_dtype, to_tensor
 from ..data.chunks import map_chunks
-from ..data.tables import Table, TensorRows, streamed
+from ..data.samples import LazySamples, TensorSamples, streamed
 from ..data.weights import check_weights
 from ..fitting.chunks import blocks_of, row_chunks
 from ..fitting.devices import in_float64, read, to_device, wide_dtype
@@ -34,8 +34,9 @@ from ..fitting.pool import PooledRows
 from ..fitting.streams import draw_indices
 from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
-from ._base import TorchEstimator, batch_by_batch, fit_method
+from ._base import TorchEstimator
 from ._checks import check_processes, fit_seed, row_count
+from ._fit import batch_by_batch, fit_method
 
 NARROW = 1e-4  # mean squared distance within clusters over that of centres: float32 has four digits of such distances
 MAP_BYTES = 2**22  # what a chunk of rows works on stays in a cache
@@ -395,11 +396,11 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         dtype, weight = self._dtype(X.dtype, device), _weight_tensor(_weights(sample_weight, X), device)
         if current_group().size > 1:
             return self._shared_rows(X, dtype, device, weight, generator)
-        if isinstance(X, Table) and X.run_length == 1:
+        if isinstance(X, LazySamples) and X.run_length == 1:
             rows = self._read_rows(X, dtype, device, weight)
             if rows is not None:
                 return rows
-        if isinstance(X, Table) and len(X) > (size := self._pool_size(X)):
+        if isinstance(X, LazySamples) and len(X) > (size := self._pool_size(X)):
             run_length = min(X.run_length, max(1, size // POOL_RUNS))
             rows = PooledRows(streamed(X, dtype, device), weight, size, run_length, generator)
             _check_range(rows.largest, dtype)
@@ -417,9 +418,9 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     def _shared_rows(self, X, dtype, device, weight, generator):
         """As `_rows`, where several processes have the rows: by way of pools, if one of them has too many to hold."""
-        group, size, lazy = current_group(), self._pool_size(X), isinstance(X, Table)
+        group, size, lazy = current_group(), self._pool_size(X), isinstance(X, LazySamples)
         if any(group.all_gather_int(lazy and X.run_length > 1 and len(X) > size)):
-            table = X if lazy else Table(X, X.dtype)
+            table = X if lazy else LazySamples(X, X.dtype)
             run_length = min(table.run_length, max(1, size // POOL_RUNS))
             stream = streamed(table, dtype, device)
             rows = PooledRows(stream, weight, min(size, len(X)), run_length, generator, group)
@@ -540,7 +541,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     def _held(self, X, rows, generator):
         """An array of the rows, or of a table those that are held, or a sample."""
-        if not isinstance(X, Table):
+        if not isinstance(X, LazySamples):
             return X
         if isinstance(rows.x, torch.Tensor):
             return rows.x.cpu().numpy()
@@ -605,7 +606,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
         Parameters
         ----------
-        X : ndarray, Table or TensorRows of shape (n, d)
+        X : ndarray, LazySamples or TensorSamples of shape (n, d)
         function_for : callable, Tensor (k, d) -> (Tensor (b, d) -> Tensor (b, ...))
             Gives the function for the centres less their mean.
         """
@@ -631,7 +632,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         device = self._device(X.dtype)
         if device.type == "cpu" or not isinstance(X, np.ndarray):
             return X
-        return TensorRows(_as_tensor(X, tensor_dtype(X.dtype), device))
+        return TensorSamples(_as_tensor(X, tensor_dtype(X.dtype), device))
 
     def _inertia(self, X, labels, weight):
         """Sum of the squared distances of rows to their centres, times their weights."""

@@ -21,9 +21,10 @@ from torch.utils.data import Dataset, Subset
 from ..data.arrays import device_dtype, host_array, to_tensor
 from ..data.labels import labelled_rows, sorted_classes
 from ..data.torch_datasets import dataset_of
-from ..data.weights import check_no_word, finite_weights
+from ..data.weights import check_not_text, nonnegative_weights
 from ..fitting.warnings import warn
-from ._base import CheckedParametersMixin, transactional
+from ._base import CheckedParametersMixin
+from ._fit import transactional
 
 MAX_NAMED = 10  # clusters that a warning names
 
@@ -313,14 +314,14 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         tags.input_tags = get_tags(self.estimator).input_tags
         return tags
 
-    def _explained(self, message, name, value):
+    def _parameter_message(self, message, name, value):
         if name == "estimator" and hasattr(value, "fit_predict") and not hasattr(value, "predict"):
             last = type(value.steps[-1][1] if isinstance(value, Pipeline) else value).__name__
             return (
                 f"{message} {last} labels the rows that it is fitted to and cannot label new ones; use a clusterer "
                 "with predict, such as TorchMiniBatchKMeans, TorchGMM, VaDEClusterer or KMeans."
             )
-        return super()._explained(message, name, value)
+        return super()._parameter_message(message, name, value)
 
     def _params_of_estimator(self, sample_weight, fit_params):
         """What the fit of the clusterer is given beside X."""
@@ -347,9 +348,9 @@ def checked_weights(sample_weight, X, y):
     ValueError
         If they are not finite, negative, or not one for each row, or if X and y have different numbers of rows.
     """
-    check_no_word(sample_weight)  # which has a length
+    check_not_text(sample_weight)  # which has a length
     check_consistent_length(X, y, sample_weight)
-    return None if sample_weight is None else finite_weights(sample_weight, y)
+    return None if sample_weight is None else nonnegative_weights(sample_weight, y)
 
 
 def check_labels_count(weight):

@@ -11,18 +11,19 @@ from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import compute_dtype, float_dtype, generator_from, is_exact, resolve_device, to_dtype, to_tensor
-from ..data.chunks import CenteredColumns, centered, column_means, scatter_about
+from ..data.chunks import CenteredColumns, centered, column_means, map_samples, scatter_about
 from ..data.columns import Columns
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ..data.weights import counted_rows
+from ..data.weights import positive_weight_samples
 from ..fitting.distributed import current_group
 from ..fitting.missing import PatternRows, completed, observed_e_step
 from ..fitting.ppca import Rounding, axes_of_rows, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
 from ..fitting.warnings import warn
 from ..models.covariances import COVARIANCES, moved
 from ..models.ppca import PPCA
-from ._base import LatentMixin, TorchEstimator, fit_method
+from ._base import LatentMixin, TorchEstimator
 from ._checks import check_processes, check_sample_size, row_count
+from ._fit import fit_method
 
 EXACT = ("_exact_mean", "_exact_components", "_exact_variances")  # in float64, where float32 is not enough
 MIN_SHARE = 1e-4  # of the largest variance: float32 has three digits of such ones
@@ -179,7 +180,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         """
         X = self._validate(X, reset=True, min_samples=2)
         check_processes(self, X)
-        X, weight, _ = counted_rows(X, sample_weight)
+        X, weight, _ = positive_weight_samples(X, sample_weight)
         mean = column_means(X, weight)
         incomplete = np.isnan(mean).any() and any_missing(X)
         if incomplete:
@@ -391,7 +392,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         device, family = resolve_device(self.device, dtype=torch.float64), COVARIANCES["full"]
         mixture = self._model(torch.float64, device).as_mixture()
         rows = {"dtype": compute_dtype(X.dtype, device), "device": device, "chunk_size": self.chunk_size}
-        return self._map(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
+        return map_samples(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the model.
@@ -429,7 +430,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         dtype = torch.float64 if exact else compute_dtype(X.dtype, device)
         rows = {"dtype": dtype, "device": device, "width": 3 * self.n_features_in_, "chunk_size": self.chunk_size}
         parameters = self._model(dtype, "cpu")
-        return self._map(
+        return map_samples(
             lambda x, *parts: function(PPCA(*parts), x), X, parameters=parameters, incomplete=incomplete, **rows
         )
 

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 
 from ..data.arrays import float_dtype
-from ..data.weights import repeated_rows
+from ..data.weights import resample_by_weight
 from ..fitting.batches import standardized
 from ..fitting.distributed import current_group
 from ..fitting.lazy_rows import select_rows
@@ -36,10 +36,10 @@ from ..models import (
     Support,
 )
 from ..models.networks import LogScaleHead
-from ._base import fit_method
 from ._bounds import BoundMixin, draw_rows
 from ._checks import check_enough_rows, check_index, row_count
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
+from ._fit import fit_method
 from ._trainings import history_of
 from .gmm import TorchGMM
 
@@ -398,7 +398,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         """
         X = self._validate(X, reset=True, min_samples=2)
         seed = self._first_seed = self._draw_seed()
-        rows = repeated_rows(X, sample_weight, seed)
+        rows = resample_by_weight(X, sample_weight, seed)
         self._check_enough_rows(rows)
         going_on = self.warm_start and hasattr(self, "module_")
         self._train(rows, None, seed, max_epochs=self._epochs(row_count(rows)), going_on=going_on, given=X)

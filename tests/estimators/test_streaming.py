@@ -63,8 +63,8 @@ def X():
 @pytest.fixture(params=["memmap float64", "memmap float32", "memmap uint8", "sparse float", "sparse int", "slices"])
 def source(request, X, tmp_path, monkeypatch):
     """Rows that are read a chunk at a time, and the same in memory."""
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     kind, _, dtype = request.param.partition(" ")
     if kind == "sparse":
         return csr_matrix(X.astype(dtype)), X
