@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from scipy.sparse import issparse
+from sklearn import get_config
 from torch.utils.data import DataLoader, Dataset
 
+from .arrays import host_array
 from .samples import LazySamples, holds_nan
 from .torch_datasets import samples_of_dataset
 
@@ -16,11 +18,16 @@ MAX_DENSE_BYTES = 2**23  # of a sparse one that is: no more than what is made de
 
 
 def as_matrix(X):
-    """Return X as one array-like: of a dataset or loader of torch its samples, of other inputs X itself."""
+    """Return X as one array-like on the host, or a tensor where ``array_api_dispatch`` of scikit-learn is on.
+
+    Datasets and loaders of torch give their samples.
+    """
     # Columns of a frame may have any name.
     if not (isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "iloc") or hasattr(X, "columns")):
         check_one_matrix(X)
-    return samples_of_dataset(X) if isinstance(X, DataLoader | Dataset | Iterator) else X
+    if isinstance(X, DataLoader | Dataset | Iterator):
+        X = samples_of_dataset(X)
+    return X if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"] else host_array(X)
 
 
 def check_one_matrix(X):
@@ -43,17 +50,20 @@ def check_one_matrix(X):
         )
 
 
-def flatten_images(X, image_shape):
-    """Return images (n, h, w) or (n, c, h, w) as samples (n, d), if their shape is known; other inputs as they are.
+def flatten_images(X, estimator):
+    """Return images (n, h, w) or (n, c, h, w) as samples (n, d) where an estimator has an ``image_shape``.
+
+    Other inputs are returned as they are.
 
     Raises
     ------
     ValueError
         If images have another shape.
     """
-    if image_shape is None or np.ndim(X) < 3:
+    shape = getattr(estimator, "image_shape", None)
+    if shape is None or np.ndim(X) < 3:
         return X
-    X, shape = X if isinstance(X, torch.Tensor) else np.asarray(X), tuple(image_shape)
+    X, shape = X if isinstance(X, torch.Tensor) else np.asarray(X), tuple(shape)
     if X.shape[1:] in (shape, (1, *shape)) or (1, *X.shape[1:]) == shape:
         return X.reshape(len(X), -1)
     channels_first = X.shape[-1:] + X.shape[1:-1]

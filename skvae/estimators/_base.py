@@ -88,16 +88,15 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
             "reset": reset,
             "ensure_all_finite": "allow-nan" if self._allows_nan else True,
         }
-        if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+        if isinstance(X, torch.Tensor):
             X = self._validate_tensor(X, settings)
         else:
             # The sums of large finite values may overflow in scikit-learn's search for values that are not finite.
             with config_context(array_api_dispatch=False), np.errstate(over="ignore", invalid="ignore"):
-                X = host_array(X)
                 validate = self._validate_lazy if should_stream(X, self._dtypes) else self._validate_array
                 X = validate(X, min_samples, allows_nan, settings)
-        if self._allows_nan and not allows_nan:
-            self._check_no_missing(X)
+        if self._allows_nan and not allows_nan and has_missing(X):
+            raise self._missing_error()
         return X
 
     def _validate_tensor(self, X, settings):
@@ -107,12 +106,12 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
                 f"X has dtype {X.dtype}, but only real numbers can be used; give X.real, or other features."
             )
         settings |= {"dtype": tensor_dtypes(self._dtypes, X.device)}
-        return TensorSamples(validate_data(self, self._flat(X.detach()), **settings))
+        return TensorSamples(validate_data(self, flatten_images(X.detach(), self), **settings))
 
     def _validate_lazy(self, X, min_samples, allows_nan, settings):
         """Check the first samples; the others are checked when they are read."""
         n_samples = X.shape[0]
-        validate_data(self, self._flat(np.asarray(X[0 : min(n_samples, 2)])), **settings)
+        validate_data(self, flatten_images(np.asarray(X[0 : min(n_samples, 2)]), self), **settings)
         if n_samples < min_samples:
             raise ValueError(
                 f"X has {n_samples} sample(s), but {type(self).__name__} needs at least {min_samples}; add rows."
@@ -122,16 +121,13 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
     def _validate_array(self, X, min_samples, allows_nan, settings):
         settings |= {"ensure_min_samples": min_samples, "accept_sparse": "csr", "accept_large_sparse": True}
         try:
-            X = validate_data(self, self._flat(X), **settings)
+            X = validate_data(self, flatten_images(X, self), **settings)
         except (ValueError, TypeError) as error:
             explanation = explained(error, X, self)
             if explanation is error:
                 raise
             raise explanation from error
         return sparse_samples(X, allows_nan, self._streams_nan) if issparse(X) else X
-
-    def _flat(self, X):
-        return flatten_images(X, getattr(self, "image_shape", None))
 
     def _validate_weighted(self, X, sample_weight):
         """Check X and the weights of its samples, as a fit does, to score them.
@@ -148,16 +144,15 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         X, weight, _ = positive_weight_samples(self._validate(X, reset=False, allows_nan=True), sample_weight)
         if self._allows_nan and not self._handles_missing():
             X = refuse_missing(X)
-            self._check_no_missing(X)
+            if has_missing(X):
+                raise self._missing_error()
         return X, weight
 
-    def _check_no_missing(self, X):
-        """Raise if values are missing, as the fitted model does not take them; of files, this is known when read."""
-        if has_missing(X):
-            raise ValueError(
-                f"X contains NaN, but {type(self).__name__} was fitted to rows without missing values; fit it to rows "
-                "that have some, or fill them in."
-            )
+    def _missing_error(self):
+        return ValueError(
+            f"X contains NaN, but {type(self).__name__} was fitted to rows without missing values; fit it to rows that "
+            "have some, or fill them in."
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -181,9 +176,9 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
 
 
 class ScoreMixin:
-    """``score`` for estimators whose ``score_samples`` is the log-likelihood of each row, or a bound on it.
+    """``score`` for estimators whose ``score_samples`` is the log-likelihood of each sample, or the ELBO.
 
-    Subclasses have ``_score_valid``, which is ``score_samples`` for validated rows.
+    Subclasses have ``_score_valid``, which is ``score_samples`` of validated samples.
     """
 
     def score(self, X, y=None, sample_weight=None):
@@ -212,7 +207,7 @@ class ScoreMixin:
         return total / n_samples
 
     def _total_score(self, X, sample_weight):
-        """Weighted sum of `score_samples`, and the sum of the weights: the number of samples if there are none."""
+        """Return the weighted sum of `score_samples`, and the sum of the weights, or the number of samples."""
         if sample_weight is None:
             scores = host_array(self.score_samples(X))
             return weighted_sum(scores), len(scores)
@@ -221,10 +216,10 @@ class ScoreMixin:
 
 
 class LatentMixin(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
-    """What transformers into a latent space share; they set ``_n_features_out`` when fitted."""
+    """Base class of transformers into a latent space; they set ``_n_features_out`` when fitted."""
 
     def _validate_codes(self, Z):
-        """Check codes Z; return a 2-D float array, or rows of a tensor, as `_validate` does."""
+        """Check latent codes Z; return an array of floats (n, q), or samples of a tensor, as `_validate` does."""
         check_is_fitted(self)
         if isinstance(Z, torch.Tensor) and get_config()["array_api_dispatch"]:
             check_dense(Z)

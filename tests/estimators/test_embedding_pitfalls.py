@@ -1080,7 +1080,7 @@ def test_devices_may_change_between_calls(fitted_on, used_on, X):
         assert np.isfinite(embedder.partial_fit(rows, torch.zeros(len(X))).loss_curve_).all()
     embedder.set_params(warm_start=True).fit(X)
     embedder.set_params(device="cuda:99")
-    with pytest.raises(ValueError, match="device='cuda:99' can not be used here; use 'auto' or one of"):
+    with pytest.raises(ValueError, match="device='cuda:99' cannot be used here; use 'auto' or one of"):
         embedder.transform(X)
 
 
