@@ -56,8 +56,8 @@ def check_columns(estimator, X):
     ValueError
         With the names of the columns if X had any, else their indices.
     """
-    (n_seen,) = current_group().all_reduce_sum(torch.from_numpy((~np.isnan(X)).sum(axis=0)))
-    empty = n_seen.numpy() == 0
+    (n_observed,) = current_group().all_reduce_sum(torch.from_numpy((~np.isnan(X)).sum(axis=0)))
+    empty = n_observed.numpy() == 0
     if empty.any():
         names = getattr(estimator, "feature_names_in_", np.arange(X.shape[1]))[empty].tolist()
         raise ValueError(

@@ -10,19 +10,19 @@ from ..fitting.distributed import current_group
 
 
 def check_enough_rows(X, n_components, name="n_components"):
-    """Raise if there are fewer rows than components, in all processes that fit together."""
+    """Raise if all processes that fit together have fewer samples than components."""
     n_samples = row_count(X)
     if n_samples < n_components:
         raise ValueError(f"{name}={n_components} is larger than n_samples={n_samples}; decrease {name}, or add rows.")
 
 
 def row_count(X):
-    """Rows of all processes that fit together."""
+    """Return the number of samples of all processes that fit together."""
     return sum(current_group().all_gather_int(len(X)))
 
 
 def check_processes(estimator, X):
-    """Raise if the processes that fit together were given different parameters, or other kinds of rows."""
+    """Raise if the processes that fit together have different parameters, or numbers or dtypes of features."""
     group = current_group()
     if group.size == 1:
         return
@@ -34,23 +34,23 @@ def check_processes(estimator, X):
             facts[name] = repr(value)
     all_facts = group.all_gather_object(facts)
     for name, value in facts.items():
-        found = [theirs.get(name) for theirs in all_facts]
-        if any(other != value for other in found):
-            raise ValueError(f"{name} should be the same in all processes, but is {', '.join(map(str, found))}.")
+        values = [theirs.get(name) for theirs in all_facts]
+        if any(other != value for other in values):
+            raise ValueError(f"{name} should be the same in all processes, but is {', '.join(map(str, values))}.")
 
 
 def fit_seed(random_state):
-    """`seed_from` for a fit: that of the first of the processes that fit together."""
+    """Return the `seed_from` of the first of the processes that fit together."""
     return current_group().all_gather_int(seed_from(random_state))[0]
 
 
 def fit_generator(random_state):
-    """`generator_from` for a fit, the same in all processes that fit together."""
+    """Return a generator that is the same in all processes that fit together: see `fit_seed`."""
     return torch.Generator().manual_seed(fit_seed(random_state))
 
 
 def check_sample_size(n_samples):
-    """The number of rows to draw, or an error.
+    """Return the number of samples to draw, if it is valid.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def check_sample_size(n_samples):
 
 
 def check_index(name, value, size):
-    """The index of a component or cluster, or an error.
+    """Return the index of a component or cluster, if it is valid.
 
     Raises
     ------

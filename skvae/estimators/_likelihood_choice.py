@@ -223,7 +223,7 @@ def build_likelihood(likelihood, X, columns=None):
         If what a class makes can not produce X, or if all values of a feature are missing.
     """
     columns = Columns(X) if columns is None else columns
-    columns.check_seen()
+    columns.check_observed()
     if isinstance(likelihood, nn.Module):
         return for_missing(copy.deepcopy(likelihood), columns)
     kind = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
