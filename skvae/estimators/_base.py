@@ -15,8 +15,7 @@ from sklearn.utils._param_validation import InvalidParameterError, StrOptions, v
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..data.arrays import FLOATS, check_dense, host_array, tensor_dtypes
-from ..data.errors import explained
-from ..data.inputs import as_matrix, flatten_images, result_dtype, should_stream, sparse_samples
+from ..data.inputs import as_matrix, explained, flatten_images, result_dtype, should_stream, sparse_samples
 from ..data.messages import meant, one_of
 from ..data.samples import LazySamples, TensorSamples, has_missing, refuse_missing
 from ..data.weights import positive_weight_samples, weighted_sum
