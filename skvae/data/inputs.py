@@ -160,8 +160,8 @@ def _n_bytes(shape, dtype):
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
-def explained(error, X, estimator):
-    """Return a copy of an error about X with the columns or images that it is about, or the error itself.
+def explain_error(error, X, estimator):
+    """Return an error about X with the columns or images that it is about, or the error itself.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def explained(error, X, estimator):
 
 
 def name_columns(error, X):
-    """Return a copy of an error about values of X that names their columns, or the error itself if all are wrong."""
+    """Return an error about values of X that names their columns, or the error itself if all are wrong."""
     try:
         is_wrong, advice = WRONG_COLUMNS[next(part for part in WRONG_COLUMNS if part in str(error))]
         has_names = hasattr(X, "columns") and not callable(X.columns)

@@ -51,7 +51,7 @@ def read_labels(y, unlabelled):
     return Labels(rows, values, mark, len(y))
 
 
-def labelled_rows(y, unlabelled):
+def read_class_labels(y, unlabelled):
     """Read labels for a classifier, which needs one at least, as `read_labels` does.
 
     Raises

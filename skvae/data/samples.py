@@ -5,6 +5,7 @@ Arrays stay arrays of NumPy. What depends on the type of samples is in this modu
 
 import math
 import mmap
+from abc import ABC, abstractmethod
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,32 @@ from .arrays import float_dtype, tensor_dtype
 MAX_RUN, MAX_RUN_BYTES = 256, 2**17  # neighbouring samples of a file that are read together, at least one
 
 
-class LazySamples:
+class Samples(ABC):
+    """Samples that are not an array of NumPy, with the ``shape`` (n, d) and the ``dtype`` of one."""
+
+    ndim = 2
+
+    def __len__(self):
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, rows):
+        """Return the samples of a slice (b, d), an array or a tensor."""
+
+    @abstractmethod
+    def has_missing(self):
+        """Return whether a value is NaN, as far as this is known without reading a file."""
+
+    @abstractmethod
+    def select(self, rows):
+        """Return the samples of a mask, or an array of indices."""
+
+    @abstractmethod
+    def clip(self, low, high):
+        """Return samples with values clipped to bounds, numbers or arrays (d,)."""
+
+
+class LazySamples(Samples):
     """Samples that are made dense, checked and converted when they are asked for.
 
     Parameters
@@ -37,15 +63,10 @@ class LazySamples:
         Values are clipped to them.
     """
 
-    ndim = 2
-
     def __init__(self, source, dtype, order=None, allow_nan=False, bounds=None):
         self._source, self.dtype, self._order = source, np.dtype(dtype), order
         self._allow_nan, self._bounds = allow_nan, bounds
         self.shape = (source.shape[0] if order is None else len(order), math.prod(source.shape[1:]))
-
-    def __len__(self):
-        return self.shape[0]
 
     def __getitem__(self, rows):
         """Return dense samples (b, d) of a slice, a mask, or an array of indices."""
@@ -67,7 +88,7 @@ class LazySamples:
         return min(MAX_RUN, max(1, MAX_RUN_BYTES // max(1, n_bytes)))
 
     def has_missing(self):
-        """Return whether a stored value of a sparse matrix is NaN; False for files, which would have to be read."""
+        """Return whether a stored value of a sparse matrix is NaN; False for files."""
         return issparse(self._source) and holds_nan(self._stored())
 
     def transposed(self):
@@ -83,7 +104,7 @@ class LazySamples:
         return self._with(order=np.arange(*rows.indices(n_rows)) if is_slice else _indices(rows, n_rows))
 
     def clip(self, low, high):
-        """Return samples with values clipped to bounds, numbers or arrays (d,)."""
+        """Return samples that are clipped when they are read."""
         return self._with(bounds=(low, high))
 
     def without_missing(self):
@@ -145,7 +166,7 @@ def holds_nan(X):
     return X.dtype.kind == "f" and bool(np.isnan(X.data).any())
 
 
-class TensorSamples:
+class TensorSamples(Samples):
     """Samples of a tensor that stay on its device, with the dtype that NumPy has for them.
 
     Parameters
@@ -153,29 +174,23 @@ class TensorSamples:
     x : Tensor of shape (n, d)
     """
 
-    ndim = 2
-
     def __init__(self, x):
         self.x, self.shape, self.device = x, tuple(x.shape), x.device
         self.dtype = torch.empty(0, dtype=x.dtype).numpy().dtype
 
-    def __len__(self):
-        return self.shape[0]
-
     def __getitem__(self, rows):
-        """Return the samples of a slice (b, d), a view of the tensor."""
-        return self.x[rows]
+        return self.x[rows]  # a view
 
     def has_missing(self):
         """Return whether a value is NaN."""
         return bool(self.x.isnan().any())
 
     def select(self, rows):
-        """Return the samples of a mask, or an array of indices."""
+        """Return the samples of a mask, or an array of indices, on the device."""
         return TensorSamples(self.x[torch.from_numpy(rows).to(self.device)])
 
     def clip(self, low, high):
-        """Return samples with values clipped to bounds, numbers or arrays (d,)."""
+        """Return clipped samples on the device."""
         low, high = (torch.as_tensor(bound, dtype=self.x.dtype, device=self.device) for bound in (low, high))
         return TensorSamples(self.x.clamp(low, high))
 
@@ -191,12 +206,12 @@ def clip_samples(X, low, high):
 
 
 def has_missing(X):
-    """Return whether a value is NaN; False for files, of which NaN is an error when it is read."""
+    """Return whether a value is NaN, as far as this is known without reading a file."""
     return bool(np.isnan(X.min())) if isinstance(X, np.ndarray) else X.has_missing()
 
 
 def refuse_missing(X):
-    """Return samples that raise an error where a value that is read from a file is missing."""
+    """Return samples that raise an error where a value that is read is missing."""
     return X.without_missing() if isinstance(X, LazySamples) else X
 
 

@@ -78,7 +78,7 @@ class DatasetSource:
             items = self._dataset.__getitems__(indices)
         else:
             items = [self._dataset[i] for i in indices]
-        samples = [np.asarray(host_array(first_part(item))) for item in items]
+        samples = [np.asarray(host_array(without_labels(item))) for item in items]
         shapes = {sample.shape for sample in samples}
         if len(shapes) > 1:
             raise self._shape_error(" or ".join(map(str, sorted(shapes))), indices)
@@ -141,7 +141,7 @@ def dataset_of(X):
     return X.dataset
 
 
-def first_part(item):
+def without_labels(item):
     """Return the sample of an item, or the samples of a batch, which stand before labels."""
     holds_parts = isinstance(item, list) and bool(item) and isinstance(item[0], torch.Tensor | np.ndarray)
     return item[0] if isinstance(item, tuple) or holds_parts else item

@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import InvalidParameterError, StrOptions, v
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..data.arrays import FLOATS, check_dense, host_array, tensor_dtypes
-from ..data.inputs import as_matrix, explained, flatten_images, result_dtype, should_stream, sparse_samples
+from ..data.inputs import as_matrix, explain_error, flatten_images, result_dtype, should_stream, sparse_samples
 from ..data.messages import meant, one_of
 from ..data.samples import LazySamples, TensorSamples, has_missing, refuse_missing
 from ..data.weights import positive_weight_samples, weighted_sum
@@ -122,7 +122,7 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         try:
             X = validate_data(self, flatten_images(X, self), **settings)
         except (ValueError, TypeError) as error:
-            explanation = explained(error, X, self)
+            explanation = explain_error(error, X, self)
             if explanation is error:
                 raise
             raise explanation from error
@@ -251,7 +251,7 @@ def name_methods(cls):
             method = inspect.unwrap(method)
         owner = next(base for base in cls.__mro__ if name in vars(base))
         if is_private(owner) and not hasattr(method, "__wrapped__"):
-            setattr(cls, name, renamed(method, f"{cls.__qualname__}.{name}"))
+            setattr(cls, name, copy_function(method, f"{cls.__qualname__}.{name}"))
 
 
 def is_private(cls):
@@ -260,8 +260,8 @@ def is_private(cls):
     return package == __package__ and module.startswith("_")
 
 
-def renamed(function, qualified_name):
-    """Return a copy of a function with another name."""
+def copy_function(function, qualified_name):
+    """Copy a function under another name."""
     parts = (function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     copied = functools.update_wrapper(types.FunctionType(*parts), function)
     copied.__kwdefaults__, copied.__qualname__ = function.__kwdefaults__, qualified_name

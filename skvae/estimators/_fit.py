@@ -11,7 +11,7 @@ from skorch.callbacks import Callback
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.arrays import host_array
-from ..data.torch_datasets import first_part
+from ..data.torch_datasets import without_labels
 from ..fitting.distributed import distributed_fit
 from ..fitting.epochs import Interrupted
 
@@ -131,7 +131,7 @@ def batch_by_batch(method):
             )
         n_batches = 0
         for n_batches, batch in enumerate(X, 1):  # noqa: B007
-            method(self, first_part(batch))
+            method(self, without_labels(batch))
         if not n_batches:
             raise ValueError("X is a stream without batches; an iterator can be used once only, make another one.")
         return self

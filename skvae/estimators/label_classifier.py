@@ -19,7 +19,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted, has_fit_para
 from torch.utils.data import Dataset, Subset
 
 from ..data.arrays import device_dtype, host_array, to_tensor
-from ..data.labels import labelled_rows, sorted_classes
+from ..data.labels import read_class_labels, sorted_classes
 from ..data.torch_datasets import dataset_of
 from ..data.weights import check_not_text, nonnegative_weights
 from ..fitting.warnings import warn
@@ -179,12 +179,12 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
             If clusters have no labelled sample, or if the clusterer does not take the weights.
         """
         X = dataset_of(X)
-        rows, labels, mark, _ = labelled_rows(y, self.unlabelled)
+        rows, labels, mark, _ = read_class_labels(y, self.unlabelled)
         sample_weight = checked_weights(sample_weight, X, y)
         weight = np.ones(_num_samples(y)) if sample_weight is None else sample_weight
         classes, codes = sorted_classes(labels)
         if len(labels):
-            check_labels_count(weight[rows])
+            check_labelled_weight(weight[rows])
 
         # None is given as y because FrozenEstimator.fit insists on one.
         estimator = clone(self.estimator).fit(X, None, **self._params_of_estimator(sample_weight, fit_params))
@@ -198,7 +198,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
 
         self.estimator_, self.classes_, self.cluster_labels_ = estimator, classes, clusters
         self.counts_, self.class_prior_, self._mark = counts, prior / prior.sum(), mark
-        self._precision = precision(X)
+        self._precision = held_dtype(X)
         labelled = counts.sum(axis=1) > 0
         self.table_ = np.tile(self.class_prior_, (n_clusters, 1))
         self.table_[labelled] = ASSIGNMENTS[self.assignment](counts[labelled])
@@ -278,9 +278,9 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         check_is_fitted(self)
         X = dataset_of(X)
         weight = checked_weights(sample_weight, X, y)
-        rows, labels, _, _ = labelled_rows(y, self._mark)
+        rows, labels, _, _ = read_class_labels(y, self._mark)
         if weight is not None:
-            check_labels_count(weight[rows])
+            check_labelled_weight(weight[rows])
             counted = weight[rows] > 0
             rows, labels = rows[counted], labels[counted]
             weight = weight[rows]
@@ -353,7 +353,7 @@ def checked_weights(sample_weight, X, y):
     return None if sample_weight is None else nonnegative_weights(sample_weight, y)
 
 
-def check_labels_count(weight):
+def check_labelled_weight(weight):
     """Raise if no labelled sample has a positive weight."""
     if not weight.any():
         raise ValueError("Every labelled row has a sample_weight of zero; at least one row with a class should count.")
@@ -379,7 +379,7 @@ def hard_clusters(estimator, X):
     return clusters, max(int(clusters.max()) + 1, 0)
 
 
-def precision(X):
+def held_dtype(X):
     """Return the dtype in which clusterers of scikit-learn hold X; None for frames, whose columns have their own."""
     if hasattr(X, "dtypes"):
         return None
