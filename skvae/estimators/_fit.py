@@ -68,7 +68,7 @@ def transactional(method):
 
 
 def bind_arguments(estimator, method, args, kwargs):
-    """Return the arguments of a method of an estimator, with its defaults, in their order.
+    """Return the arguments of a call of a method, with defaults, in the order of its signature.
 
     Raises
     ------
@@ -77,12 +77,12 @@ def bind_arguments(estimator, method, args, kwargs):
     """
     signature = inspect.signature(method)
     call = f"{type(estimator).__name__}.{method.__name__}()"
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    for name in kwargs:
-        if name not in signature.parameters and not takes_any:
-            raise TypeError(
-                f"{call} got an unexpected keyword argument {name!r}; {argument_advice(estimator, signature, name)}."
-            )
+    unexpected = kwargs.keys() - signature.parameters.keys()
+    if unexpected and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        name = next(name for name in kwargs if name in unexpected)
+        raise TypeError(
+            f"{call} got an unexpected keyword argument {name!r}; {argument_advice(estimator, signature, name)}."
+        )
     try:
         bound = signature.bind(estimator, *args, **kwargs)
     except TypeError as error:
