@@ -100,6 +100,11 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"module_": dict, "likelihood_": str, "history_": list, "loss_curve_": list, "n_iter_": int},
+        **dict.fromkeys(("_n_features_out", "_n_trained_features", "_widest"), int),
+        **{"_n_steps": int, "_n_batches": int, "_first_seed": int, "_fit_dtype": np.dtype},
+    }
 
     @batch_by_batch
     @fit_method

@@ -221,6 +221,7 @@ class VAEEmbedder(BoundMixin, OnePhaseEmbedder):
         "free_bits": [NOT_NEGATIVE],
         "n_draws": [POSITIVE_INT],
     }
+    _fitted_schema: ClassVar[dict] = {"kl_per_dimension_": "q", "active_units_": int}
 
     def __init__(
         self,
@@ -525,6 +526,7 @@ class AutoencoderEmbedder(OnePhaseEmbedder):
         **OnePhaseEmbedder._parameter_constraints,
         "corruption": [Interval(Real, 0.0, 1.0, closed="neither"), None],
     }
+    _fitted_schema: ClassVar[dict] = {"code_mean_": "q", "code_covariance_": "qq"}
 
     def __init__(
         self,

@@ -208,6 +208,12 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         "verbose": ["verbose"],
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"weights_": "k", "means_": "km", "_exact_means": "km"},
+        **dict.fromkeys(("covariances_", "precisions_", "precisions_cholesky_", "_exact_factor"), "..."),
+        **{"lower_bound_": float, "lower_bounds_": list, "converged_": bool, "_weight_seen": float},
+        **{"n_iter_": int, "n_regularized_": int},
+    }
 
     def __init__(
         self,

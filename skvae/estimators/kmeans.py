@@ -177,6 +177,10 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         "verbose": ["verbose"],
         "device": [str, torch.device],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"cluster_centers_": "kd", "labels_": ("n", "iu"), "inertia_": float, "n_iter_": int, "n_steps_": int},
+        **{"_counts": "k", "_n_features_out": int, "_partial_seed": int, "_in_float64": bool},
+    }
 
     def __init__(
         self,

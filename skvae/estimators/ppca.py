@@ -137,6 +137,11 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         "tol": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"mean_": "d", "components_": "qd", "explained_variance_": "q", "explained_variance_ratio_": "q"},
+        **{"_exact_mean": "d", "_exact_components": "qd", "_exact_variances": "q", "noise_variance_": float},
+        **{"n_components_": int, "n_iter_": int, "_n_features_out": int},
+    }
 
     def __init__(
         self, n_components=None, *, device="auto", chunk_size=None, random_state=None, tol=1e-6, max_iter=1000

@@ -285,6 +285,11 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         "pretrain_epochs": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
         "pretrain_lr": [Interval(Real, 0.0, None, closed="neither")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"weights_": "k", "means_": "km", "covariances_": "...", "cluster_centers_": "kd", "labels_": ("n", "iu")},
+        **{"lower_bound_": float, "lower_bounds_": list, "n_effective_clusters_": float, "_confidence": float},
+        **{"pretrain_history_": list, "init_losses_": list, "held_out_scores_": dict, "consistency_": float},
+    }
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from .._version import __version__
 from ..estimators import ESTIMATORS
 from . import container
 from .container import CorruptFile
-from .fitted import restore_fitted, state_of
+from .fitted import fitted_state, restore_fitted
 from .values import Reader, Writer, expect, unwritable
 
 FORMAT_VERSION = 1
@@ -152,7 +152,7 @@ def fields_of(estimator, writer, where):
         instead = "call set_params(callbacks=None) after the fit" if callback else f"use one of {sorted(ESTIMATORS)}"
         raise TypeError(unwritable(where, f"of the class {name}", instead))
     estimator._validate_params()
-    params, state = estimator.get_params(deep=False), state_of(estimator)
+    params, state = estimator.get_params(deep=False), fitted_state(estimator)
     return {
         "class": name,
         "params": {key: writer.tree(value, f"{name}.{key}") for key, value in params.items()},

@@ -205,8 +205,8 @@ GMM_FORGERIES = {
     "attribute of wrong type": (lambda t, a: fitted(t).update(n_iter_="many"), "n_iter_ of its TorchGMM is a str"),
     "negative count": (lambda t, a: fitted(t).update(n_iter_=-1), "n_iter_ of its TorchGMM is -1"),
     "absurd features": (lambda t, a: fitted(t).update(n_features_in_=10**12), "its TorchGMM has 10+ features"),
-    "other features": (lambda t, a: fitted(t).update(n_features_in_=4), "what was fitted does not belong together"),
-    "attribute is missing": (lambda t, a: fitted(t).pop("covariances_") and a.clear(), "missing|refers|belong"),
+    "other features": (lambda t, a: fitted(t).update(n_features_in_=4), "its fitted attributes are inconsistent"),
+    "attribute is missing": (lambda t, a: fitted(t).pop("covariances_") and a.clear(), "missing|refers|inconsistent"),
     "array is missing": (lambda t, a: a.pop("0"), "the array '0' is missing"),
     "array too many": (lambda t, a: a.update(x=np.zeros(3)), "nothing refers to its arrays .'x'"),
     "array of integers": (
@@ -280,16 +280,16 @@ VAE_FORGERIES = {
     ),
     "absurd stride": (
         lambda t, a: set_setting(t, UP, "stride", {"$": "tuple", "items": [10**6, 10**6]}),
-        "its networks hold .* values for a row|does not belong together",
+        "its networks hold .* values for a sample|attributes are inconsistent",
     ),
     "absurd padding": (
         lambda t, a: set_setting(t, CONV, "padding", {"$": "tuple", "items": [10**6, 10**6]}),
-        "does not belong together",
+        "attributes are inconsistent",
     ),
-    "width of nothing": (lambda t, a: fitted(t).update(_widest=1), "values for a row, but 1 are said"),
-    "absurd width": (lambda t, a: fitted(t).update(_widest=2**40), "values for a row, but"),
+    "width of nothing": (lambda t, a: fitted(t).update(_widest=1), "values for a sample, but the file says 1"),
+    "absurd width": (lambda t, a: fitted(t).update(_widest=2**40), "values for a sample, but"),
     "module that is none": (lambda t, a: fitted(t).update(module_=[1]), "module_ of its VAEEmbedder is a list"),
-    "module is missing": (lambda t, a: fitted(t).pop("module_") and a.clear(), "missing|refers|belong"),
+    "module is missing": (lambda t, a: fitted(t).pop("module_") and a.clear(), "missing|refers|inconsistent"),
     "half precision": (
         lambda t, a: a.update({k: v.astype(np.uint8) for k, v in a.items()}),
         "is none of a network|is an array of uint8",
