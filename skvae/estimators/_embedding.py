@@ -55,6 +55,7 @@ from ._trainings import (
     to_device,
     with_exact_buffers,
 )
+from .export import Encoder
 
 POSITIVE_INT = Interval(Integral, 1, None, closed="left")
 NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
@@ -105,6 +106,9 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         **dict.fromkeys(("_n_features_out", "_n_trained_features", "_widest"), int),
         **{"_n_steps": int, "_n_batches": int, "_first_seed": int, "_fit_dtype": np.dtype},
     }
+
+    def _export_module(self, dtype):
+        return Encoder(self.module_, dtype)
 
     @batch_by_batch
     @fit_method

@@ -35,6 +35,7 @@ from ._mixture_starts import (
     given_responsibilities,
     responsibilities_of,
 )
+from .export import MixtureModel
 
 EXACT = ("_exact_means", "_exact_factor")  # in float64, where float32 is not enough for what is published
 MAX_ON_HOST = 2**17  # numbers in the covariances of a mixture whose M-step for a batch is made on the CPU
@@ -214,6 +215,9 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         **{"lower_bound_": float, "lower_bounds_": list, "converged_": bool, "_weight_seen": float},
         **{"n_iter_": int, "n_regularized_": int},
     }
+
+    def _export_module(self, dtype):
+        return MixtureModel(self._mixture(torch.float64, "cpu"), COVARIANCES[self.covariance_type])
 
     def __init__(
         self,

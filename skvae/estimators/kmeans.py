@@ -36,6 +36,7 @@ from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
 from ._base import TorchEstimator, batch_by_batch, fit_method
 from ._checks import check_processes, fit_seed, row_count
+from .export import Centers
 
 NARROW = 1e-4  # mean squared distance within clusters over that of centres: float32 has four digits of such distances
 MAP_BYTES = 2**22  # what a chunk of rows works on stays in a cache
@@ -181,6 +182,9 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         **{"cluster_centers_": "kd", "labels_": ("n", "iu"), "inertia_": float, "n_iter_": int, "n_steps_": int},
         **{"_counts": "k", "_n_features_out": int, "_partial_seed": int, "_in_float64": bool},
     }
+
+    def _export_module(self, dtype):
+        return Centers(self.cluster_centers_)
 
     def __init__(
         self,

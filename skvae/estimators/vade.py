@@ -41,6 +41,7 @@ from ._bounds import BoundMixin, draw_rows
 from ._checks import check_enough_rows, check_index, row_count
 from ._embedding import NOT_NEGATIVE, POSITIVE_INT, Embedder
 from ._trainings import history_of
+from .export import EncoderWithClusters
 from .gmm import TorchGMM
 
 AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.3}  # of views in the joint phase
@@ -290,6 +291,9 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         **{"lower_bound_": float, "lower_bounds_": list, "n_effective_clusters_": float, "_confidence": float},
         **{"pretrain_history_": list, "init_losses_": list, "held_out_scores_": dict, "consistency_": float},
     }
+
+    def _export_module(self, dtype):
+        return EncoderWithClusters(self.module_, dtype)
 
     def __init__(
         self,

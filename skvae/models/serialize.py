@@ -8,7 +8,6 @@ has no description, so that nothing but modules of this package and of torch is 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -291,7 +290,7 @@ def own_tensors(module):
 
 def to_parameter(array, channels_last):
     """A copy of an array as a tensor, its axes in their usual order."""
-    tensor = torch.from_numpy(np.array(array, order="C"))
+    tensor = torch.tensor(array).contiguous()
     if tensor.dtype not in DTYPES or (channels_last and tensor.ndim != 4):
         raise ValueError(f"An array of {tensor.dtype} with {tensor.ndim} axes is none of a network.")
     return tensor.permute(0, 3, 1, 2) if channels_last else tensor

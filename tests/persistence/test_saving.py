@@ -38,6 +38,7 @@ from skvae.models.likelihoods import FixedGaussian
 from skvae.models.serialize import NAMES, describe, foreign_part, rebuild
 from skvae.persistence import container
 from skvae.persistence.files import fields_of
+from skvae.persistence.fitted import fitted_schema, fitted_state
 from skvae.persistence.values import Reader, Writer
 
 SHORT = {"max_epochs": 1, "random_state": 0}
@@ -87,6 +88,14 @@ def test_a_loaded_estimator_is_itself(estimator, dtype, blobs, path):
     other = assert_itself(estimator, path, pd.DataFrame(X, columns=list("abcd")))
     assert vars(other).keys() == vars(estimator).keys() - {"net_"}
     assert_array_equal(other.feature_names_in_, list("abcd"))
+
+
+@over_estimators
+def test_fitted_attributes_are_declared(estimator, blobs):
+    state = fitted_state(clone(estimator).fit(pd.DataFrame(blobs[0], columns=list("abcd")), blobs[1] % 2))
+    types, arrays = fitted_schema(type(estimator))
+    of_any_type = {"_sklearn_version", "estimator_", "_mark", "_precision"}
+    assert state.keys() - of_any_type <= types.keys() | arrays.keys()
 
 
 @over_estimators
