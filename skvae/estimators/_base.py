@@ -27,8 +27,8 @@ from ..fitting.chunks import row_chunks
 from ..fitting.distributed import distributed_fit
 from ..fitting.epochs import Interrupted
 from ..models.covariances import moved
-from ..models.networks import has_channels_last
-from ..models.serialize import describe, foreign_part, rebuild
+from ..models.images import has_channels_last
+from ..models.serialize import foreign_part, module_from_dict, module_to_dict
 from ._checks import bind_arguments, check_row_count, name_methods
 from ._tasks import CallbackSupportMixin, is_watched, with_sklearn_callbacks
 
@@ -307,12 +307,12 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         if "module_" in state:
             module = state["module_"]
             # Modules of the user's have no description, and go into pickles as they are.
-            state["module_"] = copy.deepcopy(module).cpu() if foreign_part(module) else describe(module)
+            state["module_"] = copy.deepcopy(module).cpu() if foreign_part(module) else module_to_dict(module)
         return state
 
     def __setstate__(self, state):
         if isinstance(state.get("module_"), dict):
-            state = {**state, "module_": rebuild(state["module_"])}
+            state = {**state, "module_": module_from_dict(state["module_"])}
         super().__setstate__(state)
 
 

@@ -27,8 +27,9 @@ from ..fitting.parallel import count_batches
 from ..fitting.snapshots import checkpoint_of, read_checkpoint
 from ..fitting.training import averaged, posterior_of
 from ..fitting.warnings import warn
-from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, Observed, Support
-from ..models.networks import NETWORKS, check_channels_first, check_image_shape, row_width
+from ..models import ACTIVATIONS, LIKELIHOODS, LatentModel, MaskedLikelihood, Support
+from ..models.images import check_channels_first, check_image_shape
+from ..models.networks import NETWORKS, row_width
 from ..models.priors import Posterior
 from ._base import LatentMixin, TorchEstimator, batch_by_batch, fit_method
 from ._callbacks import NamedCallbacksMixin, training_callbacks
@@ -244,7 +245,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         return super()._validate(X, reset=reset, **settings)
 
     def _knows_missing(self):
-        return not hasattr(self, "module_") or isinstance(self.module_.likelihood, Observed)
+        return not hasattr(self, "module_") or isinstance(self.module_.likelihood, MaskedLikelihood)
 
     def _draws(self, n_samples, random_state):
         """The generator of a draw of so many rows, if it can be made."""
@@ -473,7 +474,7 @@ class Embedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     def _validation_rows(self, likelihood, X_val, device):
         """Rows whose loss is recorded, in the form in which rows are stored."""
         columns = Columns(X_val, names=self._column_names())
-        if columns.n_missing and not isinstance(likelihood, Observed):
+        if columns.n_missing and not isinstance(likelihood, MaskedLikelihood):
             raise ValueError(
                 "X_val has missing values, but X has none, so that no mask of them is learned; fill them in."
             )

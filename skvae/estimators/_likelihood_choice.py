@@ -17,7 +17,7 @@ from ..data.messages import meant, shown
 from ..data.tables import Table
 from ..fitting.lazy_rows import RowSource
 from ..fitting.warnings import warn
-from ..models import LIKELIHOODS, Observed, Support
+from ..models import LIKELIHOODS, MaskedLikelihood, Support
 
 NEARLY, NEARLY_WHOLE = 1e-3, 0.1  # values so little beyond a bound, or away from a whole number, may be rounded ones
 REQUIRED_METHODS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
@@ -62,7 +62,7 @@ def likelihood_name(likelihood):
     """What a likelihood is called: its key, if it has one, or its class."""
     if isinstance(likelihood, str):
         return likelihood
-    if isinstance(likelihood, Observed):
+    if isinstance(likelihood, MaskedLikelihood):
         return likelihood_name(likelihood.likelihood)
     kind = likelihood if isinstance(likelihood, type) else type(likelihood)
     return {known: name for name, known in LIKELIHOODS.items()}.get(kind, kind.__name__)
@@ -243,14 +243,14 @@ def for_missing(likelihood, columns):
     TypeError
         If it can not.
     """
-    if isinstance(likelihood, Observed) or not columns.n_missing:
+    if isinstance(likelihood, MaskedLikelihood) or not columns.n_missing:
         return likelihood
     if not hasattr(likelihood, "feature_log_prob"):
         raise TypeError(
             f"X has missing values, but likelihood={likelihood_name(likelihood)} has no feature_log_prob, which tells "
             "how likely each value is; add it, or fill in the missing values."
         )
-    return Observed(likelihood)
+    return MaskedLikelihood(likelihood)
 
 
 def check_required_methods(likelihood, verbs):

@@ -7,8 +7,9 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from ..models import Observed
-from ..models.networks import NETWORKS, check_image_shape
+from ..models import MaskedLikelihood
+from ..models.images import check_image_shape
+from ..models.networks import NETWORKS, NetworkConfig, mlp
 
 
 def built_in_networks(estimator, likelihood, n_features, n_statistics, generator):
@@ -16,29 +17,33 @@ def built_in_networks(estimator, likelihood, n_features, n_statistics, generator
     n_inputs, n_outputs = likelihood.n_inputs(n_features), likelihood.n_outputs(n_features)
     auto = estimator._image_architecture if estimator.image_shape is not None else "mlp"
     architecture = auto if estimator.architecture == "auto" else estimator.architecture
-    settings = {
-        "activation": estimator.activation,
-        "batch_norm": estimator.batch_norm,
-        "layer_norm": estimator.layer_norm,
-    }
-    settings |= {"dropout": estimator.dropout, "n_statistics": n_statistics, "generator": generator}
-    if architecture != "mlp":
-        if estimator.image_shape is None:
-            raise ValueError(f"architecture={architecture!r} needs image_shape, such as (28, 28) or (3, 32, 32).")
-        settings["image_shape"] = tuple(estimator.image_shape)
-        if not isinstance(estimator.channels, str):  # "auto": those of the networks
-            settings["channels"] = check_sizes("channels", estimator.channels)
     default = estimator._auto_sizes[architecture]
     sizes = default if isinstance(estimator.hidden_layer_sizes, str) else estimator.hidden_layer_sizes
-    settings["hidden_layer_sizes"] = check_sizes("hidden_layer_sizes", sizes)
-    settings["head_layer_sizes"] = check_sizes("head_layer_sizes", estimator.head_layer_sizes)
-    build = functools.partial(NETWORKS[architecture], n_components=estimator._latent_size)
-    if architecture == "mlp" or not isinstance(likelihood, Observed):
-        return build(n_inputs, n_outputs=n_outputs, **settings)
+    config = NetworkConfig(
+        estimator.activation,
+        generator,
+        hidden_layer_sizes=check_sizes("hidden_layer_sizes", sizes),
+        head_layer_sizes=check_sizes("head_layer_sizes", estimator.head_layer_sizes),
+        batch_norm=estimator.batch_norm,
+        layer_norm=estimator.layer_norm,
+        dropout=estimator.dropout,
+        n_statistics=n_statistics,
+    )
+    if architecture == "mlp":
+        return mlp(n_inputs, estimator._latent_size, n_outputs, config)
+    if estimator.image_shape is None:
+        raise ValueError(f"architecture={architecture!r} needs image_shape, such as (28, 28) or (3, 32, 32).")
+    settings = {"n_components": estimator._latent_size, "config": config}
+    if not isinstance(estimator.channels, str):  # "auto": those of the networks
+        settings["channels"] = check_sizes("channels", estimator.channels)
+    build = functools.partial(NETWORKS[architecture], **settings)
+    image_shape = tuple(estimator.image_shape)
+    if not isinstance(likelihood, MaskedLikelihood):
+        return build(n_inputs, n_outputs=n_outputs, image_shape=image_shape)
     # The encoder sees the mask of missing values as further channels.
-    channels, *size = check_image_shape(settings.pop("image_shape"), n_features)
-    encoder, _ = build(n_inputs, n_outputs=n_inputs, image_shape=(2 * channels, *size), **settings)
-    _, decoder = build(n_features, n_outputs=n_outputs, image_shape=(channels, *size), **settings)
+    channels, *size = check_image_shape(image_shape, n_features)
+    encoder, _ = build(n_inputs, n_outputs=n_inputs, image_shape=(2 * channels, *size))
+    _, decoder = build(n_features, n_outputs=n_outputs, image_shape=(channels, *size))
     return encoder, decoder
 
 

@@ -31,8 +31,8 @@ from ..models import (
     Flat,
     GaussianMixturePrior,
     LatentModel,
+    MaskedLikelihood,
     Mixture,
-    Observed,
     Support,
 )
 from ..models.networks import LogScaleHead
@@ -520,7 +520,7 @@ class VaDEClusterer(BoundMixin, ClusterMixin, Embedder):
         if self.pretrained is None:
             return super()._build(likelihood, n_features, generator)
         given, sizes = self.pretrained.module_, (n_features, self.latent_dim)
-        if isinstance(likelihood, Observed) != isinstance(given.likelihood, Observed):
+        if isinstance(likelihood, MaskedLikelihood) != isinstance(given.likelihood, MaskedLikelihood):
             raise ValueError(
                 "X has missing values, but pretrained was fitted to rows without any, and its encoder has no mask of "
                 "them; fit it to such rows too, or leave pretrained out."

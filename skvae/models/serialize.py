@@ -11,7 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import ACTIVATIONS, COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Observed, StandardNormal
+from . import (
+    ACTIVATIONS,
+    COVARIANCES,
+    LIKELIHOODS,
+    Flat,
+    GaussianMixturePrior,
+    LatentModel,
+    MaskedLikelihood,
+    StandardNormal,
+)
 from .counts import Categorical
 from .covariances import Mixture
 from .likelihoods import FixedGaussian, Standardized
@@ -163,7 +172,7 @@ OURS = [
     layer(Flat, "n_statistics"),
     layer(StandardNormal),
     container(Heads, build_heads),
-    assembly(Observed, "likelihood"),
+    assembly(MaskedLikelihood, "likelihood"),
     container(LogScaleHead, build_with_log_scales),
     assembly(LatentModel, "encoder", "decoder", "likelihood", "prior"),
     Kind(Affine, lambda module: {}, build_affine),
@@ -176,7 +185,7 @@ OURS = [
     ),
 ]
 # Names in files outlive those of classes.
-NAMES_IN_FILES = {LogScaleHead: "WithLogScales"}
+NAMES_IN_FILES = {LogScaleHead: "WithLogScales", MaskedLikelihood: "Observed"}
 KINDS = {f"torch.{kind.cls.__name__}": kind for kind in LAYERS}
 KINDS |= {NAMES_IN_FILES.get(kind.cls, kind.cls.__name__): kind for kind in OURS}
 NAMES = {kind.cls: name for name, kind in KINDS.items()}
@@ -203,7 +212,7 @@ def foreign_part(module):
     return None if other is None else f"it has values of the type {other}"
 
 
-def describe(module):
+def module_to_dict(module):
     """The description of a module.
 
     Parameters
@@ -224,14 +233,14 @@ def describe(module):
         "kind": kind,
         "settings": KINDS[kind].settings(module),
         "arrays": {name: tensor.detach().cpu().numpy() for name, tensor in ordered.items()},
-        "parts": {name: describe(part) for name, part in module.named_children()},
+        "parts": {name: module_to_dict(part) for name, part in module.named_children()},
         "frozen": [name for name, p in module.named_parameters(recurse=False) if not p.requires_grad],
         "channels_last": last,
         "training": module.training,
     }
 
 
-def rebuild(description):
+def module_from_dict(description):
     """The module of a description, on the CPU, with memory of its own.
 
     Raises
@@ -244,7 +253,7 @@ def rebuild(description):
     kind = KINDS.get(description["kind"]) if isinstance(description["kind"], str) else None
     if kind is None or not all(isinstance(description[field], dict) for field in ("settings", "arrays", "parts")):
         raise ValueError(f"Modules of the kind {description['kind']!r}, described so, are unknown; update skvae.")
-    parts = {name: rebuild(part) for name, part in description["parts"].items()}
+    parts = {name: module_from_dict(part) for name, part in description["parts"].items()}
     last = description["channels_last"]
     tensors = {name: to_parameter(array, name in last) for name, array in description["arrays"].items()}
     try:

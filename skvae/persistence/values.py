@@ -14,7 +14,7 @@ import torch
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
-from ..models.serialize import describe, foreign_part, rebuild
+from ..models.serialize import foreign_part, module_from_dict, module_to_dict
 from .container import CorruptFile
 
 TAG = "$"
@@ -115,7 +115,7 @@ class Writer:
         if isinstance(value, nn.Module):
             foreign = foreign_part(value)
             if foreign is None:
-                return {TAG: "module", "description": self.tree(describe(value), where)}
+                return {TAG: "module", "description": self.tree(module_to_dict(value), where)}
             raise TypeError(
                 unwritable(where, f"a module of your own ({foreign})", "use the parameters of the estimator")
             )
@@ -259,7 +259,7 @@ class Reader:
 
     def _module(self, description):
         try:
-            return rebuild(self.value(description))
+            return module_from_dict(self.value(description))
         except CorruptFile:
             raise
         except Exception as error:

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import pkgutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -33,9 +34,10 @@ from skvae import (
     VAEEmbedder,
 )
 from skvae.fitting.nets import NegativeELBO
-from skvae.models import ACTIVATIONS, COVARIANCES, LIKELIHOODS, NETWORKS, FeatureSummary, Observed
+from skvae.models import ACTIVATIONS, COVARIANCES, LIKELIHOODS, NETWORKS, MaskedLikelihood
 from skvae.models.likelihoods import FixedGaussian
-from skvae.models.serialize import NAMES, describe, foreign_part, rebuild
+from skvae.models.networks import NetworkConfig
+from skvae.models.serialize import NAMES, foreign_part, module_from_dict, module_to_dict
 from skvae.persistence import container
 from skvae.persistence.files import fields_of
 from skvae.persistence.fitted import fitted_schema, fitted_state
@@ -148,9 +150,9 @@ def test_every_architecture(architecture, layers, binary, path):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(activation):
-    networks = NETWORKS["mlp"](3, 2, 3, hidden_layer_sizes=(4,), activation=activation, generator=torch.Generator())
-    for network in networks:
-        assert str(rebuild(describe(network))) == str(network)
+    config = NetworkConfig(activation, torch.Generator(), hidden_layer_sizes=(4,))
+    for network in NETWORKS["mlp"](3, 2, 3, config):
+        assert str(module_from_dict(module_to_dict(network))) == str(network)
 
 
 def modules_of_the_package():
@@ -171,8 +173,8 @@ def test_every_module_has_a_description():
 @pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_likelihoods_with_missing_values(likelihood):
     ones = torch.ones(3, dtype=torch.float64)
-    module = Observed(likelihood.from_data(FeatureSummary(ones, ones, ones)))
-    other = rebuild(describe(module))
+    module = MaskedLikelihood(likelihood.from_data(SimpleNamespace(mean=ones, scale=ones, maximum=ones)))
+    other = module_from_dict(module_to_dict(module))
     assert other.support == module.support
     assert str(other.state_dict()) == str(module.state_dict())
 
