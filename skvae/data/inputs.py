@@ -10,7 +10,7 @@ from scipy.sparse import issparse
 from sklearn import get_config
 from torch.utils.data import DataLoader, Dataset
 
-from ..models.networks import has_channels_last
+from ..models.images import has_channels_last
 from .arrays import host_array
 from .labels import is_missing
 from .samples import LazySamples, holds_nan

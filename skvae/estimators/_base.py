@@ -19,7 +19,7 @@ from ..data.inputs import as_matrix, explain_error, flatten_images, result_dtype
 from ..data.messages import meant, one_of
 from ..data.samples import LazySamples, TensorSamples, has_missing, refuse_missing
 from ..data.weights import positive_weight_samples, weighted_sum
-from ..models.serialize import describe, foreign_part, rebuild
+from ..models.serialize import foreign_part, module_from_dict, module_to_dict
 from ._fit import CallbackSupportMixin
 
 
@@ -165,12 +165,12 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         if "module_" in state:
             module = state["module_"]
             # Modules of the user's have no description, and go into pickles as they are.
-            state["module_"] = copy.deepcopy(module).cpu() if foreign_part(module) else describe(module)
+            state["module_"] = copy.deepcopy(module).cpu() if foreign_part(module) else module_to_dict(module)
         return state
 
     def __setstate__(self, state):
         if isinstance(state.get("module_"), dict):
-            state = {**state, "module_": rebuild(state["module_"])}
+            state = {**state, "module_": module_from_dict(state["module_"])}
         super().__setstate__(state)
 
 

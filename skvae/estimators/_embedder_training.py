@@ -24,8 +24,9 @@ from ..fitting.evaluation import posterior_of
 from ..fitting.lazy_rows import is_lazy
 from ..fitting.training import Interrupted, Plan, TrainingData, average_models
 from ..fitting.warnings import warn
-from ..models import LatentModel, Observed, Support
-from ..models.networks import check_image_shape, row_width
+from ..models import LatentModel, MaskedLikelihood, Support
+from ..models.images import check_image_shape
+from ..models.networks import row_width
 from ..models.priors import Posterior
 from ._callbacks import training_callbacks
 from ._checks import check_enough_rows, check_processes, fit_seed, row_count
@@ -179,7 +180,7 @@ def _resumed_model(estimator, samples):
             f"The networks to continue from embed {sizes[0]} features in {sizes[1]} dimensions, but X has {n_features} "
             f"features and {estimator._latent_dim_parameter} is {latent_dim(estimator)}; fit a clone."
         )
-    if columns.n_missing and not isinstance(estimator.module_.likelihood, Observed):
+    if columns.n_missing and not isinstance(estimator.module_.likelihood, MaskedLikelihood):
         raise ValueError(
             "X has missing values, but the networks to continue from were trained on rows without any, and have no "
             "mask of them; fit a clone."
@@ -229,7 +230,7 @@ def _training_data(estimator, samples, initial, generator):
 def _validation_rows(estimator, likelihood, X_val, device):
     """Store validation samples in the form of training samples."""
     columns = Columns(X_val, names=column_names(estimator))
-    if columns.n_missing and not isinstance(likelihood, Observed):
+    if columns.n_missing and not isinstance(likelihood, MaskedLikelihood):
         raise ValueError("X_val has missing values, but X has none, so that no mask of them is learned; fill them in.")
     with named_in_errors("X_val"):
         return stored_rows(likelihood, check_support(likelihood, X_val, columns), device)

@@ -16,7 +16,7 @@ from ..data.messages import meant, shown
 from ..data.samples import LazySamples, clip_samples, streamed
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
-from ..models import LIKELIHOODS, Observed, Support
+from ..models import LIKELIHOODS, MaskedLikelihood, Support
 
 MAX_EXCESS, MAX_FRACTION = 1e-3, 0.1  # beyond a bound, or a whole number, that rounding may explain
 REQUIRED_METHODS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
@@ -73,7 +73,7 @@ def likelihood_name(likelihood):
     """Return the name of a likelihood, or that of its class if it is not registered."""
     if isinstance(likelihood, str):
         return likelihood
-    if isinstance(likelihood, Observed):
+    if isinstance(likelihood, MaskedLikelihood):
         return likelihood_name(likelihood.likelihood)
     cls = likelihood if isinstance(likelihood, type) else type(likelihood)
     return next((name for name, registered in LIKELIHOODS.items() if registered is cls), cls.__name__)
@@ -253,14 +253,14 @@ def for_missing(likelihood, columns):
     TypeError
         If it has no likelihood of single values.
     """
-    if isinstance(likelihood, Observed) or not columns.n_missing:
+    if isinstance(likelihood, MaskedLikelihood) or not columns.n_missing:
         return likelihood
     if not hasattr(likelihood, "feature_log_prob"):
         raise TypeError(
             f"X has missing values, but likelihood={likelihood_name(likelihood)} has no feature_log_prob, the log-"
             "likelihood of each value; add it, or fill in the missing values."
         )
-    return Observed(likelihood)
+    return MaskedLikelihood(likelihood)
 
 
 def check_required_methods(likelihood, names):

@@ -37,6 +37,7 @@ from ._mixture_init import (
     responsibilities_from,
     responsibility_function,
 )
+from .export import MixtureModel
 
 EXACT = ("_exact_means", "_exact_factor")  # in float64, where the published parameters in float32 are not accurate
 MAX_ON_HOST = 2**17  # numbers in the covariances of a mixture whose M-step for a batch is computed on the CPU
@@ -210,6 +211,15 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         "verbose": ["verbose"],
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"weights_": "k", "means_": "km", "_exact_means": "km"},
+        **dict.fromkeys(("covariances_", "precisions_", "precisions_cholesky_", "_exact_factor"), "..."),
+        **{"lower_bound_": float, "lower_bounds_": list, "converged_": bool, "_weight_seen": float},
+        **{"n_iter_": int, "n_regularized_": int},
+    }
+
+    def _export_module(self, dtype):
+        return MixtureModel(self._mixture(torch.float64, "cpu"), COVARIANCES[self.covariance_type])
 
     def __init__(
         self,

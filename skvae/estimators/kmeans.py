@@ -32,6 +32,7 @@ from ..fitting.warnings import warn
 from ._base import TorchEstimator
 from ._checks import check_processes, fit_seed, row_count
 from ._fit import batch_by_batch, fit_method
+from .export import Centers
 
 MIN_FLOAT32_RATIO = 1e-4  # of the inertia to the spread of the centres: float32 has four digits of such distances
 MAP_BYTES = 2**22  # of a chunk and what is computed from it, which stay in a cache
@@ -171,6 +172,13 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         "verbose": ["verbose"],
         "device": [str, torch.device],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"cluster_centers_": "kd", "labels_": ("n", "iu"), "inertia_": float, "n_iter_": int, "n_steps_": int},
+        **{"_counts": "k", "_n_features_out": int, "_partial_seed": int, "_in_float64": bool},
+    }
+
+    def _export_module(self, dtype):
+        return Centers(self.cluster_centers_)
 
     def __init__(
         self,

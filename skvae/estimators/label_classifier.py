@@ -137,6 +137,10 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         "assignment": [StrOptions(set(ASSIGNMENTS))],
         "unlabelled": [str, Integral, None],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"classes_": ("c", "OUbiuf"), "cluster_labels_": ("n", "iu"), "class_prior_": "c"},
+        **{"counts_": "kc", "table_": "kc"},
+    }
 
     def __init__(self, estimator, *, assignment="majority", unlabelled="auto"):
         self.estimator = estimator

@@ -26,6 +26,7 @@ from ..models.tensors import copy_to_device
 from ._base import LatentMixin, TorchEstimator
 from ._checks import check_processes, check_sample_size, row_count
 from ._fit import fit_method
+from .export import LinearEncoder
 
 EXACT = ("_exact_mean", "_exact_components", "_exact_variances")  # in float64, where float32 is not enough
 MIN_SHARE = 1e-4  # of the largest variance: float32 has three digits of such variances
@@ -139,6 +140,18 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         "tol": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"mean_": "d", "components_": "qd", "explained_variance_": "q", "explained_variance_ratio_": "q"},
+        **{"_exact_mean": "d", "_exact_components": "qd", "_exact_variances": "q", "noise_variance_": float},
+        **{"n_components_": int, "n_iter_": int, "_n_features_out": int},
+    }
+
+    def _export_module(self, dtype):
+        return LinearEncoder(self.transform, self.mean_)
+
+    def _latent_distribution(self):
+        """Return weights, means and covariances of the prior, which is N(0, I)."""
+        return np.ones(1), np.zeros((1, self.n_components_)), np.eye(self.n_components_)[None]
 
     def __init__(
         self, n_components=None, *, device="auto", chunk_size=None, random_state=None, tol=1e-6, max_iter=1000

@@ -27,6 +27,7 @@ from skvae.data.weights import resample_by_weight
 from skvae.estimators import vade as module
 from skvae.fitting.evaluation import mean_elbo
 from skvae.models import LIKELIHOODS, NETWORKS
+from skvae.models.networks import NetworkConfig
 
 SMALL = {
     "latent_dim": 2,
@@ -215,11 +216,11 @@ def test_networks_for_images(images):
 
 
 @pytest.mark.parametrize("n_outputs", [1, 64, 100])
-@pytest.mark.parametrize("settings", [{}, {"channels": (3,), "kernel_size": 3}, {"head_layer_sizes": (5,)}])
-def test_hybrid_networks_have_the_shapes_asked_for(n_outputs, settings):
+@pytest.mark.parametrize(("settings", "heads"), [({}, ()), ({"channels": (3,), "kernel_size": 3}, ()), ({}, (5,))])
+def test_shapes_of_hybrid_networks(n_outputs, settings, heads):
     generator = torch.Generator().manual_seed(0)
-    sizes = {"image_shape": (8, 8), "hidden_layer_sizes": (7, 5), "activation": "relu", "generator": generator}
-    encoder, decoder = NETWORKS["hybrid"](64, 2, n_outputs, **sizes | settings)
+    config = NetworkConfig("relu", generator, hidden_layer_sizes=(7, 5), head_layer_sizes=heads)
+    encoder, decoder = NETWORKS["hybrid"](64, 2, n_outputs, config, image_shape=(8, 8), **settings)
     codes = encoder(torch.zeros(3, 64))
     assert codes.shape == (3, 4)
     assert decoder(codes[:, :2]).shape == (3, n_outputs)
