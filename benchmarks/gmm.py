@@ -14,9 +14,7 @@ busy but one. The rows of a quiet machine with the same threads are beside them.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,8 +25,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import sklearn
 import torch
+from record import environment, write_record
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
@@ -184,18 +182,14 @@ def main():
     with threadpool_limits(args.threads):
         if args.child:
             return child(*args.child)
-        versions = {"scikit-learn": sklearn.__version__, "torch": torch.__version__, "numpy": np.__version__}
-        record = {"machine": platform.processor() or platform.machine(), "threads": args.threads, "versions": versions}
-        record |= {"repeats": args.repeats, "rows": {}}
+        record = environment(args.threads) | {"repeats": args.repeats, "rows": {}}
         print(f"{'work':38}{'ours ms':>10}{'theirs ms':>11}{'ratio':>8}{'range':>14}{'ll':>9}{'MB':>14}")
         for name, iterations, measure in rows_of_table(args):
             if args.rows and args.rows not in name:
                 continue
             record["rows"][name] = measure()
             show(name, record["rows"][name], iterations)
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                args.output.write_text(json.dumps(record, indent=1))
+            write_record(args.output, record)
     return None
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from gmm import CLASSES, make_data, settings
+from record import environment, write_record
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import TorchGMM
 
@@ -110,8 +110,7 @@ def main():
             seconds = "".join(f"{1e3 * value:12.2f}" for value in row["seconds"].values())
             ends = "".join(f"{row[end]:10.0e}" for end in ("ll", "float32") if end in row)
             print(f"{name:36}{seconds}{row['ratio']:8.2f}{ends}", flush=True)
-    if args.output:
-        write_record(args.output, record)
+    write_record(args.output, record)
 
 
 if __name__ == "__main__":

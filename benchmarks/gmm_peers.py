@@ -10,8 +10,6 @@ with the reason: ``pip install pomegranate tgmm torchgmm`` (a separate environme
 """
 
 import argparse
-import importlib.metadata
-import json
 import logging
 import statistics
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gmm import SHAPES, make_data, settings
+from record import environment, write_record
 from sklearn import config_context
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
@@ -167,9 +166,7 @@ def main():
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
-    packages = ("scikit-learn", "torch", "tgmm", "pomegranate", "torchgmm")
-    installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
-    record = {"threads": args.threads, "versions": {name: installed.get(name) for name in packages}, "rows": {}}
+    record = environment(args.threads, "tgmm", "pomegranate", "torchgmm") | {"rows": {}}
     print(f"{'work':28}{'package':24}{'ms':>10}{'over ours':>11}{'reached':>12}{'runs':>6}")
     with threadpool_limits(args.threads):
         for dtype in ("float64", "float32"):
@@ -178,9 +175,7 @@ def main():
                 for name, row in rows.items():
                     end = row.get("failed") or "{ratio:11.1f}{reached:12.4f}{n:6}".format(**row)
                     print(f"{dtype} {shape!s:20}{name:24}{1e3 * row.get('seconds', np.nan):10.1f}{end}", flush=True)
-                if args.output:
-                    args.output.parent.mkdir(parents=True, exist_ok=True)
-                    args.output.write_text(json.dumps(record, indent=1))
+                write_record(args.output, record)
 
 
 if __name__ == "__main__":

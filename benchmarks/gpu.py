@@ -20,7 +20,6 @@ ones, in which kernels are loaded, do not count. A ratio is the other's time ove
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -34,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import vae
+from record import ROOT, processor, write_record
 from sklearn import config_context
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -43,7 +43,6 @@ from sklearn.mixture import GaussianMixture
 from skvae import TorchGMM, TorchMiniBatchKMeans, VaDEClusterer
 from skvae.datasets import fetch_mnist
 
-ROOT = Path(__file__).resolve().parent.parent
 REPEATS, ITERATIONS = 3, 20
 SHAPES = [(70_000, 10, 10, "full"), (70_000, 50, 10, "full"), (1_000_000, 10, 10, "diag"), (70_000, 784, 10, "diag")]
 
@@ -192,10 +191,10 @@ PARTS = {"tests": tests, "mixtures": mixtures, "epoch": epoch, "vade": vade, "k-
 
 
 def machine(device):
-    """What it was measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    """Return the device, the processor, the number of cores and the versions that results depend on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     versions = {package: version(package) for package in ("torch", "scikit-learn", "numpy")}
-    return {"device": name, "processor": platform.processor(), "cores": os.cpu_count(), **versions}
+    return {"device": name, "processor": processor(), "cores": os.cpu_count(), **versions}
 
 
 def main():
@@ -220,8 +219,7 @@ def main():
             traceback.print_exc()
             record[name] = {"error": f"{type(error).__name__}: {error}"}
         print(f"{name} ({time.perf_counter() - start:.0f} s): {json.dumps(record[name])}", flush=True)
-        if args.output:
-            args.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(args.output, record)
 
 
 if __name__ == "__main__":

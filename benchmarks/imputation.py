@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, write_record
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401 (its import is what enables it)
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import AutoencoderEmbedder, TorchGMM, TorchPPCA, VaDEClusterer, VAEEmbedder
 
@@ -172,8 +172,7 @@ def main():
                     runs = [score(fill, X, share, seed) for seed in range(args.seeds)]
                     found["methods"][name] = summary(runs)
                     print(line(table, X.shape, share, name, found["methods"][name]), flush=True)
-                    if args.output:  # after every method, so that nothing is lost with a run that is stopped
-                        write_record(args.output, record)
+                    write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from vae import environment, write_record
+from record import environment, write_record
 
 from skvae.fitting.snapshots import read_checkpoint
 
@@ -89,8 +89,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             record["rows"][name] = kill_and_go_on(name, n_kills, args.epochs, args.longest, folder)
         print(name, n_kills, "kills", record["rows"][name], flush=True)
-    if args.output:
-        write_record(args.output, record)
+    write_record(args.output, record)
 
 
 if __name__ == "__main__":

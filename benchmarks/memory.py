@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from streaming import memory, peak_counted_from_here
-from vae import environment, write_record
+from large_files import memory, peak_counted_from_here
+from record import environment, write_record
 
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 
@@ -89,8 +89,7 @@ def main():
     for name in args.estimators:
         found = record["fits"][name] = {times * args.rows: measured(name, times * args.rows) for times in args.times}
         print(f"{name:24}" + "".join(f"{row['growth_mb']:>14.0f}" for row in found.values()), flush=True)
-        if args.output:
-            write_record(args.output, record)
+        write_record(args.output, record)
     return None
 
 

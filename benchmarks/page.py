@@ -3,11 +3,11 @@
 The page has a pair of marks for each table, with its name in the first: ``<!-- table: gmm -->`` and ``<!-- end -->``.
 """
 
-import json
 import re
 import statistics
 
-from plan import BENCHMARKS, RESULTS, ROOT
+from plan import BENCHMARKS
+from record import RESULTS, ROOT, read_record, read_runs
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end -->)", re.DOTALL)
@@ -52,17 +52,13 @@ VADE_ROWS = [
 
 
 def record(name):
-    """A record of one file."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    """Return the record of a script that writes one."""
+    return read_record(RESULTS / f"{name}.json")
 
 
-def records(folder):
-    """Records of a folder, those of each row in the order of the seeds."""
-    rows = {}
-    for path in sorted((RESULTS / folder).glob("*.json")):
-        run = json.loads(path.read_text())
-        rows.setdefault(run["row"], []).append(run)
-    return {row: sorted(found, key=lambda run: run["seed"]) for row, found in rows.items()}
+def runs_of_rows(name):
+    """Return the runs of a script by row, those of each row in the order of the seeds."""
+    return {row: [*runs.values()] for row, runs in read_runs(RESULTS / f"{name}.jsonl").items()}
 
 
 def table(head, rows):
@@ -236,9 +232,9 @@ def scores(runs, average=statistics.mean):
 
 def vade():
     """All settings of `VaDEClusterer`."""
-    found, lines = records("vade"), []
-    for row in (row for row in VADE_ROWS if row in found):
-        runs = found[row]
+    rows, lines = runs_of_rows("vade"), []
+    for row in (row for row in VADE_ROWS if row in rows):
+        runs = rows[row]
         bound = f"{statistics.mean(run['bound'] for run in runs):.1f}" if "bound" in runs[0] else ""
         lines.append([row, len(runs), *scores(runs), bound])
     head = ["data and settings", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes", "bound"]
@@ -247,9 +243,9 @@ def vade():
 
 def vade_weights():
     """What both weights of the agreement of views would have given."""
-    found, lines = records("vade"), []
-    for row in (row for row in VADE_ROWS if row in found):
-        runs = [run for run in found[row] if len(run.get("held_out_scores", ())) > 1 and "arms" in run]
+    rows, lines = runs_of_rows("vade"), []
+    for row in (row for row in VADE_ROWS if row in rows):
+        runs = [run for run in rows[row] if len(run.get("held_out_scores", ())) > 1 and "arms" in run]
         if not runs:
             continue
         cells = []
@@ -264,10 +260,10 @@ def vade_weights():
 
 def clusterers(data):
     """All clusterers of one data set, the best mean first."""
-    ours, rows = records("vade"), {}
+    ours, rows = runs_of_rows("vade"), {}
     for row, label in OURS[data].items():
         rows[label] = ours.get(row, [])
-    for row, runs in records("clustering_peers").items():
+    for row, runs in runs_of_rows("clustering_peers").items():
         where, method = row.split(", ", 1)
         if where == data:
             rows[f"`{method}`" if method in ("TorchGMM", "VaDEClusterer") else method] = runs
@@ -277,10 +273,10 @@ def clusterers(data):
     return table(["method", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes"], lines)
 
 
-def streaming():
+def large_files():
     """Speed and memory of methods on a large file."""
     lines = []
-    for name, methods in record("streaming")["visit"].items():
+    for name, methods in record("large_files")["visit"].items():
         for method, row in methods.items():
             sizes = [f"{row[size]:.0f}" for size in ("peak_mb", "growth_mb", "result_mb")]
             lines.append([f"`{name}.{method}`", f"{row['rows_per_second']:,.0f}", *sizes])
@@ -313,10 +309,10 @@ def plan():
     """What can be run, with its command and minutes, and the versions of its records."""
     lines = []
     for name, benchmark in BENCHMARKS.items():
-        paths = [path for pattern in benchmark.records for path in RESULTS.glob(pattern)]
-        lacking = len(benchmark.missing_records())
-        state = "all" if not lacking else f"{len(benchmark.records) - lacking} of {len(benchmark.records)}"
-        versions = {json.loads(path.read_text()).get("versions", {}).get("torch") for path in paths} - {None}
+        records = benchmark.records()
+        present = [record for record in records.values() if record]
+        state = "all" if len(present) == len(records) else f"{len(present)} of {len(records)}"
+        versions = {record.get("versions", {}).get("torch") for record in present} - {None}
         lines.append([name, f"`{benchmark.command.split()[0]}`", benchmark.minutes, state, ", ".join(sorted(versions))])
     return table(["name", "script", "minutes", "records", "torch"], lines)
 
@@ -337,7 +333,7 @@ TABLES = {
     "vade": vade,
     "vade, weights": vade_weights,
     **{f"clusterers, {data}": lambda data=data: clusterers(data) for data in OURS},
-    "large files": streaming,
+    "large files": large_files,
     "kills": kills,
     "corrupted files": corrupted_files,
     "plan": plan,

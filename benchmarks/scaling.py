@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from vae import environment, write_record
+from record import environment, write_record
 
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 from skvae.distributed import shard
@@ -192,8 +192,7 @@ def main():
                 error = "" if row["error"] is None else f"{row['error']:.1e}"
                 bound = "" if row["bound"] is None else f"{row['bound']:.2f}"
                 print(f"{work:28}{n:>10}{row['seconds']:>16.4f}{share:>22}{error:>10}{bound:>9}", flush=True)
-            if args.output:
-                write_record(args.output, record)
+            write_record(args.output, record)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Five published studies of MNIST done again with skvae: what they reported beside what the same settings give here.
+"""Five published studies of MNIST repeated with skvae: their reported scores and those of the same settings here.
 
     python benchmarks/studies.py --rows "e, "
 
@@ -6,14 +6,13 @@
 (b) a ReLU VAE with eight latents, beta 3, and a mixture whose clusters a validation set names; (d) k-means by gradient
 steps and convolutional autoencoders; (e) density models compared. (c) is VaDE, of which `vade.py` has the rows.
 
-Where a study does not say a setting, ours is written beside it, and was fixed before the runs. Each run is kept as a
-JSON record of its own with the reported figures, its settings, its scores on the 10,000 test images (unless it says
-otherwise) and its minutes, of the clock and of the processor; the table is made from all records that there are. MNIST
-is found as `skvae.datasets.fetch_mnist` finds it.
+Where a study does not say a setting, ours is written next to it, and was fixed before the runs. Each run is recorded as
+a line of a ``.jsonl`` file with the reported figures, its settings, its scores on the 10,000 test images (unless it
+says otherwise) and its minutes, of the clock and of the processor; the table shows all recorded runs. MNIST is read by
+`skvae.datasets.fetch_mnist`.
 """
 
 import argparse
-import json
 import time
 import warnings
 from functools import partial
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, read_runs, write_run
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import (
     accuracy_score,
@@ -32,7 +32,6 @@ from sklearn.metrics import (
 )
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import AutoencoderEmbedder, ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 from skvae.callbacks import EpochScores, LatentSnapshots
@@ -239,7 +238,7 @@ def density_scores(model, X_test, reconstructed, scale=1):
 
 MLP = {"n_components": 2, "hidden_layer_sizes": (512, 256), "max_epochs": 25}
 CONV_VAE = {"n_components": 2, **CONV, "max_epochs": 25}
-# What is run and what was reported.
+# Function of each row and its reported scores.
 ROWS = {
     "a, tanh vae and mixture": (run_three_digits, {"accuracy": 0.97}),
     "b, relu vae and mixture": (run_relu, {}),
@@ -266,7 +265,7 @@ ROWS = {
 
 
 def line(record):
-    """Scores of a run, and what was reported."""
+    """Format the scores of a run and those reported."""
     shown = ("accuracy", "accuracy_10", "accuracy_50", "v_measure", "loss", "elbo", "log_likelihood", "mse", "ssim")
     cells = [f"{record['row']:52}{record['seed']:5}{record['minutes']:8.1f}{record['cpu_minutes']:6.1f}  "]
     for score in (*shown, *(set(record["reported"]) - set(shown))):
@@ -277,12 +276,12 @@ def line(record):
 
 
 def main():
-    """Run what is asked for, and print the table of all records."""
+    """Make the requested runs, and print the table of all recorded runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="only rows whose name contains this; 'none' prints the table alone")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/studies"), help="folder of the records")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/studies.jsonl"), help="of the records")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with threadpool_limits(args.threads):
@@ -293,11 +292,11 @@ def main():
                 record |= run(seed)
                 minutes = (np.array([time.perf_counter(), time.process_time()]) - started) / 60
                 record |= dict(zip(("minutes", "cpu_minutes"), minutes.tolist(), strict=True))
-                write_record(args.output / f"{name.replace(', ', '_').replace(' ', '-')}_{seed}.json", record)
+                write_run(args.output, record)
                 print(line(record), flush=True)
     print(f"\n{'row':52}{'seed':>5}{'min':>8}{'cpu':>6}    score (reported)")
-    for path in sorted(args.output.glob("*.json")):
-        print(line(json.loads(path.read_text())))
+    for runs in read_runs(args.output).values():
+        print(*map(line, runs.values()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,9 @@ environment is best).
 import argparse
 import contextlib
 import copy
-import importlib.metadata
 import io
-import json
 import logging
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -36,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from record import environment, write_record
 from skorch import NeuralNet
 from threadpoolctl import threadpool_limits
 from torch import nn
@@ -291,27 +289,6 @@ def show(work, rows):
         print(f"{work:26}{name:12}{times}{elbo:>17}{bare}", flush=True)
 
 
-def write_record(path, record):
-    """Save the results so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1))
-
-
-def environment(threads, *packages):
-    """What the results depend on: machine, threads, versions."""
-    installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
-    versions = {name: installed.get(name) for name in ("torch", "numpy", "scikit-learn", "skorch", *packages)}
-    return {"machine": processor(), "threads": threads, "versions": versions}
-
-
-def processor():
-    """Name of the processor, as Linux tells it, or what else is known of it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main():
     """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -340,8 +317,7 @@ def main():
                 continue
             record["rows"][work] = compare(architecture, images, args.epochs, args.repeats, trainers)
             show(work, record["rows"][work])
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                write_record(args.output, record)
+            write_record(args.output, record)
 
 
 if __name__ == "__main__":

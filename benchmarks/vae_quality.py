@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, write_record
 from threadpoolctl import threadpool_limits
-from vae import environment, load_images, plain_scores, train_plain, train_pythae, train_skvae, write_record
+from vae import load_images, plain_scores, train_plain, train_pythae, train_skvae
 
 MLP = {"hidden_layer_sizes": (512, 256)}
 CONV = {"image_shape": (28, 28), "channels": (16, 32)}
@@ -132,8 +133,7 @@ def main():
             peer_seeds = args.peer_seeds if work in PUBLISHED else 0
             record["rows"][work] = compare(images, architecture, args.epochs, args.seeds, peer_seeds)
             show(work, record["rows"][work])
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                write_record(args.output, record)
+            write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, write_record
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -27,7 +28,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import VAEEmbedder
 
@@ -136,8 +136,7 @@ def main():
                 continue
             record["rows"][table] = compare(X, y, mixed_units, args.seeds)
             print(*lines(table, record["rows"][table]), sep="\n", flush=True)
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                write_record(args.output, record)
+            write_record(args.output, record)
 
 
 if __name__ == "__main__":
