@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # plugins may have imported NumPy befor
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
-
+pytest.register_assert_rewrite("helpers")
 
 OLD_TORCH = torch.__version__ < OLDEST_TORCH
 OLD_SCIPY = parse_version(scipy.__version__) < parse_version("1.14")
@@ -66,6 +66,12 @@ def device(request):
 def is_real(request):
     """Whether random numbers of the device are its own, and not those of the CPU."""
     return "(" not in request.node.callspec.params["device"]
+
+
+@pytest.fixture
+def generator():
+    """A generator of torch with seed 0."""
+    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture

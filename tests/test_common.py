@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import random
 import subprocess
 import sys
 
@@ -11,6 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import (
+    QUICK,
+    TINY,
+    assert_same,
+    global_states,
+    outputs,
+    over_estimators,
+    over_generative,
+    some_classes,
+    with_parameter,
+)
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.cluster import KMeans
@@ -29,8 +39,6 @@ from skvae.estimators import (
     VaDEClusterer,
     VAEEmbedder,
 )
-
-TINY = {"latent_dim": 2, "hidden_layer_sizes": (8,), "n_init": 2, "pretrain_epochs": 3, "max_epochs": 3}
 
 INSTANCES = [
     TorchGMM(),
@@ -51,50 +59,11 @@ INSTANCES = [
     ClusterLabelClassifier(TorchMiniBatchKMeans(5, random_state=0), assignment="proportional"),
     ClusterLabelClassifier(KMeans(4, random_state=0), assignment="hungarian"),
 ]
-QUICK = [
-    TorchGMM(2, random_state=0),
-    TorchPPCA(2, random_state=0),
-    VAEEmbedder(2, hidden_layer_sizes=(16,), max_epochs=4, batch_size=32, random_state=0),
-    AutoencoderEmbedder(2, hidden_layer_sizes=(16,), max_epochs=4, batch_size=32, random_state=0),
-    TorchMiniBatchKMeans(2, random_state=0),
-    VaDEClusterer(2, **TINY | {"hidden_layer_sizes": (16,)}, batch_size=32, random_state=0),
-    ClusterLabelClassifier(TorchGMM(2, random_state=0)),
-]
-GENERATIVE = [estimator for estimator in QUICK if hasattr(estimator, "sample")]
-over_estimators = pytest.mark.parametrize("estimator", QUICK, ids=lambda estimator: type(estimator).__name__)
-over_generative = pytest.mark.parametrize("estimator", GENERATIVE, ids=lambda estimator: type(estimator).__name__)
-
-
-def outputs(estimator, X):
-    """Everything a fitted estimator says about X."""
-    names = ["predict", "predict_proba", "transform", "score_samples"]
-    found = {name: getattr(estimator, name)(X) for name in names if hasattr(estimator, name)}
-    if not hasattr(estimator, "sample"):
-        return found
-    sample = estimator.sample(5, random_state=0)
-    return found | {"sample": sample[0] if isinstance(sample, tuple) else sample}
 
 
 def ask(estimator, X):
     """Something that every fitted estimator says about X."""
     return estimator.score_samples(X) if hasattr(estimator, "score_samples") else estimator.predict(X)
-
-
-def with_parameter(estimator, value, *names):
-    """A copy that has another value for the parameter of one of these names, its own or that of what it wraps."""
-    name = next(name for name in estimator.get_params() if name.split("__")[-1] in names)
-    return clone(estimator).set_params(**{name: value})
-
-
-def some_classes(X):
-    """Classes of rows, for estimators that need them."""
-    return np.arange(len(X)) % 2
-
-
-def assert_same(one, two, **tolerance):
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_allclose(one[name], two[name], err_msg=name, **({"rtol": 0, "atol": 0} | tolerance))
 
 
 def test_every_estimator_is_in_the_lists():
@@ -158,15 +127,9 @@ def test_random_state_instance_advances(estimator, blobs):
 @over_estimators
 @pytest.mark.parametrize("random_state", [None, 0])
 def test_global_random_states_are_untouched(estimator, random_state, blobs):
-    def states():
-        _, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state is what is tested)
-        return random.getstate(), keys.tolist(), rest, torch.get_rng_state()
-
-    before = states()
+    before = global_states()
     outputs(with_parameter(estimator, random_state, "random_state").fit(*blobs), blobs[0])
-    after = states()
-    assert before[:3] == after[:3]
-    assert torch.equal(before[3], after[3])
+    assert global_states() == before
 
 
 @over_estimators

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import sklearn
 import torch
+from helpers import QUICK, assert_same, outputs, over_estimators, some_classes, with_parameter
 from numpy.testing import assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
@@ -17,7 +18,6 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.fixes import parse_version
 from sklearn.utils.validation import has_fit_parameter
-from test_common import QUICK, assert_same, outputs, over_estimators, some_classes, with_parameter
 
 from skvae import ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA
 from skvae.selection import CRITERIA

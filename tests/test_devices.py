@@ -5,16 +5,15 @@ Data are such that likelihoods have buffers (units of features, numbers of categ
 
 import copy
 import pickle
-import warnings
 
 import numpy as np
 import pytest
 import standin
 import torch
+from helpers import METHODS, assert_same, outputs, quietly
 from numpy.testing import assert_allclose
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from skorch.callbacks import Callback
@@ -30,7 +29,7 @@ from skvae.estimators import (
     TorchPPCA,
     VaDEClusterer,
     VAEEmbedder,
-    _likelihoods,
+    _likelihood_choice,
 )
 
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 2, "batch_size": 64, "random_state": 0}
@@ -43,7 +42,6 @@ IMAGES = RNG.uniform(size=(96, 64))
 MISSING = np.where(RNG.uniform(size=X.shape) < 0.05, np.nan, X)
 WEIGHTS = np.arange(len(X)) % 3
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-METHODS = ("predict", "predict_proba", "transform", "score_samples")
 OTHERS = ("posterior_variance", "log_likelihood", "reconstruct", "impute")  # less is said of them, for time
 
 
@@ -63,9 +61,7 @@ class Case:
         made.set_params(**{name: device})
         if hasattr(made, "checkpoint"):
             made.set_params(checkpoint=folder / f"{device.replace(':', '_')}.pt" if self.how == "checkpoint" else None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # after so few epochs
-            return HOW.get(self.how, fit)(made, self.X, self.given)
+        return quietly(HOW.get(self.how, fit), made, self.X, self.given)
 
     @property
     def needs_float64(self):
@@ -173,26 +169,18 @@ def test_every_estimator_is_in_the_cases():
     assert {type(case.estimator) for case in FITS} == set(ESTIMATORS.values())
 
 
-def answers(estimator, X, names=METHODS):
-    """What an estimator says about X: parameters, and what its methods give."""
-    names = [name for name in names if hasattr(estimator, name)]
-    if isinstance(estimator, TorchPPCA) and "posterior_variance" in names:
-        names.remove("posterior_variance")  # the same for every row
-    options = {"log_likelihood": {"random_state": 0, "n_importance_samples": 3}}
-    found = {name: getattr(estimator, name)(X, **options.get(name, {})) for name in names}
-    if hasattr(estimator, "inverse_transform") and "transform" in names:
-        found["inverse_transform"] = estimator.inverse_transform(found["transform"])
+def results_of(estimator, X, names=METHODS):
+    """Return the results of methods, and fitted attributes, by name."""
+    results = outputs(estimator, X, [*names, "inverse_transform"] if "transform" in names else names)
     for name in ("loss_curve_", "means_", "cluster_centers_", "weights_", "kl_per_dimension_", "consistency_"):
         if hasattr(estimator, name):
-            found[name] = getattr(estimator, name)
-    return found
+            results[name] = getattr(estimator, name)
+    return results
 
 
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        assert np.isfinite(expected[name]).all(), name
-        assert_allclose(value, expected[name], err_msg=name, **(CLOSE | tolerance))
+def assert_close(results, expected, **tolerance):
+    assert all(np.isfinite(value).all() for value in expected.values())
+    assert_same(results, expected, **(CLOSE | tolerance))
 
 
 @over_cases
@@ -202,10 +190,10 @@ def test_results_are_those_of_the_cpu(case, device, is_real, tmp_path):
             case.on(device, tmp_path)
         return
     names = [*METHODS[:3], *(() if case.how in HOW else METHODS[3:]), *(OTHERS if case in FITS else ())]
-    found = answers(case.on(device, tmp_path), case.X, names)
+    found = results_of(case.on(device, tmp_path), case.X, names)
     if not is_real or not hasattr(case.estimator, "hidden_layer_sizes"):  # networks draw on the device
         tolerance = {"rtol": 1e-5, "atol": 1e-5} if device == "mps" or case.X.dtype == np.float32 else {}
-        assert_same(found, answers(case.on("cpu", tmp_path), case.X, names), **tolerance)
+        assert_close(found, results_of(case.on("cpu", tmp_path), case.X, names), **tolerance)
 
 
 @over_fits
@@ -214,21 +202,21 @@ def test_fitted_on_a_device_and_used_elsewhere(case, device, tmp_path):
         pytest.skip("mps has no float64.")
     fitted = case.on(device, tmp_path)
     names = METHODS[:3]
-    expected = answers(fitted, case.X, names)
+    expected = results_of(fitted, case.X, names)
     n_pickled = standin.n_pickled()
     dumped = pickle.dumps(fitted)
     assert standin.n_pickled() == n_pickled, "a pickle holds tensors of the device"
     skvae.save(fitted, tmp_path / "fitted.skvae")
     others = [pickle.loads(dumped), copy.deepcopy(fitted), skvae.load(tmp_path / "fitted.skvae")]
     for other in others:
-        assert_same(answers(other, case.X, names), expected)
+        assert_close(results_of(other, case.X, names), expected)
         inner = getattr(other, "estimator_", other)
         inner.set_params(device="cpu")
-        assert_same(answers(other, case.X, names), expected)
+        assert_close(results_of(other, case.X, names), expected)
     if hasattr(inner, "partial_fit"):
         inner.partial_fit(case.X)
         inner.set_params(device=device).partial_fit(case.X)
-        assert all(np.isfinite(value).all() for value in answers(other, case.X, names).values())
+        assert all(np.isfinite(value).all() for value in results_of(other, case.X, names).values())
 
 
 @over_fits
@@ -240,7 +228,7 @@ def test_the_second_device(case, device, tmp_path):
     second = case.on("cuda:1", tmp_path)
     if hasattr(second, "module_"):
         assert {parameter.device for parameter in second.module_.parameters()} == {torch.device("cuda:1")}
-    assert_same(answers(second, case.X), answers(case.on("cuda:0", tmp_path), case.X))
+    assert_close(results_of(second, case.X), results_of(case.on("cuda:0", tmp_path), case.X))
 
 
 @pytest.mark.parametrize("case", [case for case in FITS if isinstance(case.estimator, ClusterLabelClassifier)], ids=str)
@@ -271,10 +259,10 @@ def test_samples_larger_than_the_device(device, is_real, monkeypatch, tmp_path):
     if is_real or device != "cuda":
         pytest.skip("Only CUDA says how much memory is free.")
     case = Case(VAEEmbedder(2, **SMALL | {"max_epochs": 3}), X, "fit", X_val=X[:20])
-    expected = answers(case.on("cpu", tmp_path), X)
+    expected = results_of(case.on("cpu", tmp_path), X)
     monkeypatch.setattr(standin.ACTIVE, "free_bytes", 1000)
-    assert_same(answers(case.on(device, tmp_path), X), expected)
-    assert _likelihoods.stored_rows(case.on("cpu", tmp_path).module_.likelihood, X, torch.device(device)).is_cpu
+    assert_close(results_of(case.on(device, tmp_path), X), expected)
+    assert _likelihood_choice.stored_rows(case.on("cpu", tmp_path).module_.likelihood, X, torch.device(device)).is_cpu
 
 
 class Draws(nn.Module):
@@ -432,7 +420,7 @@ def test_auto_takes_the_cpu_for_what_mps_lacks(network, device, is_real):
         found = VAEEmbedder(2, encoder=network, device="auto", **SMALL).fit(X)
     assert len(warned) == 1
     assert warned[0].filename == __file__
-    assert_same(answers(found, X), answers(expected, X))
+    assert_close(results_of(found, X), results_of(expected, X))
     with pytest.raises((RuntimeError, TypeError), match="MPS"):
         VAEEmbedder(2, encoder=network, device="mps", **SMALL).fit(X)
 
@@ -448,7 +436,7 @@ def test_auto_takes_the_device_that_can_do_it(device):
     assert used == {device}
     assert torch.device(vae.net_.device).type == next(vae.net_.module_.parameters()).device.type
     gmm = TorchGMM(3, random_state=0).fit(X)
-    assert_same(answers(gmm, X), answers(TorchGMM(3, device="cpu", random_state=0).fit(X), X))
+    assert_close(results_of(gmm, X), results_of(TorchGMM(3, device="cpu", random_state=0).fit(X), X))
 
 
 def test_units_keep_their_digits_where_there_is_no_float64(device):

@@ -65,8 +65,8 @@ def alone(fit):
         return fit(Shard(0, 1))
 
 
-def assert_same(one, other, but=()):
-    """Both processes have the same, to the last bit."""
+def assert_equal(one, other, but=()):
+    """Compare the results of two processes, to the last bit."""
     assert one.keys() == other.keys()
     for name in one.keys() - {*but}:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
@@ -84,7 +84,7 @@ def assert_close(found, expected, rtol, but=()):
 @pytest.mark.parametrize("name", FITS)
 def test_two_processes_find_what_one_finds(name, found):
     one, two = found[0][name], found[1][name]
-    assert_same(one, two, but=["labels_"])
+    assert_equal(one, two, but=["labels_"])
     expected = alone(FITS[name])
     assert_close(one, expected, 1e-5 if "float32" in name else 1e-10, but=["labels_"])
     if "labels_" in expected:
@@ -94,19 +94,19 @@ def test_two_processes_find_what_one_finds(name, found):
 @pytest.mark.parametrize("name", OTHER_DRAWS)
 def test_other_draws_are_as_good(name, found):
     one, two = found[0][name], found[1][name]
-    assert_same(one, two, but=["labels_"])
+    assert_equal(one, two, but=["labels_"])
     assert one["inertia_"] == pytest.approx(alone(OTHER_DRAWS[name])["inertia_"], rel=0.05)
 
 
 @pytest.mark.parametrize("name", EQUAL_NETS)
 def test_averaged_gradients_are_those_of_all_rows(name, found):
-    assert_same(found[0][name], found[1][name])
+    assert_equal(found[0][name], found[1][name])
     assert_close(found[0][name], alone(EQUAL_NETS[name]), 1e-4)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_networks_are_as_good(name, found):
-    assert_same(found[0][name], found[1][name], but=["labels_"])
+    assert_equal(found[0][name], found[1][name], but=["labels_"])
     expected = alone(NETS[name])
     assert found[0][name]["score"] == pytest.approx(expected["score"], rel=0.05)
     if "init_losses_" in expected:
@@ -116,7 +116,7 @@ def test_networks_are_as_good(name, found):
 
 @pytest.mark.parametrize("name", ODD_NETS)
 def test_all_processes_end_with_the_same_networks(name, found):
-    assert_same(found[0][name], found[1][name], but=["warnings"])
+    assert_equal(found[0][name], found[1][name], but=["warnings"])
     assert np.isfinite(found[0][name]["loss_curve"]).all()
 
 
@@ -207,7 +207,7 @@ def test_a_killed_process_stops_the_others_and_a_restart_goes_on(found, tmp_path
     restarted = torch.load(tmp_path / "found.pt", weights_only=False)
     assert restarted.pop("attempt") == 1
     assert [(tmp_path / f"left_{rank}").read_text() for rank in range(2)] == ["0", "0"]
-    assert_same(restarted, found[0]["long"])
+    assert_equal(restarted, found[0]["long"])
 
 
 def test_a_group_that_the_script_made_is_left_to_it(monkeypatch):

@@ -1,17 +1,15 @@
 """Properties of every estimator on drawn data, and after drawn sequences of calls."""
 
 import pickle
-import warnings
 
 import numpy as np
 import pytest
+from helpers import METHODS, QUICK, assert_same, outputs, over_estimators, quietly, some_classes, with_parameter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
-from test_common import QUICK, assert_same, over_estimators, some_classes, with_parameter
 
 few = settings(
     max_examples=15,
@@ -19,6 +17,7 @@ few = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+BY_SAMPLE = (*METHODS, "reconstruct")  # methods with a result for each sample
 pytestmark = pytest.mark.filterwarnings("ignore:.* clusters have no labelled row")
 
 
@@ -31,19 +30,6 @@ def tables(draw):
     kind = np.dtype(dtype).kind
     scale = draw(st.sampled_from([1, 2, 20])) if kind in "iu" else draw(st.sampled_from([1e-6, 0.1, 1, 1e5]))
     return (whole * scale).astype(dtype)
-
-
-def answers(estimator, X):
-    """What an estimator says about each row."""
-    names = ("predict", "predict_proba", "transform", "score_samples", "reconstruct")
-    return {name: getattr(estimator, name)(X) for name in names if hasattr(estimator, name)}
-
-
-def quietly(method, *args, **kwargs):
-    """A call whose fit may end where there is no more to learn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return method(*args, **kwargs)
 
 
 def close(X):
@@ -70,7 +56,7 @@ def without_ties(found, other):
 @given(X=tables(), seed=st.integers(0, 3))
 def test_answers(estimator, X, seed):
     fitted = quietly(clone(estimator).fit, X, some_classes(X))
-    found = answers(fitted, X)
+    found = outputs(fitted, X, BY_SAMPLE)
     for name, value in found.items():
         assert len(value) == len(X)
         assert np.isfinite(value).all(), name
@@ -85,10 +71,10 @@ def test_answers(estimator, X, seed):
         np.testing.assert_allclose(fitted.score(X), found["score_samples"].mean(dtype=np.float64), rtol=1e-5)
     order = np.random.default_rng(seed).permutation(len(X))
     permuted = {name: value[order] for name, value in found.items()}
-    assert_same(*without_ties(answers(fitted, X[order]), permuted), **close(X))
+    assert_same(*without_ties(outputs(fitted, X[order], BY_SAMPLE), permuted), **close(X))
     few_rows = X[: 1 + seed]
     alone = {name: value[: 1 + seed] for name, value in found.items()}
-    assert_same(*without_ties(answers(fitted, few_rows), alone), **close(X))
+    assert_same(*without_ties(outputs(fitted, few_rows, BY_SAMPLE), alone), **close(X))
 
 
 CHUNKED = [e for e in QUICK if any(name.split("__")[-1] == "chunk_size" for name in e.get_params())]
@@ -99,8 +85,8 @@ CHUNKED = [e for e in QUICK if any(name.split("__")[-1] == "chunk_size" for name
 @given(X=tables(), chunk_size=st.integers(1, 50))
 def test_chunks_change_nothing(estimator, X, chunk_size):
     y = some_classes(X)
-    expected = answers(quietly(clone(estimator).fit, X, y), X)
-    found = answers(quietly(with_parameter(estimator, chunk_size, "chunk_size").fit, X, y), X)
+    expected = outputs(quietly(clone(estimator).fit, X, y), X, BY_SAMPLE)
+    found = outputs(quietly(with_parameter(estimator, chunk_size, "chunk_size").fit, X, y), X, BY_SAMPLE)
     tolerance = close(X) if X.dtype != np.float32 else {"rtol": 0.05, "atol": 0.05 * float(np.abs(X).max())}
     assert_same(*without_ties(found, expected), **tolerance)
 
@@ -116,7 +102,7 @@ def test_sequences_of_calls(estimator, calls, X):
     X = X.astype(np.float64)
     X[:, 0] += 50 * (np.arange(len(X)) % 2)
     y = some_classes(X)
-    expected = answers(quietly(clone(estimator).fit, X, y), X)
+    expected = outputs(quietly(clone(estimator).fit, X, y), X, BY_SAMPLE)
     current, last = clone(estimator), None  # what the last call left, None before a fit
     for call in [*calls, "answers", "fit", "answers"]:
         if call == "fit":
@@ -124,9 +110,9 @@ def test_sequences_of_calls(estimator, calls, X):
             last = expected
         elif call == "partial_fit" and hasattr(current, "partial_fit"):
             quietly(current.partial_fit, X)
-            last = answers(current, X)
+            last = outputs(current, X, BY_SAMPLE)
         elif call == "answers" and last is not None:
-            assert_same(answers(current, X), last)
+            assert_same(outputs(current, X, BY_SAMPLE), last)
             assert all(np.isfinite(value).all() for value in last.values())
         elif call == "pickle":
             current = pickle.loads(pickle.dumps(current))

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, fitted_values, outputs, over_estimators, some_classes
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from test_common import assert_same, outputs, over_estimators, some_classes
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -176,15 +176,10 @@ def test_shards(monkeypatch, X):
     assert_array_equal(DatasetRows(part)[:], theirs)
 
 
-def state(estimator):
-    found = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name != "history_"}
-    return {name: value for name, value in found.items() if isinstance(value, np.ndarray | list | float | int)}
-
-
 def by_hand(estimator, batches):
     for batch in batches:
         estimator.partial_fit(batch)
-    return state(estimator)
+    return fitted_values(estimator)
 
 
 STREAMS = {
@@ -202,7 +197,7 @@ def test_a_stream_is_a_loop(estimator, make, X):
     expected = by_hand(clone(estimator), np.split(X, [40, 80]))
     found = clone(estimator)
     assert found.partial_fit(make(X)) is found
-    found = state(found)
+    found = fitted_values(found)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert_array_equal(found[name], value, err_msg=name)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import QUICK, assert_same, some_classes
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from test_common import QUICK, assert_same, some_classes
 
+from skvae.data import chunks
 from skvae.data.chunks import map_chunks
 from skvae.data.tables import Table, TensorRows
-from skvae.estimators import _chunks
 
 METHODS = ("transform", "predict", "predict_proba", "score_samples", "reconstruct", "impute", "log_likelihood")
 N = 50
@@ -107,7 +107,7 @@ def test_methods_go_on_with_smaller_chunks(estimator, X, monkeypatch):
     fitted = clone(estimator).fit(X, some_classes(X))
     names = [name for name in METHODS if hasattr(fitted, name)]
     expected = {name: getattr(fitted, name)(X) for name in names}
-    attempted = _chunks.attempted
+    attempted = chunks.attempted
 
     def small(function, rows):
         def checked(rows):
@@ -117,12 +117,12 @@ def test_methods_go_on_with_smaller_chunks(estimator, X, monkeypatch):
 
         return attempted(checked, rows)
 
-    monkeypatch.setattr(_chunks, "attempted", small)
+    monkeypatch.setattr(chunks, "attempted", small)
     found = {}
     for name in names:
         with pytest.warns(RuntimeWarning, match="ran out of memory with chunks of") as caught:
             found[name] = getattr(fitted, name)(X)
         assert len(caught) == 1, name
-        package = Path(_chunks.__file__).parents[1]
+        package = Path(chunks.__file__).parents[1]
         assert package not in Path(caught[0].filename).parents, f"{name}: it does not point at the caller"
     assert_same(found, expected, rtol=1e-9, atol=1e-12)

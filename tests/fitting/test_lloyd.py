@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from helpers import generator
 from sklearn.cluster import KMeans
 from torch.testing import assert_close
 
 from skvae.fitting import lloyd as lloyd_module
 from skvae.fitting.lloyd import canonical_order, distinct_rows, draw_rows, kmeans, lloyd, seed_centers
 from skvae.fitting.nearest import assign, cluster_sums, distances, squared_residuals, sums_by_index, sums_by_product
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def weighted_and_repeated(seed=0, n=60, d=3):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import generator
 from torch.testing import assert_close
 
 from skvae.fitting import minibatch
@@ -23,10 +24,6 @@ from skvae.fitting.minibatch import (
 from skvae.fitting.nearest import assign
 from skvae.fitting.pool import PooledRows
 from skvae.fitting.streams import StreamedRows
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed=0):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import generator
 from torch.testing import assert_close
 
 from skvae.fitting.chunks import blocks_of, chunks_within
@@ -10,10 +11,6 @@ from skvae.fitting.rows import WhitenedRows, scatter_of
 from skvae.fitting.streams import StreamedRows, draw_indices, sample_indices
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -28,11 +28,6 @@ EXTRAS = [
 over_networks = pytest.mark.parametrize("name", NETWORKS)
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def build(name, seed=0, n_outputs=60, **settings):
     """Networks for rows of 60 features."""
     kind = {"hidden_layer_sizes": (8, 7)} if name == "mlp" else IMAGE | {"hidden_layer_sizes": (7,)}

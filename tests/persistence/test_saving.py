@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import QUICK, TINY, assert_same, outputs, over_estimators
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -20,7 +21,6 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch.callbacks import EpochScoring
-from test_common import QUICK, TINY, assert_same, outputs, over_estimators
 from torch import nn
 
 import skvae
