@@ -1,4 +1,4 @@
-"""The contract of every estimator on an accelerator: what it gives there is what it gives on the CPU.
+"""Contract of every estimator on an accelerator: its results are those of the CPU.
 
 Data are such that likelihoods have buffers (units of features, numbers of categories), which move with the networks.
 """
@@ -42,11 +42,11 @@ IMAGES = RNG.uniform(size=(96, 64))
 MISSING = np.where(RNG.uniform(size=X.shape) < 0.05, np.nan, X)
 WEIGHTS = np.arange(len(X)) % 3
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-OTHERS = ("posterior_variance", "log_likelihood", "reconstruct", "impute")  # less is said of them, for time
+OTHERS = ("posterior_variance", "log_likelihood", "reconstruct", "impute")  # only called for some cases, to save time
 
 
 class Case:
-    """A fit: of what, to what, and how."""
+    """A fit: estimator, data, way of fitting and arguments."""
 
     def __init__(self, estimator, X, how, **given):
         self.estimator, self.X, self.how, self.given = estimator, X, how, given
@@ -55,7 +55,7 @@ class Case:
         return f"{type(self.estimator).__name__}: {self.how}"
 
     def on(self, device, folder):
-        """The fitted estimator."""
+        """Return the estimator fitted on a device."""
         made = clone(self.estimator)
         name = next(name for name in made.get_params() if name.split("__")[-1] == "device")
         made.set_params(**{name: device})
@@ -87,7 +87,7 @@ def fit_then_partial_fit(estimator, X, given):
 
 
 class StopOnce(Callback):
-    """Interrupts the second epoch of the first training."""
+    """Interrupt the second epoch of the first training."""
 
     stopped = False
 
@@ -98,7 +98,7 @@ class StopOnce(Callback):
 
 
 def checkpoint(estimator, X, given):
-    """A fit that goes on from its file."""
+    """Interrupt a fit, and resume it from its checkpoint."""
     StopOnce.stopped = False
     estimator.set_params(callbacks=[StopOnce()])
     with pytest.raises(InterruptedError):
@@ -255,7 +255,7 @@ def test_grid_search_over_a_pipeline(device):
 
 
 def test_samples_larger_than_the_device(device, is_real, monkeypatch, tmp_path):
-    """They stay on the CPU, and a block of batches at a time goes to the device."""
+    """They stay on the CPU, and blocks of batches go to the device."""
     if is_real or device != "cuda":
         pytest.skip("Only CUDA says how much memory is free.")
     case = Case(VAEEmbedder(2, **SMALL | {"max_epochs": 3}), X, "fit", X_val=X[:20])
@@ -266,7 +266,7 @@ def test_samples_larger_than_the_device(device, is_real, monkeypatch, tmp_path):
 
 
 class Draws(nn.Module):
-    """A network of the user's that draws from torch's global random numbers."""
+    """Custom network that draws from torch's global generator."""
 
     def __init__(self, n_inputs, n_outputs):
         super().__init__()
@@ -300,7 +300,7 @@ def test_a_resumed_checkpoint_of_a_network_that_draws(device, tmp_path):
 
 
 def test_a_checkpoint_of_another_kind_of_device(tmp_path):
-    """Generators of other devices have states of other sizes, which those of the stand-in have not."""
+    """Generators of other devices have states of other sizes, unlike those of the stand-in."""
     path = tmp_path / "vae.pt"
     vae = VAEEmbedder(2, checkpoint=path, callbacks=[StopOnce()], **SMALL | {"max_epochs": 4})
     StopOnce.stopped = False
@@ -322,7 +322,7 @@ SHORTAGES = {
 
 
 class Short(nn.Module):
-    """A network for which there is too little memory with more than so many rows, as long as it trains or always."""
+    """Network that runs out of memory with more than a number of samples, in training or always."""
 
     def __init__(self, n_inputs, n_outputs):
         super().__init__()
@@ -352,7 +352,7 @@ def test_too_little_memory(error, always, device):
 @pytest.mark.filterwarnings("ignore:The device ran out of memory with chunks")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_too_little_memory_for_what_follows_a_training(device):
-    """Codes to start from, and the choice of the weight of views, take no more rows than the training did."""
+    """Initial codes, and the choice of the weight of consistency, use no larger batches than the training did."""
     encoder = Short(64, 4)
     encoder.always = True
     vade = VaDEClusterer(3, encoder=encoder, image_shape=(8, 8), augment="affine", device=device, **VADE)
@@ -385,7 +385,7 @@ def test_memory_of_a_device_for_a_chunk(device, monkeypatch):
 
 
 class NotOnMPS(nn.Module):
-    """A network with an operator that mps has no kernel for."""
+    """Network with an operator for which mps has no kernel."""
 
     def __init__(self, n_inputs, n_outputs):
         super().__init__()
@@ -396,7 +396,7 @@ class NotOnMPS(nn.Module):
 
 
 class TooLarge(NotOnMPS):
-    """A network with sizes that mps can not do."""
+    """Network with sizes that mps does not support."""
 
     def forward(self, x):
         if x.device.type == "mps":
@@ -405,7 +405,7 @@ class TooLarge(NotOnMPS):
 
 
 class InFloat64(NotOnMPS):
-    """A network that computes in float64."""
+    """Network that computes in float64."""
 
     def forward(self, x):
         return self.layer(x.double().sigmoid().to(x))

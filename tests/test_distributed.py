@@ -1,4 +1,4 @@
-"""Two processes that fit together, over the loopback interface, and one with all rows."""
+"""A process group of two, over the loopback interface, compared with one process with all samples."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ROUNDING = {"lower_bounds_": 1e-8}
 
 
 def processes(folder):
-    """Two processes that make all fits."""
+    """Start two processes that make all fits."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,7 +41,7 @@ def processes(folder):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each of two processes found."""
+    """Results of each of two processes."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     folder = shared / "processes"
@@ -59,7 +59,7 @@ def found(tmp_path_factory):
 
 
 def alone(fit):
-    """What a fit finds in this process."""
+    """Return the results of a fit in this process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return fit(Shard(0, 1))
@@ -73,7 +73,7 @@ def assert_equal(one, other, but=()):
 
 
 def assert_close(found, expected, rtol, but=()):
-    """Parameters differ by no more than a share of the largest of their kind."""
+    """Compare parameters, with a tolerance relative to the largest value of an array."""
     assert found.keys() == expected.keys()
     for name in expected.keys() - {*but}:
         largest = max(np.abs(expected[name]).max(initial=0.0), np.finfo(float).tiny)
@@ -82,7 +82,7 @@ def assert_close(found, expected, rtol, but=()):
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_two_processes_find_what_one_finds(name, found):
+def test_two_processes_agree_with_one(name, found):
     one, two = found[0][name], found[1][name]
     assert_equal(one, two, but=["labels_"])
     expected = alone(FITS[name])
@@ -121,7 +121,7 @@ def test_all_processes_end_with_the_same_networks(name, found):
 
 
 def test_bad_epochs_are_made_again_by_all(found):
-    """The second process ran out of memory, and then of numbers; the first says so."""
+    """The second process ran out of memory, and then had a NaN; the first warns."""
     texts = found[0]["moody"]["warnings"]
     assert [text.split(" with ")[0] for text in texts[:1]] == ["The device ran out of memory"]
     assert any("goes on from epoch" in text and "half the learning rate" in text for text in texts)
@@ -188,8 +188,8 @@ def test_a_process_that_fails_within_an_epoch_stops_the_others(found):
     assert own_empty
 
 
-def test_a_killed_process_stops_the_others_and_a_restart_goes_on(found, tmp_path):
-    """Killed by SIGKILL in the middle of an epoch; the launcher starts both again."""
+def test_a_killed_process_stops_the_others_and_a_restart_resumes(found, tmp_path):
+    """A process is killed by SIGKILL within an epoch; the launcher restarts both."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     settings = ["--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "2"]
     command = [*launcher, *settings, str(HERE / "killed_fit.py"), str(tmp_path)]

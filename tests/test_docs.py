@@ -1,4 +1,4 @@
-"""The Python of the documentation runs as it stands there."""
+"""Code of the documentation runs."""
 
 import re
 from pathlib import Path
@@ -12,13 +12,13 @@ PAGES = [
 
 
 def blocks(path):
-    """Code blocks of a page."""
+    """Return the code blocks of a page."""
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_code_of_a_page_runs(path, tmp_path, monkeypatch):
-    """One block after another, in one namespace, elsewhere."""
+    """Run the blocks one after another, in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in blocks(path):
@@ -36,7 +36,7 @@ def test_links_lead_somewhere():
 
 
 def test_code_of_others_is_python():
-    """Blocks that show other packages do not run, but are code."""
+    """Blocks that show other packages do not run, but can be parsed."""
     for page in sorted((ROOT / "docs").glob("*.md")):
         for block in re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL):
             compile(block, page.name, "exec")
