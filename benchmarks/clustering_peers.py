@@ -1,4 +1,4 @@
-"""Clusterers of others on the data of `vade.py`, and on a table of sensors: scores on rows that were never seen.
+"""Other clusterers on the data of `vade.py`, and on a table of sensors: scores on held-out rows.
 
     python benchmarks/clustering_peers.py --data digits satellite --seeds 10
 
@@ -68,7 +68,7 @@ def umap(seed):
 
 
 def mixture(k, seed):
-    """Mixture on codes, full covariances."""
+    """Mixture of latent codes, full covariances."""
     return GaussianMixture(k, n_init=3, random_state=seed)
 
 
@@ -116,7 +116,7 @@ METHODS = {  # (data, number of clusters, seed) -> clusterer, and the data for w
 
 
 def run(make, data, seed):
-    """Fit once and predict the test rows; what was found."""
+    """Fit once and predict the test rows; return scores, minutes and warnings."""
     X_train, X_test, y_train, y_test = load(data)
     clusterer = make(data, len(np.unique(y_train)), seed)
     with warnings.catch_warnings(record=True) as caught:
@@ -141,7 +141,7 @@ def line(name, runs):
 
 
 def missing_package(make):
-    """Name of a package that a method needs and is not installed, or None."""
+    """Return the name of a missing package that a method needs, or None."""
     try:
         make("digits", 10, 0)
     except ModuleNotFoundError as error:

@@ -1,8 +1,8 @@
-"""Time of one EM iteration beside other Gaussian mixtures on torch, and scikit-learn's on torch tensors.
+"""Time of one EM iteration compared with other Gaussian mixtures on torch, and scikit-learn's on torch tensors.
 
     SCIPY_ARRAY_API=1 python benchmarks/gmm_peers.py --output benchmarks/results/gmm_peers.json
 
-The packages count and start iterations differently, so what is compared is one iteration: the difference between a fit
+The packages count and start iterations differently, so a single iteration is compared: the difference between a fit
 of many iterations and one of few, divided by the difference of their numbers. All start from the same means. The
 log-likelihood that each reaches is shown, because more of them do not start from the same covariances. Fits take turns;
 the median over repeats of the ratio to ours is shown. A package that is not installed, or cannot do the work, is named
@@ -130,20 +130,20 @@ def seconds_per_iteration(fit, X, shape):
 def compare(shape, dtype, repeats, limit):
     """Interleaved measurements of all packages on one shape."""
     X = make_means(shape)[0].astype(dtype)
-    found, failed = {}, {}
+    results, failed = {}, {}
     for repeat in range(repeats):
         for name, fit in PEERS.items():
-            if name in failed or (repeat > 0 and found[name][0][0] * (MANY + FEW) > limit):
+            if name in failed or (repeat > 0 and results[name][0][0] * (MANY + FEW) > limit):
                 continue  # too slow to be repeated: one measurement is kept
             try:
-                found.setdefault(name, []).append(seconds_per_iteration(fit, X, shape))
+                results.setdefault(name, []).append(seconds_per_iteration(fit, X, shape))
             except Exception as error:  # whatever a package of others raises is its result
                 failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
     rows = {name: {"failed": reason} for name, reason in failed.items()}
-    for name, runs in found.items():
+    for name, runs in results.items():
         if name in failed:
             continue
-        ratios = [seconds / ours for (seconds, _), (ours, _) in zip(runs, found["skvae"], strict=False)]
+        ratios = [seconds / ours for (seconds, _), (ours, _) in zip(runs, results["skvae"], strict=False)]
         median = statistics.median(seconds for seconds, _ in runs)
         rows[name] = {
             "seconds": median,

@@ -1,18 +1,18 @@
-"""Everything that is to be measured where there is a GPU: tests of devices, mixtures, an epoch, VaDE, k-means.
+"""All measurements that need a GPU: tests of devices, mixtures, an epoch, VaDE, k-means.
 
     SKVAE_DATA_HOME=folder-of-mnist python benchmarks/gpu.py --output benchmarks/results/gpu.json
 
-It is made for a machine that is lent for minutes: the record is written after every part, a part that fails is
+It suits a machine that is available for minutes: the record is written after every part, a part that fails is
 recorded with its error, and no part begins after ``--minutes``. Fits of a part take turns in one process; the first
 ones, in which kernels are loaded, do not count. A ratio is the other's time over ours, the median over repeats.
 
 - tests: `tests/test_devices.py` and `tests/test_waits.py` on the GPU itself.
-- mixtures: `TorchGMM` on the GPU beside scikit-learn's `GaussianMixture` on the CPU of that machine and, with
+- mixtures: `TorchGMM` on the GPU compared with scikit-learn's `GaussianMixture` on the CPU of that machine and, with
   scikit-learn's array API, on that GPU, all from the same parameters, to the same number of iterations; their lower
   bounds should be the same.
-- epoch: an epoch of the VAE of the studies beside a plain loop over a DataLoader on that GPU.
+- epoch: an epoch of the VAE of the studies compared with a plain loop over a DataLoader on that GPU.
 - vade: `VaDEClusterer(10)` with its defaults on 60,000 MNIST images: seconds, V-measure of the others.
-- k-means: `TorchMiniBatchKMeans(100)` on (60000, 784) images, beside scikit-learn's on the CPU.
+- k-means: `TorchMiniBatchKMeans(100)` on (60000, 784) images, compared with scikit-learn's on the CPU.
 
 ``--device cpu --small`` tries the script where there is no GPU.
 """
@@ -48,17 +48,17 @@ SHAPES = [(70_000, 10, 10, "full"), (70_000, 50, 10, "full"), (1_000_000, 10, 10
 
 
 def seconds_of(device, fits):
-    """Seconds of each of several fits that take turns, by name, and what the last ones gave."""
-    found, seconds = {}, {name: [] for name in fits}
+    """Return the seconds of several fits that take turns, by name, and the results of the last ones."""
+    results, seconds = {}, {name: [] for name in fits}
     for repeat in range(1 + REPEATS):
         for name, fit in fits.items():
             start = time.perf_counter()
-            found[name] = fit()
+            results[name] = fit()
             if device == "cuda":
                 torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
-    return seconds, found
+    return seconds, results
 
 
 def with_ratios(seconds, ours="skvae"):
@@ -73,7 +73,7 @@ def with_ratios(seconds, ours="skvae"):
 
 
 def tests(device, small):
-    """How many tests of devices pass on the GPU itself."""
+    """Count the tests of devices that pass on the GPU."""
     files = ["tests/test_devices.py", "tests/test_waits.py"]
     command = [sys.executable, "-m", "pytest", "-n4", *files, "-k", f"not stand-in and ({device} or mps)"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -89,7 +89,7 @@ def clusters(n, d, k):
 
 
 def mixtures(device, small):
-    """Fits of mixtures from the same start."""
+    """Fits of mixtures from the same initialization."""
     rows = []
     for n, d, k, kind in SHAPES[:1] if small else SHAPES:
         X, labels = clusters(n // 20 if small else n, d, k)

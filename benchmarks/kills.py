@@ -34,8 +34,8 @@ estimators = {
     "VaDEClusterer": VaDEClusterer(10, image_shape=(8, 8), pretrain_epochs=20, max_epochs=30, **settings),
 }
 estimator = estimators[sys.argv[1]].fit(X)
-found = {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
-np.savez(sys.argv[3], **found)
+arrays = {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
+np.savez(sys.argv[3], **arrays)
 """
 
 
@@ -75,7 +75,7 @@ def kill_and_go_on(name, n_kills, n_epochs, longest, folder):
 
 
 def main():
-    """Kill, and write what was found."""
+    """Kill at random moments, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="in all; each estimator has its share")
     parser.add_argument("--epochs", type=int, default=150)

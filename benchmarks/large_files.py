@@ -1,4 +1,4 @@
-"""Rows that are read from a file larger than memory: time of EM iterations beside scikit-learn's, and peak memory.
+"""Samples in a file larger than memory: time of EM iterations compared with scikit-learn's, and peak memory.
 
     python benchmarks/large_files.py --folder /tmp --threads 1 --output benchmarks/results/large_files.json
 
@@ -51,7 +51,7 @@ ESTIMATORS = {
 
 
 def start_of(k, d):
-    """Parameters from which both fits start."""
+    """Return the initial parameters of both fits."""
     means = np.random.default_rng(0).normal(size=(k, d)) * 3 * np.sqrt(2 / d)
     return {"weights_init": np.full(k, 1 / k), "means_init": means}
 
@@ -81,18 +81,18 @@ def write_images(path, n_rows):
 
 
 class Clock:
-    """A stream that notes when an iteration is printed."""
+    """Stream that records the times of printed iterations."""
 
     def __init__(self):
         self.times = []
 
     def write(self, text):
-        """Note the time of a line that tells of an iteration."""
+        """Record the time of a line about an iteration."""
         if re.search(r"[Ii]teration \d", text):
             self.times.append(time.perf_counter())
 
     def flush(self):
-        """Nothing is held back."""
+        """Do nothing, since nothing is buffered."""
 
 
 def resident_megabytes(field):
@@ -128,15 +128,15 @@ def fit_mixture(name, path, n_rows, kind):
 def visit_images(name, path):
     """Peak memory of transform and predict on all images."""
     X = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, PIXELS)
-    estimator, found = ESTIMATORS[name]().fit(np.array(X[:3000])), {}
+    estimator, results = ESTIMATORS[name]().fit(np.array(X[:3000])), {}
     for method in ("transform", "predict"):
         if hasattr(estimator, method):
             getattr(estimator, method)(X[:3000])
             before, started = peak_counted_from_here(), time.perf_counter()
             result = getattr(estimator, method)(X)
             rate = len(X) / (time.perf_counter() - started)
-            found[method] = {"rows_per_second": rate, "result_mb": result.nbytes / 2**20, **memory(before)}
-    return found
+            results[method] = {"rows_per_second": rate, "result_mb": result.nbytes / 2**20, **memory(before)}
+    return results
 
 
 def peak_counted_from_here():
@@ -152,7 +152,7 @@ def memory(before):
 
 
 def measured(threads, *arguments):
-    """What a child process finds."""
+    """Return the result of a child process."""
     command = [sys.executable, __file__, "--threads", str(threads), "--child", *map(str, arguments)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
@@ -160,8 +160,8 @@ def measured(threads, *arguments):
 def child(work, path, name, *rest):
     """Measure one thing and print it."""
     path = Path(path)
-    found = fit_mixture(name, path, int(rest[0]), rest[1]) if work == "fit" else visit_images(name, path)
-    print(json.dumps(found))
+    results = fit_mixture(name, path, int(rest[0]), rest[1]) if work == "fit" else visit_images(name, path)
+    print(json.dumps(results))
 
 
 def compare_fits(args, folder):
@@ -185,9 +185,9 @@ def compare_visits(args, folder):
     print(f"{'method':34}{'rows/s':>10}{'peak MB':>10}{'growth MB':>11}{'result MB':>11}")
     for name in ESTIMATORS:
         row = measured(args.threads, "visit", path, name)
-        for method, found in row.items():
-            cells = f"{found['rows_per_second']:>10.0f}{found['peak_mb']:>10.0f}{found['growth_mb']:>11.0f}"
-            print(f"{name + '.' + method:34}{cells}{found['result_mb']:>11.0f}", flush=True)
+        for method, results in row.items():
+            cells = f"{results['rows_per_second']:>10.0f}{results['peak_mb']:>10.0f}{results['growth_mb']:>11.0f}"
+            print(f"{name + '.' + method:34}{cells}{results['result_mb']:>11.0f}", flush=True)
         yield name, row
     path.unlink()
 

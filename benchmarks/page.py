@@ -1,4 +1,4 @@
-"""Tables of docs/benchmarks.md, made of the records in benchmarks/results; `run.py --tables` puts them into the page.
+"""Tables of docs/benchmarks.md from the records in benchmarks/results; `run.py --tables` writes them.
 
 The page has a pair of marks for each table, with its name in the first: ``<!-- table: gmm -->`` and ``<!-- end -->``.
 """
@@ -22,7 +22,7 @@ DAMAGES = {
     "plants": "pickles planted, alone or in the file",
     "forgeries": "forged: text, values or arrays changed, with a checksum that fits",
 }
-OURS = {  # rows of vade.py beside other clusterers of the same data
+OURS = {  # rows of vade.py among other clusterers of the same data
     "mnist": {"mnist, defaults": "`VaDEClusterer`"},
     "fashion": {"fashion, defaults": "`VaDEClusterer`"},
     "digits": {
@@ -106,7 +106,7 @@ def gmm_two_threads():
 
 
 def gmm_busy():
-    """The same with a thread for each core, on a quiet machine and beside other processes."""
+    """The same with a thread for each core, on a quiet and on a busy machine."""
     works = {f"{kind}, {load}": f"{load} {kind}" for kind in ("full", "diag") for load in ("quiet", "busy")}
     return by_shape(record("gmm_busy")["rows"], "work", works, seconds_and_spread)
 
@@ -151,7 +151,7 @@ def gmm_peers():
 
 
 def gmm_edges():
-    """Where ours gains least, or loses."""
+    """Cases in which ours gains least, or loses."""
     lines = []
     for name, row in record("gmm_edges")["rows"].items():
         seconds = [f"{1e3 * value:,.{0 if value > 0.1 else 2}f}" for value in row["seconds"].values()]
@@ -198,10 +198,10 @@ def vae_quality():
     for work, network in (("mlp", "perceptrons"), ("conv", "convolutions")):
         for latents in (2, 10):
             row = content["rows"].get(f"{work}, {latents} latents", {})
-            for name, found in row.items():
-                less = "" if name == "skvae" else f"{found['against']:+.2f}"
-                scores = [f"{found[s]:.{n}f} ({found[s + '_sd']:.{n}f})" for s, n in (("elbo", 2), ("mse", 4))]
-                lines.append([network, latents, labels[name], len(found["runs"]), *scores, less])
+            for name, results in row.items():
+                less = "" if name == "skvae" else f"{results['against']:+.2f}"
+                scores = [f"{results[s]:.{n}f} ({results[s + '_sd']:.{n}f})" for s, n in (("elbo", 2), ("mse", 4))]
+                lines.append([network, latents, labels[name], len(results["runs"]), *scores, less])
             if f"{work}, {latents} latents" in content["published"]:
                 elbo, mse = content["published"][f"{work}, {latents} latents"]
                 lines.append([network, latents, "published comparison", "", f"{elbo:.2f}", f"{mse:.4f}", ""])
@@ -212,14 +212,15 @@ def vae_tables():
     """Classifiers on codes."""
     lines = []
     for name, row in record("vae_tables")["rows"].items():
-        for embedding, found in row["embeddings"].items():
+        for embedding, results in row["embeddings"].items():
             if embedding == "all features":
                 continue
             scores = [
-                f"{100 * found[s]['mean']:.1f} ± {100 * found[s]['sd']:.1f}" for s in ("k-NN", "logistic regression")
+                f"{100 * results[s]['mean']:.1f} ± {100 * results[s]['sd']:.1f}"
+                for s in ("k-NN", "logistic regression")
             ]
-            bound = f"{found['bound']['mean']:.1f}" if embedding == "VAEEmbedder" else ""
-            lines.append([name, embedding, row["n_components"], *scores, f"{found['units']['mean']:.1f}", bound])
+            bound = f"{results['bound']['mean']:.1f}" if embedding == "VAEEmbedder" else ""
+            lines.append([name, embedding, row["n_components"], *scores, f"{results['units']['mean']:.1f}", bound])
     return table(["table", "embedding", "size", "k-NN", "logistic regression", "units", "bound"], lines)
 
 
@@ -242,7 +243,7 @@ def vade():
 
 
 def vade_weights():
-    """What both weights of the agreement of views would have given."""
+    """Scores of both weights of consistency that were tried."""
     rows, lines = runs_of_rows("vade"), []
     for row in (row for row in VADE_ROWS if row in rows):
         runs = [run for run in rows[row] if len(run.get("held_out_scores", ())) > 1 and "arms" in run]
@@ -284,7 +285,7 @@ def large_files():
 
 
 def kills():
-    """Kills of each estimator, and what was different in the end."""
+    """Kills of each estimator, and the arrays that differ in the end."""
     content = record("kills")
     lines = [
         [f"`{name}`", len(row["stopped_in"]), ", ".join(row["different"]) or "none"]
@@ -294,7 +295,7 @@ def kills():
 
 
 def corrupted_files():
-    """What became of damaged files."""
+    """Outcomes of loading damaged files."""
     lines = []
     for kind, label in DAMAGES.items():
         counts = record("corrupted_files")["counts"][kind]
@@ -306,7 +307,7 @@ def corrupted_files():
 
 
 def plan():
-    """What can be run, with its command and minutes, and the versions of its records."""
+    """Benchmarks with their scripts and minutes, and the versions of their records."""
     lines = []
     for name, benchmark in BENCHMARKS.items():
         records = benchmark.records()
@@ -341,7 +342,7 @@ TABLES = {
 
 
 def filled(page):
-    """The page with every table as the records have it."""
+    """Return the page with all tables from the records."""
 
     def replace(match):
         before, name, after = match.groups()

@@ -1,4 +1,4 @@
-"""Batches in their order of arrival with `partial_fit`, beside `fit` with all rows.
+"""Batches in their order of arrival with `partial_fit`, compared with `fit` to all rows.
 
     SKVAE_DATA_HOME=... python benchmarks/partial_fit.py --output benchmarks/results/partial_fit.json
 
@@ -41,23 +41,23 @@ def codes():
 
 
 def mixture(k, seed, n_passes):
-    """A mixture."""
+    """Return a mixture."""
     return TorchGMM(k, random_state=seed)
 
 
 def kmeans(k, seed, n_passes):
-    """Mini-batch k-means."""
+    """Return mini-batch k-means."""
     return TorchMiniBatchKMeans(k, random_state=seed)
 
 
 def vae(k, seed, n_passes):
-    """A VAE, with an epoch for each pass."""
+    """Return a VAE, with an epoch for each pass."""
     return VAEEmbedder(k, **NETWORK, max_epochs=n_passes, random_state=seed)
 
 
-def score(found, X):
-    """What is compared, a mean over the rows; higher is better."""
-    return found.score(X) / (len(X) if isinstance(found, TorchMiniBatchKMeans) else 1)
+def score(results, X):
+    """Return the mean score of the rows; higher is better."""
+    return results.score(X) / (len(X) if isinstance(results, TorchMiniBatchKMeans) else 1)
 
 
 WORKS = {
@@ -75,20 +75,20 @@ def scores(make, k, data, n_passes, batch, seed):
     """Score of `fit`, and of the stream after each number of passes."""
     X, X_test = data
     fitted = {n: make(k, seed, n).fit(X) for n in (n_passes if make is vae else n_passes[:1])}
-    streamed, found = make(k, seed, 1), {}
+    streamed, results = make(k, seed, 1), {}
     for n in range(1, max(n_passes) + 1):
         streamed.partial_fit(X[start : start + batch] for start in range(0, len(X), batch))
         if n in n_passes:
             whole = fitted.get(n, fitted[n_passes[0]])
-            found[n] = {"fit": score(whole, X_test), "stream": score(streamed, X_test)}
-    return found
+            results[n] = {"fit": score(whole, X_test), "stream": score(streamed, X_test)}
+    return results
 
 
 def summary(runs):
     """Means of the scores, and the gap."""
     gaps = sorted((run["fit"] - run["stream"]) / abs(run["fit"]) for run in runs)
-    found = {side: statistics.mean(run[side] for run in runs) for side in ("fit", "stream")}
-    return found | {"gap": statistics.median(gaps), "lowest": gaps[0], "highest": gaps[-1], "runs": runs}
+    results = {side: statistics.mean(run[side] for run in runs) for side in ("fit", "stream")}
+    return results | {"gap": statistics.median(gaps), "lowest": gaps[0], "highest": gaps[-1], "runs": runs}
 
 
 def main():

@@ -1,4 +1,4 @@
-"""TorchPPCA beside scikit-learn's PCA(svd_solver="covariance_eigh"): time of a fit, accuracy of float32 variances.
+"""TorchPPCA and scikit-learn's PCA(svd_solver="covariance_eigh"): time of a fit, accuracy of float32 variances.
 
     python benchmarks/ppca.py --output benchmarks/results/ppca.json
 

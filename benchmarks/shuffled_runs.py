@@ -1,4 +1,4 @@
-"""Quality of a VAE whose rows come from a file in shuffled runs of neighbours, beside a full shuffle.
+"""Quality of a VAE that reads a file in shuffled runs of neighbours, compared with a full shuffle.
 
     SKVAE_DATA_HOME=... python benchmarks/shuffled_runs.py --output benchmarks/results/shuffled_runs.json
 
@@ -31,7 +31,7 @@ SETTINGS = {"hidden_layer_sizes": (512, 256), "likelihood": "bernoulli", "batch_
 
 
 class Slices:
-    """A memory map that is never held as a whole, although it is small."""
+    """A memory map that is read a chunk at a time, although it is small."""
 
     def __init__(self, rows):
         self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
@@ -49,7 +49,7 @@ def sorted_by_class(folder):
 
 
 def measure(X, X_test, run_length, epochs, seed):
-    """Bound of the test images, and seconds of the fit."""
+    """Return the ELBO of the test images, and the seconds of the fit."""
     started = time.perf_counter()
     lengths = {"RUN": run_length, "RUN_BYTES": run_length * 4 * X.shape[1]}
     with mock.patch.multiple("skvae.data.tables", **lengths):
@@ -63,8 +63,8 @@ def summary(runs, reference):
     less = [run["elbo"] - reference[seed]["elbo"] for seed, run in runs.items() if seed in reference]
     error = statistics.stdev(less) / len(less) ** 0.5 if len(less) > 1 else 0.0
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-    found = {"elbo": statistics.mean(scores), "sd": spread, "difference": statistics.mean(less), "error": error}
-    return found | {"seconds": statistics.median(run["seconds"] for run in runs.values()), "runs": runs}
+    results = {"elbo": statistics.mean(scores), "sd": spread, "difference": statistics.mean(less), "error": error}
+    return results | {"seconds": statistics.median(run["seconds"] for run in runs.values()), "runs": runs}
 
 
 def main():

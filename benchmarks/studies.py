@@ -2,7 +2,7 @@
 
     python benchmarks/studies.py --rows "e, "
 
-(a) a tanh VAE with two latent dimensions and a mixture that starts from class means, as a classifier of three digits;
+(a) a tanh VAE with two latent dimensions and a mixture initialized by class means, as a classifier of three digits;
 (b) a ReLU VAE with eight latents, beta 3, and a mixture whose clusters a validation set names; (d) k-means by gradient
 steps and convolutional autoencoders; (e) density models compared. (c) is VaDE, of which `vade.py` has the rows.
 
@@ -85,9 +85,9 @@ def run_three_digits(seed):
         accuracies[epoch] = accuracy_score(y_test, labels)
     names = [f"{part}_{name}" for part in watched for name in ("mse", "ssim")]
     curves = {name: [row[name] for row in vae.history_] for name in names}
-    found = {"settings": settings, "accuracy": accuracies[epoch], "accuracy_by_epoch": accuracies}
-    found |= {"n_parameters": sum(p.numel() for p in vae.module_.parameters()), "n_iter_mixture": gmm.n_iter_}
-    return found | {"mse": curves["test_mse"][-1], "ssim": curves["test_ssim"][-1], "curves": curves}
+    results = {"settings": settings, "accuracy": accuracies[epoch], "accuracy_by_epoch": accuracies}
+    results |= {"n_parameters": sum(p.numel() for p in vae.module_.parameters()), "n_iter_mixture": gmm.n_iter_}
+    return results | {"mse": curves["test_mse"][-1], "ssim": curves["test_ssim"][-1], "curves": curves}
 
 
 def run_relu(seed):
@@ -97,14 +97,14 @@ def run_relu(seed):
     settings = {"n_components": 8, "hidden_layer_sizes": (392, 196, 98), "beta": 3, "lr": 5e-4, "batch_size": 32}
     vae = VAEEmbedder(**settings, max_epochs=100, random_state=seed).fit(X_train)
     codes, named, test = (vae.transform(rows) for rows in (X_train, X_named, X_test))
-    found = {"settings": settings | {"max_epochs": 100}, "active_units": vae.active_units_}
-    found |= {"elbo": vae.score(X_test), "mse": reconstruction_error(vae, X_test)}
+    results = {"settings": settings | {"max_epochs": 100}, "active_units": vae.active_units_}
+    results |= {"elbo": vae.score(X_test), "mse": reconstruction_error(vae, X_test)}
     for k in (10, 50):
         gmm = TorchGMM(k, tol=1e-6, max_iter=1000, n_init=5, random_state=seed).fit(codes)
         classifier = ClusterLabelClassifier(FrozenEstimator(gmm)).fit(named, y_named)
-        found |= {f"accuracy_{k}": classifier.score(test, y_test)}
-        found |= {f"v_measure_{k}": v_measure_score(y_test, gmm.predict(test)), f"converged_{k}": gmm.converged_}
-    return found
+        results |= {f"accuracy_{k}": classifier.score(test, y_test)}
+        results |= {f"v_measure_{k}": v_measure_score(y_test, gmm.predict(test)), f"converged_{k}": gmm.converged_}
+    return results
 
 
 def first_images(X, y):
@@ -118,7 +118,7 @@ def noise_images(seed):
 
 
 def run_kmeans(start, learning_rate=STEP):
-    """(d): ten epochs of gradient steps from given centres, or from ten random images."""
+    """(d): ten epochs of gradient steps from chosen centres, or from ten random images."""
 
     def run(seed):
         X, y, X_test, y_test = images()
@@ -126,10 +126,10 @@ def run_kmeans(start, learning_rate=STEP):
         settings = {"learning_rate": learning_rate, "batch_size": 64, "max_iter": 10, "reassignment_ratio": 0.0}
         settings |= {"max_no_improvement": None, "n_init": 1}
         kmeans = TorchMiniBatchKMeans(10, init=init, **settings, random_state=seed).fit(X)
-        found = cluster_scores(kmeans.cluster_centers_, X, y, X_test, y_test)
+        results = cluster_scores(kmeans.cluster_centers_, X, y, X_test, y_test)
         if start != "rows":
-            found["start"] = cluster_scores(init, X, y, X_test, y_test)
-        return found | {"settings": settings}
+            results["start"] = cluster_scores(init, X, y, X_test, y_test)
+        return results | {"settings": settings}
 
     return run
 
@@ -176,17 +176,17 @@ def run_autoencoder(settings):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model = AutoencoderEmbedder(10, **settings, random_state=seed).fit(X)
-        found = {"settings": settings, "mse": reconstruction_error(model, X_test)}
-        found["cross_entropy"] = -model.score(X_test) / N_PIXELS
-        found["code_sd"] = np.sqrt(np.diag(model.code_covariance_)).tolist()
-        found["mse_of_mean_image"] = float(np.square(X_test - X.mean(0)).mean())
-        return found | {"warnings": [str(warning.message) for warning in caught]}
+        results = {"settings": settings, "mse": reconstruction_error(model, X_test)}
+        results["cross_entropy"] = -model.score(X_test) / N_PIXELS
+        results["code_sd"] = np.sqrt(np.diag(model.code_covariance_)).tolist()
+        results["mse_of_mean_image"] = float(np.square(X_test - X.mean(0)).mean())
+        return results | {"warnings": [str(warning.message) for warning in caught]}
 
     return run
 
 
 def run_vae(**settings):
-    """(e): bound and errors of a VAE, of reconstructions from mean codes and from codes drawn from the posterior."""
+    """(e): ELBO and errors of a VAE, of reconstructions from mean codes and from codes drawn from the posterior."""
 
     def run(seed):
         X, _, X_test, _ = images()
@@ -196,10 +196,10 @@ def run_vae(**settings):
             q = model.posterior(model.standardize(torch.from_numpy(X_test)))
             codes = model.prior.draw(q, torch.randn(q.mean.shape, generator=generator))
         drawn = vae.inverse_transform(codes.numpy())
-        found = {"elbo": vae.score(X_test), "log_likelihood": float(vae.log_likelihood(X_test[:2000], 200).mean())}
-        found |= {"mse": reconstruction_error(vae, X_test), "mse_of_draws": float(np.square(drawn - X_test).mean())}
+        results = {"elbo": vae.score(X_test), "log_likelihood": float(vae.log_likelihood(X_test[:2000], 200).mean())}
+        results |= {"mse": reconstruction_error(vae, X_test), "mse_of_draws": float(np.square(drawn - X_test).mean())}
         kept = {name: getattr(value, "__name__", value) for name, value in settings.items()}
-        return found | {"settings": kept}
+        return results | {"settings": kept}
 
     return run
 
@@ -218,9 +218,9 @@ def run_mixture(scale=1, **settings):
         X, _, X_test, _ = images()
         gmm = TorchGMM(10, **settings, random_state=seed).fit(X * np.float32(scale))
         X_test = X_test * np.float32(scale)
-        found = density_scores(gmm, X_test, gmm.predict_proba(X_test) @ gmm.means_, scale)
+        results = density_scores(gmm, X_test, gmm.predict_proba(X_test) @ gmm.means_, scale)
         shown = {"settings": settings | {"scale": scale}}
-        return found | shown | {"n_iter": gmm.n_iter_, "converged": gmm.converged_}
+        return results | shown | {"n_iter": gmm.n_iter_, "converged": gmm.converged_}
 
     return run
 

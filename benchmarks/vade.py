@@ -1,10 +1,10 @@
-"""Clustering by VaDEClusterer on images: V-measure and accuracy on rows that were never seen.
+"""Clustering by VaDEClusterer on images: V-measure and accuracy on held-out rows.
 
     python benchmarks/vade.py --rows "mnist" --seeds 5 --output benchmarks/results/vade.jsonl
 
 Every row fits the clusterer to training images without labels, once for each seed; labels only score the test images.
 Accuracy is that of the best match of clusters and classes. "bound" is the evidence lower bound of 2,000 test images in
-nats, "weight" the weight of the agreement of views that was used (with "auto", held-out training rows choose), "min"
+nats, "weight" the weight of consistency that was used (with "auto", held-out training rows choose), "min"
 the minutes of the processor in a fit. A second table has the V-measures and the held-out scores of both weights that
 "auto" tried. Each run is recorded as a line of a ``.jsonl`` file, so that runs can be added later, and the table shows
 all recorded runs.
@@ -93,7 +93,7 @@ def load(name, n_images):
 
 
 class BothArms(VaDEClusterer):
-    """The clusterer, but it remembers what was trained with each weight, the worse of them too."""
+    """VaDEClusterer that keeps the models of both weights, also of the worse one."""
 
     def _train_jointly(self, model, task, views, consistency):
         result = super()._train_jointly(model, task, views, consistency)
@@ -101,14 +101,14 @@ class BothArms(VaDEClusterer):
         return result
 
     def arm(self, weight):
-        """The clusterer as if this weight had been chosen."""
+        """Return the clusterer as if this weight had been chosen."""
         chosen = copy.copy(self)
         chosen.module_ = self.arms_[weight]
         return chosen
 
 
 def run(data, n_images, settings, seed):
-    """Fit once; what was found."""
+    """Fit once; return scores, bound and minutes."""
     X_train, X_test, y_train, y_test = load(data, n_images)
     started = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
@@ -137,7 +137,7 @@ def scores(clusterer, X_test, y_test):
 
 
 def run_peer(make, data, seed):
-    """The same of a clusterer of scikit-learn on the features."""
+    """Return the same of a clusterer of the features."""
     X_train, X_test, _, y_test = load(data, None)
     started = time.process_time()
     clusterer = make(seed).fit(X_train)
@@ -165,14 +165,14 @@ def line(name, runs):
 
 
 def arms_line(name, runs):
-    """For each weight that was tried: how often it was chosen, V-measure and held-out bound."""
+    """Format, for each weight, how often it was chosen, its V-measure and its held-out bound."""
     cells = [f"{name:36}"]
     for weight, _ in runs[0]["arms"]:
-        found = [dict(map(tuple, run["arms"]))[weight]["v_measure"] for run in runs]
+        results = [dict(map(tuple, run["arms"]))[weight]["v_measure"] for run in runs]
         bounds = [dict(map(tuple, run["held_out_scores"]))[weight] for run in runs]
         n_chosen = sum(run["weight"] == weight for run in runs)
         cells.append(f"{weight:9g}{n_chosen:3}/{len(runs)}")
-        cells.append(f"{statistics.mean(found):9.4f}{min(found):9.4f}{statistics.mean(bounds):9.2f}")
+        cells.append(f"{statistics.mean(results):9.4f}{min(results):9.4f}{statistics.mean(bounds):9.2f}")
     return "".join(cells)
 
 

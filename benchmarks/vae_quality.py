@@ -1,4 +1,4 @@
-"""Quality of VAEEmbedder on MNIST in the settings of a published comparison, beside other trainers of the networks.
+"""Quality of VAEEmbedder on MNIST in the settings of a published comparison, and of other trainers of the networks.
 
     python benchmarks/vae_quality.py --output benchmarks/results/vae_quality.json
 
@@ -36,13 +36,13 @@ PUBLISHED = {"mlp, 2 latents": (-142.81, 0.0375), "conv, 2 latents": (-156.82, 0
 
 
 def run_skvae(X, X_test, architecture, epochs, seed):
-    """Bound of each test image and reconstructions, ours."""
+    """Return the ELBO of each test image and reconstructions, ours."""
     vae = train_skvae(X, architecture, epochs, seed)
     return lambda: (vae.score_samples(X_test), vae.reconstruct(X_test))
 
 
 def run_peer(train):
-    """The same of another trainer."""
+    """Return the same of another trainer."""
 
     def run(X, X_test, architecture, epochs, seed):
         model = train(X, architecture, epochs, seed)

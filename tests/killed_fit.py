@@ -42,9 +42,7 @@ def main(folder):
     """Fit; the first process records its results or its error, and each process the groups that are left at exit."""
     rank, size, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
     groups = []
-    if (
-        attempt == 0
-    ):  # the launcher also ends the other process, which on a busy machine may not have noticed the failure yet
+    if attempt == 0:  # the launcher also ends the other process, which may not have noticed the failure yet
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     atexit.register(record_exit, folder, rank, groups)  # called after the handlers that a fit registers
     kill = Kill(folder, active=rank == 1 and attempt == 0)
