@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 
 from .data.arrays import host_array
-from .fitting.callbacks import Resumable
+from .fitting.checkpoint import Resumable
 from .fitting.devices import restored_randomness
 from .fitting.vade import PruneMixtures
 from .models import GaussianMixturePrior

@@ -22,7 +22,7 @@ from torch import nn
 
 import skvae.estimators.kmeans
 import skvae.fitting.minibatch
-import skvae.fitting.starts
+import skvae.fitting.mixture_init
 import skvae.fitting.streams
 from skvae import AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
 from skvae.distributed import alone, shard
@@ -71,7 +71,7 @@ def parameters_of(estimator):
 def limits(most_told=None, sample=None, pool=None):
     """Smaller limits, so that few rows are treated as many are."""
     changes = [
-        (skvae.fitting.starts, "MAX_GATHERED_ROWS", most_told),
+        (skvae.fitting.mixture_init, "MAX_GATHERED_ROWS", most_told),
         (skvae.fitting.minibatch, "MAX_GATHERED_ROWS", most_told),
         (skvae.fitting.streams, "SAMPLE_ROWS", sample),
         (skvae.estimators.kmeans, "POOL_BYTES", pool),

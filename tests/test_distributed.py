@@ -19,9 +19,10 @@ from joint_fits import CLASSES, EQUAL_NETS, FITS, NETS, ODD_NETS, OTHER_DRAWS, R
 
 from skvae import TorchGMM
 from skvae.distributed import shard
+from skvae.fitting.batches import batch_sizes, count_batches, count_steps, step_weights
+from skvae.fitting.data_parallel import AveragedGradients
 from skvae.fitting.distributed import _end_group
-from skvae.fitting.epochs import Epochs
-from skvae.fitting.parallel import AveragedGradients, count_batches, count_steps, dealt_sizes, step_weights
+from skvae.fitting.training import TrainingData, _EpochLoop
 
 HERE = Path(__file__).parent
 LOCAL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parent)}
@@ -171,7 +172,7 @@ def test_seeds_and_sizes_are_those_of_all(found):
 
 def test_the_first_process_alone_prints_and_warns(found):
     printed, warned = found[0]["prints"]
-    assert "Start 0, iteration 1" in printed
+    assert "Initialization 0, iteration 1" in printed
     assert "Step 1 of" in printed
     assert "VAEEmbedder: 100%" in printed
     assert ["did not converge" in text for text in warned] == [True]
@@ -227,8 +228,9 @@ def test_a_group_outlives_what_averages_gradients(monkeypatch):
         net = SimpleNamespace(averaged=AveragedGradients(uses_all=True))
         net.averaged(torch.nn.Linear(2, 2), input=torch.ones(3, 2)).sum().backward()
         wrapped, left = weakref.ref(net.averaged._wrapped), []
-        ranks = SimpleNamespace(leave=lambda: left.append(wrapped()))
-        Epochs(net, None, None, None, None, None, None, group=ranks)._leave()
+        group = SimpleNamespace(leave=lambda: left.append(wrapped()))
+        data = TrainingData(torch.ones(3, 2), torch.Generator(), torch.device("cpu"), group=group)
+        _EpochLoop(net, None, None, None, data)._leave_group()
         assert left == [None]
     finally:
         torch.distributed.destroy_process_group()
@@ -238,7 +240,7 @@ def test_a_group_outlives_what_averages_gradients(monkeypatch):
 @pytest.mark.parametrize("batch_size", [2, 16, 1000])
 def test_steps_see_every_row_once_and_weigh_it_the_same(n_rows, batch_size):
     n_steps = count_steps(n_rows, batch_size)
-    sizes = [dealt_sizes(n, n_steps) for n in n_rows]
+    sizes = [batch_sizes(n, n_steps) for n in n_rows]
     assert [int(part.sum()) for part in sizes] == n_rows
     assert all(len(part) == n_steps and not (part == 1).any() for part in sizes)
     whole = sum(sizes)
@@ -252,7 +254,7 @@ def test_steps_of_one_process_are_its_batches():
     for n in (2, 3, 129, 1000):
         n_steps = count_steps([n], 64)
         assert n_steps == count_batches(n, 64)
-        assert dealt_sizes(n, n_steps).tolist() == [len(part) for part in torch.arange(n).tensor_split(n_steps)]
+        assert batch_sizes(n, n_steps).tolist() == [len(part) for part in torch.arange(n).tensor_split(n_steps)]
 
 
 def test_shards_without_other_processes_are_all_rows(monkeypatch):

@@ -17,11 +17,12 @@ from ..data.columns import Columns
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ..data.weights import counted_rows
 from ..fitting.distributed import current_group
-from ..fitting.missing import PatternRows, completed, observed_e_step
+from ..fitting.missing import PatternRows, impute, observed_e_step
 from ..fitting.ppca import VarianceFloor, fit_ppca, fit_ppca_em, gram_spectrum, scatter_spectrum
 from ..fitting.warnings import warn
-from ..models.covariances import COVARIANCES, moved
+from ..models.covariances import COVARIANCES
 from ..models.ppca import PPCA
+from ..models.tensors import copy_to_device
 from ._base import LatentMixin, TorchEstimator, fit_method
 from ._checks import check_processes, check_sample_size, row_count
 
@@ -292,7 +293,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return self._map_model(
             PPCA.posterior_mean,
             self._validate(X, reset=False),
-            lambda x, model, *density: model.posterior_mean(completed(x, *density)),
+            lambda x, model, *density: model.posterior_mean(impute(x, *density)),
         )
 
     def posterior_variance(self):
@@ -419,7 +420,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         if is_exact(self, EXACT, parts):
             parts = self._exact_mean, self._exact_components, self._exact_variances
         parts = [torch.tensor(part, dtype=dtype) for part in (*parts, self.noise_variance_)]
-        return PPCA(*moved(parts, device))
+        return PPCA(*copy_to_device(parts, device))
 
     def _map_model(self, function, X, incomplete=None):
         """Apply a function of the model to chunks of X, and another one to chunks with missing values.

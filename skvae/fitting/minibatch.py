@@ -45,7 +45,7 @@ class WeightedRows:
 
     Parameters
     ----------
-    x : Tensor or StreamedRows of shape (n, d)
+    x : Tensor or LazyRows of shape (n, d)
         Rows; streamed ones should be quick to read in any order.
     weight : Tensor of shape (n,), optional
         Nonnegative weights, not all zero; one each if not given.

@@ -18,7 +18,7 @@ class PooledRows:
 
     Parameters
     ----------
-    x : StreamedRows of shape (n, d)
+    x : LazyRows of shape (n, d)
     weight : Tensor of shape (n,) or None
         Nonnegative weights, not all zero; one each if None.
     size : int

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.ppca import PPCA, log_evidence
-from .rows import read_numbers
+from .devices import read_numbers
 from .squarem import Coordinates, Squarem
 
 MAX_SHARED_NOISE = 1e-3  # of the variance
@@ -218,7 +218,7 @@ class _EMRun:
 
     def step(self, model):
         """Return the model after an EM step, or after the previous one if the likelihood is lower."""
-        moments, means, total, _, failed = self.rows.expect([model.as_mixture()])[0]
+        moments, means, total, _, failed = self.rows.e_step_sums([model.as_mixture()])[0]
         if total.device.type == "cpu" and not failed and self._is_rejected(float(total)):  # where reading costs nothing
             return self.accelerator.reject()
         if self.total_weight is None:

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from skvae.fitting import minibatch
+from skvae.fitting.lazy_rows import LazyRows
 from skvae.fitting.lloyd import lloyd
 from skvae.fitting.minibatch import (
     Patience,
@@ -22,7 +23,6 @@ from skvae.fitting.minibatch import (
 )
 from skvae.fitting.nearest import assign
 from skvae.fitting.pool import PooledRows
-from skvae.fitting.streams import StreamedRows
 
 
 def generator(seed=0):
@@ -162,7 +162,7 @@ ROWS = {
 
 
 def stream_of(x):
-    return StreamedRows(lambda rows: x[rows].clone(), x.shape, x.dtype, x.device, 50)
+    return LazyRows(lambda rows: x[rows].clone(), x.shape, x.dtype, x.device, 50)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
