@@ -145,16 +145,16 @@ def select_mixture(
     # The largest first: they take longest, and those with too many components fail before the others are fitted.
     order = sorted(range(len(grid)), key=lambda index: -grid[index]["n_components"])
     jobs = (delayed(_fit)(clone(estimator), X, weights, grid[index], criteria) for index in order)
-    rows, best, lowest = [None] * len(grid), None, None
+    entries, best, lowest = [None] * len(grid), None, None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # one summary at the end instead
         # A generator, so that only the best mixture stays in memory.
-        for index, (fitted, row) in zip(order, Parallel(n_jobs=n_jobs, return_as="generator")(jobs), strict=True):
-            rows[index] = row
-            if best is None or (row[criterion], index) < lowest:
-                best, lowest = fitted, (row[criterion], index)
+        for index, (fitted, entry) in zip(order, Parallel(n_jobs=n_jobs, return_as="generator")(jobs), strict=True):
+            entries[index] = entry
+            if best is None or (entry[criterion], index) < lowest:
+                best, lowest = fitted, (entry[criterion], index)
 
-    results = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    results = {name: np.array([entry[name] for entry in entries]) for name in entries[0]}
     _warn_about_convergence(results)
     return MixtureSelection(criterion, grid[lowest[1]], best, results)
 
@@ -168,12 +168,12 @@ def _fit(estimator, X, weights, params, criteria):
         error.add_note(f"This was the fit with {', '.join(f'{name}={value!r}' for name, value in params.items())}.")
         raise
     fit_time = time.perf_counter() - start
-    row = params | {name: getattr(estimator, name)(X, **weights) for name in criteria}
-    row |= {"log_likelihood": estimator.score(X, **weights)}
-    row |= {"converged": estimator.converged_, "n_iter": estimator.n_iter_}
+    entry = params | {name: getattr(estimator, name)(X, **weights) for name in criteria}
+    entry |= {"log_likelihood": estimator.score(X, **weights)}
+    entry |= {"converged": estimator.converged_, "n_iter": estimator.n_iter_}
     if hasattr(estimator, "n_regularized_"):
-        row["n_regularized"] = estimator.n_regularized_
-    return estimator, row | {"fit_time": fit_time}
+        entry["n_regularized"] = estimator.n_regularized_
+    return estimator, entry | {"fit_time": fit_time}
 
 
 def _check_estimator(estimator, criterion):
