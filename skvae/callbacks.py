@@ -14,7 +14,7 @@ from skorch.callbacks import Callback
 
 from .data.arrays import host_array
 from .fitting.checkpoint import Resumable
-from .fitting.devices import restored_randomness
+from .fitting.devices import preserved_rng_state
 from .fitting.vade import PruneMixtures
 from .models import GaussianMixturePrior
 
@@ -283,7 +283,7 @@ def evaluation_mode(net):
     model.autocast = None
     try:
         # User-defined networks may draw random numbers.
-        with restored_randomness(device), torch.inference_mode():
+        with preserved_rng_state(device), torch.inference_mode():
             yield model.eval()
     finally:
         model.autocast = autocast

@@ -21,7 +21,7 @@ from skvae import TorchGMM
 from skvae.distributed import shard
 from skvae.fitting.batches import batch_sizes, count_batches, count_steps, step_weights
 from skvae.fitting.data_parallel import AveragedGradients
-from skvae.fitting.distributed import _end_group
+from skvae.fitting.distributed import _destroy_group
 from skvae.fitting.training import TrainingData, _EpochLoop
 
 HERE = Path(__file__).parent
@@ -183,8 +183,8 @@ def test_a_process_that_fails_within_an_epoch_stops_the_others(found):
     (error, again, empty), (own, own_again, own_empty) = (part["broken_off"] for part in found)
     assert own == ("ZeroDivisionError", "no such number")
     assert error[0] == again[0] == own_again[0] == "RuntimeError"
-    assert error[1].startswith("Another of the 2 processes has stopped, or can not be reached")
-    assert "start all of them again" in own_again[1]
+    assert error[1].startswith("Another of the 2 processes has stopped or cannot be reached")
+    assert "restart all of them" in own_again[1]
     assert empty
     assert own_empty
 
@@ -201,8 +201,8 @@ def test_a_killed_process_stops_the_others_and_a_restart_goes_on(found, tmp_path
     assert done.returncode == 0, done.stderr[-2000:]
     error = json.loads((tmp_path / "error.json").read_text())
     assert error["at"] - float((tmp_path / "killed").read_text()) < 60
-    assert error["text"].startswith("Another of the 2 processes has stopped, or can not be reached")
-    assert "a fit with checkpoint= goes on from its last epoch" in error["text"]
+    assert error["text"].startswith("Another of the 2 processes has stopped or cannot be reached")
+    assert "a fit with checkpoint= resumes from its last epoch" in error["text"]
     assert error["left"]
     assert not (tmp_path / "training.pt").exists()
     restarted = torch.load(tmp_path / "found.pt", weights_only=False)
@@ -214,9 +214,9 @@ def test_a_killed_process_stops_the_others_and_a_restart_goes_on(found, tmp_path
 def test_a_group_that_the_script_made_is_left_to_it(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    _end_group(lambda: None)  # the one that a fit has made is gone
+    _destroy_group(lambda: None)  # the one that a fit has made is gone
     assert torch.distributed.is_initialized()
-    _end_group(lambda: torch.distributed.group.WORLD)
+    _destroy_group(lambda: torch.distributed.group.WORLD)
     assert not torch.distributed.is_initialized()
 
 

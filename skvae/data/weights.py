@@ -9,7 +9,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 from ..fitting.chunks import blocks_of
 from ..fitting.distributed import current_group
-from ..fitting.lloyd import canonical_order
+from ..fitting.weighted_rows import canonical_order
 from .arrays import host_array, named_in_errors, tensor_dtype
 from .missing import has_missing
 from .tables import Table, select_rows, streamed

@@ -18,7 +18,7 @@ from ..data.weights import repeated_rows
 from ..fitting.augment import resolve_augment
 from ..fitting.batches import count_batches, subsample
 from ..fitting.checkpoint import epoch_records, make_checkpoint, read_checkpoint
-from ..fitting.devices import is_out_of_memory, own_randomness
+from ..fitting.devices import is_out_of_memory, seeded_rng_state
 from ..fitting.distributed import current_group
 from ..fitting.evaluation import posterior_of
 from ..fitting.lazy_rows import is_lazy
@@ -125,7 +125,7 @@ def _train_on(device, estimator, samples, max_epochs):
     """Train on a device; an interruption is raised when the epochs before it are published."""
     # Modules of the user's may draw random numbers wherever they are called.
     private = torch.Generator(device).manual_seed(samples.seed)
-    with own_randomness(private) if has_user_modules(estimator) else nullcontext():
+    with seeded_rng_state(private) if has_user_modules(estimator) else nullcontext():
         seeds, interruption = torch.Generator().manual_seed(samples.seed), None
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seeds)))
         initial = _resumed_model(estimator, samples) if samples.resume else _new_model(estimator, samples, seeds)

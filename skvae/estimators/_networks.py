@@ -9,7 +9,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..fitting.devices import own_randomness
+from ..fitting.devices import seeded_rng_state
 from ..models import LatentModel, Observed
 from ..models.networks import NETWORKS, LogScaleHead, check_image_shape
 
@@ -34,7 +34,7 @@ def make_networks(estimator, likelihood, n_statistics, n_features, generator):
         "encoder": (likelihood.n_inputs(n_features), n_statistics * latent_dim),
         "decoder": (latent_dim, likelihood.n_outputs(n_features)),
     }
-    with own_randomness(generator) if has_user_modules(estimator) else nullcontext():
+    with seeded_rng_state(generator) if has_user_modules(estimator) else nullcontext():
         networks = [_user_network(name, getattr(estimator, name), *sizes[name]) for name in sizes]
     if any(network is None for network in networks):
         defaults = _default_networks(estimator, likelihood, n_statistics, n_features, generator)

@@ -92,8 +92,8 @@ class JointSteps(NeuralNet):
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if self.group.means_loss(error):
-                raise self.group.lost(error) from error
+            if self.group.is_connection_error(error):
+                raise self.group.connection_error(error) from error
             raise
 
     def _step(self, x, weight):
@@ -113,7 +113,7 @@ class JointSteps(NeuralNet):
             y_pred = self.infer(x)
             return y_pred, self.get_loss(y_pred, weight, X=x, training=True)
         except RuntimeError as error:
-            if self.group.means_loss(error) or not is_out_of_memory(error):
+            if self.group.is_connection_error(error) or not is_out_of_memory(error):
                 raise
             return None
 

@@ -15,7 +15,7 @@ from ..models.networks import set_generator
 from .batches import RowDataset, count_batches, count_steps, standardized, subsample
 from .checkpoint import Checkpoint, JointCheckpoint, epoch_records, restore, schedules, take_snapshot
 from .data_parallel import JointOutOfMemory, average_batch_norm
-from .devices import is_out_of_memory, own_randomness
+from .devices import is_out_of_memory, seeded_rng_state
 from .distributed import SINGLE_PROCESS, Group, SingleProcess
 from .early_stopping import EarlyStopping, should_stop, was_stopped_by_skorch
 from .lazy_rows import LazyRows
@@ -120,7 +120,7 @@ def fit_module(model, plan, data):
     dataset = RowDataset(data.rows)
     model.autocast = torch.bfloat16 if plan.bf16 else None
     set_generator(model, data.generator)
-    with own_randomness(data.generator) if plan.user_modules else nullcontext():
+    with seeded_rng_state(data.generator) if plan.user_modules else nullcontext():
         try:
             net.notify("on_train_begin", X=dataset, y=None)
             interruption = _EpochLoop(net, model, dataset, plan, data).run(snapshot)

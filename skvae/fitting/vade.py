@@ -9,7 +9,8 @@ from ..models import Mixture
 from ..models.networks import Affine
 from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
-from .lloyd import distinct_rows
+from .lloyd import draw_distinct_rows
+from .weighted_rows import WeightedRows
 
 POSTERIOR_SHARE = 0.1  # initial variance of posteriors, of that of the codes
 WINDOW = 100  # iterations over which mixtures are compared
@@ -80,7 +81,8 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
     factor, _ = family.factor(covariance)
     shape = (n_components, *factor.shape[1:])
     weights = z.new_full((n_components,), -math.log(n_components))
-    means = (group.take_global(z, distinct_rows(z, n_components, generator, None, group)) for _ in range(n_mixtures))
+    rows = WeightedRows(z, None, group)
+    means = (rows.take_global(draw_distinct_rows(rows, n_components, generator)) for _ in range(n_mixtures))
     return [Mixture(weights, mean, covariance.expand(shape), factor.expand(shape)) for mean in means]
 
 
