@@ -312,7 +312,7 @@ def test_sample_size(estimator, blobs):
 @over_estimators
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_unknown_device(estimator, device, blobs):
-    with pytest.raises(ValueError, match=f"device='{device}' can not be used here; use 'auto' or one of"):
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used here; use 'auto' or one of"):
         with_parameter(estimator, device, "device").fit(*blobs)
 
 

@@ -16,13 +16,14 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..data.arrays import FLOATS, compute_dtype, host_array, named_in_errors, resolve_device
+from ..data.chunks import map_samples
 from ..data.columns import Columns
 from ..fitting.augment import AUGMENTATIONS
 from ..fitting.net import COMPILE_MODES, LR_SCHEDULES, OPTIMIZERS
 from ..fitting.warnings import warn
 from ..models import ACTIVATIONS, LIKELIHOODS, Observed
 from ..models.networks import NETWORKS, check_channels_first
-from ._base import LatentMixin, TorchEstimator, batch_by_batch, fit_method
+from ._base import LatentMixin, TorchEstimator
 from ._callbacks import NamedCallbacksMixin
 from ._checks import check_sample_size, row_count
 from ._embedder_training import (
@@ -34,6 +35,7 @@ from ._embedder_training import (
     to_device,
     train,
 )
+from ._fit import batch_by_batch, fit_method
 from ._likelihood_choice import check_support, outside_counter, warn_of_outside
 
 POSITIVE_INT = Interval(Integral, 1, None, closed="left")
@@ -298,7 +300,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             network.to(compute_dtype(X.dtype, device))
         # Units need the full precision, whatever the networks compute in: offsets may be large.
         dtype = compute_dtype(np.float64, device)
-        return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
+        return map_samples(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

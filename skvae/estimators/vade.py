@@ -32,11 +32,11 @@ from ..fitting.vade import (
 )
 from ..fitting.warnings import warn
 from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Mixture, Support
-from ._base import fit_method
 from ._checks import check_index, row_count
 from ._elbo import ELBOMixin, draw_generator, draw_samples
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, BaseEmbedder
 from ._embedder_training import augmentation, history_of, prepare_samples, train, training_plan, user_callbacks
+from ._fit import fit_method
 from ._networks import pretrained_model
 from .gmm import TorchGMM
 

@@ -23,7 +23,7 @@ from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
-from skvae.data.weights import repeated_rows
+from skvae.data.weights import resample_by_weight
 from skvae.estimators import vade as module
 from skvae.fitting.evaluation import mean_elbo
 from skvae.models import LIKELIHOODS, NETWORKS
@@ -522,12 +522,14 @@ def test_weights_are_rounded_at_random(seed):
     """To one of the two whole numbers beside them; the sum is kept."""
     X, rng = np.arange(200.0)[:, None], np.random.default_rng(seed)
     weight = rng.uniform(0, 5, 200)
-    counts = np.bincount(repeated_rows(X, weight, seed).ravel().astype(int), minlength=200)
+    counts = np.bincount(resample_by_weight(X, weight, seed).ravel().astype(int), minlength=200)
     assert (np.abs(counts - weight) < 1).all()
     assert abs(counts.sum() - weight.sum()) < 1
     order = rng.permutation(200)
-    assert_array_equal(repeated_rows(X[order], weight[order], seed), repeated_rows(X, weight, seed))
-    mean = np.mean([np.bincount(repeated_rows(X, weight, s).ravel().astype(int), minlength=200) for s in range(200)], 0)
+    assert_array_equal(resample_by_weight(X[order], weight[order], seed), resample_by_weight(X, weight, seed))
+    mean = np.mean(
+        [np.bincount(resample_by_weight(X, weight, s).ravel().astype(int), minlength=200) for s in range(200)], 0
+    )
     assert np.abs(mean - weight).max() < 0.2
 
 

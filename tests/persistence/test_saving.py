@@ -304,7 +304,7 @@ def test_a_device_that_is_not_there(estimator, blobs, path):
     expected = outputs(estimator, blobs[0])
     other = through_a_file(estimator.set_params(device="cuda:99"), path)
     assert other.device == "cuda:99"
-    with pytest.raises(ValueError, match="device='cuda:99' can not be used here"):
+    with pytest.raises(ValueError, match="device='cuda:99' cannot be used here"):
         other.predict(blobs[0]) if hasattr(other, "predict") else other.transform(blobs[0])
     assert_same(outputs(other.set_params(device="cpu"), blobs[0]), expected)
 
