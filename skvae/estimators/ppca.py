@@ -241,7 +241,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     def _fit_em(self, X, weight):
         """As `_fit_closed_form`, from the observed values."""
         low, high = Columns(X, current_group()).ranges[:2]
-        if np.array_equal(low, high):  # missing values of constant features are known
+        if np.array_equal(low, high):  # constant features determine their missing values
             return self._fit_closed_form(filled_in(X, low), weight, low.astype(np.float64))
         if self.n_components == "mle":
             raise ValueError(
