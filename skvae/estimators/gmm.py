@@ -397,27 +397,22 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         first = not hasattr(self, "converged_")
         X = self._validate(X, reset=first, min_samples=2 if first else 1)
         check_processes(self, X)
+        weight_seen, lower_bounds = (0.0, []) if first else (self._weight_seen, self.lower_bounds_)
+
         if first:
             samples = self._training_samples(X, sample_weight)
             rows, (init, *_) = self._initialize(samples, y)
-            center, dtype, weight_seen, lower_bounds, n_iter = samples.center, X.dtype, 0.0, [], 0
         else:
-            center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
-            rows, init = self._continue(X, sample_weight, center)
-            dtype, weight_seen, lower_bounds, n_iter = (
-                self.means_.dtype,
-                self._weight_seen,
-                self.lower_bounds_,
-                self.n_iter_,
-            )
-
+            samples = self._batch_samples(X, sample_weight)
+            rows, init = self._continue(samples)
         with self._serial_if_small(X):
             step = step_mixture(rows, init(rows), weight_seen, self.learning_decay)
         self._warn_if_regularized(step)
 
-        self._publish(step, center, dtype)
-        self._weight_seen, self.n_iter_ = weight_seen + rows.total_weight, n_iter + 1
+        self._publish(step, samples.center, X.dtype if first else self.means_.dtype)
+        self._weight_seen = weight_seen + rows.total_weight
         self.lower_bounds_ = [*lower_bounds, *step.lower_bounds]
+        self.n_iter_ = len(self.lower_bounds_)
         return self
 
     def fit_predict(self, X, y=None, sample_weight=None):
@@ -685,6 +680,15 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             center = observed_means(X, weight)
         return Samples(X, weight, center, has_missing, selected, n_passed)
 
+    def _batch_samples(self, X, sample_weight):
+        """Return the samples of positive weight of a further batch, about the mean of the mixture."""
+        X, weight, _ = counted_rows(X, sample_weight)
+        center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
+        has_missing = any_missing(X)
+        if has_missing:
+            X, weight, _ = rows_with_values(X, weight)
+        return Samples(X, weight, center, has_missing)
+
     def _em_rows(self, samples, covariance=None):
         """Return samples as EM visits them.
 
@@ -759,18 +763,13 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         mixture = self._current_mixture("cpu", center)
         return partial(initial_mixture, resp_of=None, n_components=self.n_components, params=mixture)
 
-    def _continue(self, X, sample_weight, center):
+    def _continue(self, samples):
         """Return a further batch as EM visits it, and a function from this to the current mixture."""
-        X, weight, _ = counted_rows(X, sample_weight)
         # A small mixture stays on the host, with the M-step: an accelerator is waited for at each decision.
         is_small = self.precisions_cholesky_.size <= MAX_ON_HOST
         device = "cpu" if is_small else resolve_device(self.device, dtype=torch.float64)
-        mixture = self._current_mixture(device, center)
-        has_missing = any_missing(X)
-        if has_missing:
-            X, weight, _ = rows_with_values(X, weight)
-        covariance = COVARIANCES[self.covariance_type].total(mixture)
-        return self._em_rows(Samples(X, weight, center, has_missing), covariance), lambda rows: mixture
+        mixture = self._current_mixture(device, samples.center)
+        return self._em_rows(samples, COVARIANCES[self.covariance_type].total(mixture)), lambda rows: mixture
 
     def _warn_if_not_converged(self, fit):
         if self.max_iter > 0 and not fit.converged and current_group().rank == 0:

@@ -96,7 +96,7 @@ def assert_same_mixture(one, two, **tolerance):
 
 
 @pytest.mark.parametrize("n_features", [1, 3, 29, 30, 31, 64, 70])
-def test_equal_codes_are_equal_patterns(n_features):
+def test_equal_codes_mean_equal_patterns(n_features):
     observed = torch.rand(200, n_features, generator=make_generator()) < 0.5
     observed[100:] = observed[torch.randint(100, (100,), generator=make_generator())]
     codes = pattern_codes(observed)
@@ -133,7 +133,7 @@ def test_densities_are_marginals(family):
 
 
 @over_families
-def test_completed_rows_are_conditional_means(family):
+def test_imputed_values_are_conditional_means(family):
     x = hide(randn(80, 4), share=0.5)
     x[0] = torch.nan
     mixture = random_mixture(family)
@@ -178,7 +178,7 @@ def test_expected_moments_are_those_of_the_textbook(family, x_missing):
     assert_close(moments.second, second)
 
 
-def test_nearly_dependent_rows_have_a_root():
+def test_gram_root_of_nearly_dependent_rows():
     """Their products no longer tell them apart, and have no Cholesky factor."""
     rows = torch.tensor([[1.0, 0, 0], [1, 1e-9, 0]], dtype=torch.float64)
     assert torch.linalg.cholesky_ex(rows @ rows.mT).info > 0
@@ -188,7 +188,7 @@ def test_nearly_dependent_rows_have_a_root():
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-6, 1e-9])
-def test_nearly_singular_covariances_keep_their_digits(noise):
+def test_nearly_singular_covariances_are_accurate(noise):
     """Two features that are nearly equal, and a third that depends on their difference."""
     factor = torch.tensor([[1.0, -1 / noise, 0.3], [0, 1 / noise, 0.2], [0, 0, 1.0]], dtype=torch.float64)[None]
     mixture = Mixture(torch.zeros(1).double(), torch.zeros(1, 3).double(), FULL.covariances(factor), factor)
@@ -208,7 +208,7 @@ def test_nearly_singular_covariances_keep_their_digits(noise):
 
 @over_families
 @pytest.mark.parametrize("reg_covar", [0.0, 0.1])
-def test_complete_rows_are_as_without_patterns(family, x, reg_covar):
+def test_complete_rows_give_the_same_fit_as_whitened_rows(family, x, reg_covar):
     weight, resp = torch.rand(len(x), generator=make_generator()).double(), random_resp(len(x))
     mine, theirs = (kind(x.clone(), family, reg_covar, weight) for kind in (PatternRows, WhitenedRows))
     starts = [mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
@@ -223,7 +223,7 @@ def test_complete_rows_are_as_without_patterns(family, x, reg_covar):
 
 @over_families
 @pytest.mark.parametrize("share", [0.1, 0.6])
-def test_em_never_descends(family, x, share):
+def test_lower_bound_never_decreases(family, x, share):
     bounds = torch.tensor(fit(hide(x, share), family, max_iter=100).lower_bounds, dtype=torch.float64)
     assert (bounds.diff() > -1e-12).all()
     assert bounds[-1] > bounds[0] + 0.01
@@ -259,7 +259,7 @@ def test_the_fit_is_a_stationary_point(family, x_missing):
 
 
 @over_families
-def test_any_units_give_the_same_mixture(family, x_missing):
+def test_mixture_is_equivariant_to_units(family, x_missing):
     units = torch.tensor([1e-30, 1.0, 1e30]).double() if 1 not in family.pooled else torch.tensor(1e30).double()
     one, two = fit(x_missing, family).mixture, fit(x_missing * units, family).mixture
     assert_close(one.log_weights, two.log_weights)
@@ -267,7 +267,7 @@ def test_any_units_give_the_same_mixture(family, x_missing):
 
 
 @over_families
-def test_dead_component_is_put_elsewhere(family, x_missing):
+def test_dead_component_is_reseeded(family, x_missing):
     resp = torch.zeros(len(x_missing), K, dtype=torch.float64)
     resp[:300, 0], resp[300:, 1] = 1, 1
     settings = {"reg_covar": 1e-6, "max_iter": 100, "tol": 1e-6}
@@ -314,7 +314,7 @@ def test_unchecked_roots_give_the_same_sums(family, x_missing):
         assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_roots_that_do_not_exist_are_counted():
+def test_failed_roots_are_counted():
     noise = 2.0**-40  # so that nothing but the rounding of the products counts
     factor = torch.tensor([[1.0, -1 / noise, 0.3], [0, 1 / noise, 0.2], [0, 0, 1.0]], dtype=torch.float64)[None]
     mixture = Mixture(torch.zeros(1).double(), torch.zeros(1, 3).double(), FULL.covariances(factor), factor)
@@ -327,7 +327,7 @@ def test_roots_that_do_not_exist_are_counted():
 
 
 @pytest.mark.parametrize("acceleration", [None, "squarem"])
-def test_a_pass_is_repeated_if_a_root_does_not_exist(x_missing, acceleration, no_unchecked_roots):
+def test_e_step_is_repeated_after_a_failed_root(x_missing, acceleration, no_unchecked_roots):
     settings = {"tol": 0.0, "max_iter": 8, "acceleration": acceleration}
     one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
     start = random_mixture(FULL, d=3)
@@ -338,7 +338,7 @@ def test_a_pass_is_repeated_if_a_root_does_not_exist(x_missing, acceleration, no
         assert_same_mixture(found.mixture, expected.mixture, rtol=0, atol=0)
 
 
-def test_a_start_is_repeated_if_a_root_does_not_exist(x_missing, no_unchecked_roots):
+def test_initialization_is_repeated_after_a_failed_root(x_missing, no_unchecked_roots):
     resp = random_resp(len(x_missing))
     one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
     mine, theirs = (mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (one, unchecked(two)))
@@ -346,7 +346,7 @@ def test_a_start_is_repeated_if_a_root_does_not_exist(x_missing, no_unchecked_ro
     assert_same_mixture(mine, theirs, rtol=0, atol=0)
 
 
-def test_a_step_is_repeated_if_a_root_does_not_exist(x_missing, no_unchecked_roots):
+def test_batch_step_is_repeated_after_a_failed_root(x_missing, no_unchecked_roots):
     start = random_mixture(FULL, d=3)
     one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
     mine, theirs = (step_mixture(rows, start, 60.0, 0.7) for rows in (one, unchecked(two)))
