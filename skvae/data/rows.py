@@ -39,7 +39,7 @@ def centered_rows(X, dtype, device, center, block_size=None):
 
     Returns
     -------
-    x : Tensor or StreamedRows of shape (n, d)
+    x : Tensor or LazyRows of shape (n, d)
     """
     if isinstance(X, Table):
         return streamed(X, dtype, device, center=center, block_size=block_size)

@@ -9,7 +9,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 from ..fitting.chunks import blocks_of
 from ..fitting.distributed import current_group
-from ..fitting.lloyd import canonical_order
+from ..fitting.weighted_rows import canonical_order
 from .arrays import host_array, named_in_errors, tensor_dtype
 from .missing import has_missing
 from .tables import Table, select_rows, streamed
@@ -96,7 +96,7 @@ def order_of(X):
     """Indices of the rows of X, in an order that depends neither on where they stand nor on linear units."""
     if isinstance(X, Table):
         x = streamed(X, tensor_dtype(X.dtype), "cpu")
-        x = x.then(partial(torch.nan_to_num, nan=0.0)) if X.has_missing() else x
+        x = x.map(partial(torch.nan_to_num, nan=0.0)) if X.has_missing() else x
     else:
         x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
         x = x.nan_to_num(nan=0.0) if has_missing(X) else x

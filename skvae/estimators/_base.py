@@ -25,7 +25,7 @@ from ..data.torch_datasets import first_part, table_of
 from ..data.weights import counted_rows, weighted_sum
 from ..fitting.chunks import row_chunks
 from ..fitting.distributed import distributed_fit
-from ..fitting.epochs import Interrupted
+from ..fitting.training import Interrupted
 from ..models.networks import has_channels_last
 from ..models.serialize import describe, foreign_part, rebuild
 from ..models.tensors import copy_to_device

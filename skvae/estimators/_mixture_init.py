@@ -15,7 +15,7 @@ from ..data.tables import Table
 from ..fitting.chunks import row_chunks
 from ..fitting.distributed import alone, current_group
 from ..fitting.mixture_init import one_hot
-from ..fitting.streams import sample_indices
+from ..fitting.weighted_rows import WeightedRows, sample_indices
 from ._base import TorchEstimator
 from ._checks import fit_seed
 
@@ -178,7 +178,7 @@ def _labels_from_sample(clusterer, X, weight, n_components, takes_weight, genera
             "init_params='labels'."
         )
     group, weight = current_group(), None if weight is None else torch.from_numpy(weight)
-    indices, sample_weight = sample_indices(X, n_components, generator, weight, group)
+    indices, sample_weight = sample_indices(WeightedRows(X, weight, group), n_components, generator)
     sample = group.all_gather(torch.from_numpy(X[indices.numpy()])).numpy()
     settings = {}
     if takes_weight and sample_weight is not None:

@@ -72,7 +72,7 @@ class _Run:
 
     def _leap(self, before, after):
         """Return an extrapolated mixture (or None) and tensors: condition number, whether it is finite, and its own."""
-        leap, is_finite = self.accelerator.leap(before, after) or (None, None)
+        leap, is_finite = self.accelerator.extrapolate(before, after) or (None, None)
         condition_number = self.rows.linear_condition_number
         return leap, (condition_number(after), is_finite, None if leap is None else condition_number(leap))
 

@@ -44,7 +44,7 @@ class EMRows(ABC):
     family : Covariance
     group : SingleProcess or Group
         The processes that hold shards of the samples; sums are over all of them.
-    x : Tensor or StreamedRows of shape (n, d)
+    x : Tensor or LazyRows of shape (n, d)
     n_features : int
     n_rows : int
         Of all processes.

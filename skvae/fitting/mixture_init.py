@@ -9,11 +9,11 @@ from ..models.covariances import Mixture
 from ..models.gaussians import align
 from ..models.tensors import copy_to_device
 from .devices import to_device
-from .distributed import SINGLE_PROCESS, Group, SingleProcess
+from .distributed import SINGLE_PROCESS, Collectives
 from .em_steps import checked_step, nonzero
-from .lloyd import distinct_rows, kmeans, seed_centers
+from .lloyd import draw_distinct_rows, kmeans, kmeans_plusplus
 from .nearest import NearestCenters
-from .streams import sample_indices
+from .weighted_rows import WeightedRows, sample_indices
 
 MAX_GATHERED_ROWS = 2**22  # of all processes, to exchange a number for each; of more rows, a sample is used
 FREQUENCY = 1e3  # of random responsibilities: they are unrelated for rows this share of a standard deviation apart
@@ -79,16 +79,10 @@ def one_hot(labels, n_components, dtype):
 class Sample(NamedTuple):
     """The rows from which responsibilities are drawn."""
 
-    x: torch.Tensor  # (m, d)
-    weight: torch.Tensor | None  # (m,), one each if None
+    rows: WeightedRows  # (m, d)
     indices: torch.Tensor | None  # (m,) among the rows of all processes; None: these are all rows
     offset: int = 0  # index of the first row of this process among those of all
-    group: SingleProcess | Group = SINGLE_PROCESS
-
-    @property
-    def owners(self):
-        """Return the processes that hold parts of the sample."""
-        return self.group if self.indices is None else SINGLE_PROCESS
+    group: Collectives = SINGLE_PROCESS  # the processes that have shards of all rows
 
 
 def draw_responsibilities(name, n_init, x, n_components, generator, weight=None, group=SINGLE_PROCESS):
@@ -99,7 +93,7 @@ def draw_responsibilities(name, n_init, x, n_components, generator, weight=None,
     name : str
         One of `INIT_METHODS`.
     n_init : int
-    x : Tensor or StreamedRows of shape (n, d)
+    x : Tensor or LazyRows of shape (n, d)
         Centred rows. All rows of a tensor are used, but a random sample of streamed ones, or of more than four million
         rows of several processes.
     n_components : int
@@ -117,18 +111,18 @@ def draw_responsibilities(name, n_init, x, n_components, generator, weight=None,
     in_memory, offset = isinstance(x, torch.Tensor), group.row_offset(len(x))
     n_rows = sum(group.all_gather_int(len(x)))
     if all(group.all_gather_int(in_memory)) and (group.size == 1 or n_rows <= MAX_GATHERED_ROWS):
-        sample = Sample(x, weight, None, offset, group)
+        sample = Sample(WeightedRows(x, weight, group), None, offset, group)
     else:  # the same in all processes
-        indices, sample_weight = sample_indices(x, n_components, generator, weight, group)
+        indices, sample_weight = sample_indices(WeightedRows(x, weight, group), n_components, generator)
         rows = group.all_gather(x[to_device(indices, x.device)] if in_memory else x.take(indices))
         sample_weight = None if sample_weight is None else group.all_gather(sample_weight)
-        sample = Sample(rows, sample_weight, group.all_gather(indices + offset), offset, group)
+        sample = Sample(WeightedRows(rows, sample_weight), group.all_gather(indices + offset), offset, group)
     return [INIT_METHODS[name](x, sample, n_components, generator, weight) for _ in range(n_init)]
 
 
 def _kmeans_responsibilities(x, sample, n_components, generator, weight):
     """Return responsibilities for k-means clusters."""
-    centers, labels = kmeans(sample.x, n_components, generator, sample.weight, sample.owners)
+    centers, labels = kmeans(sample.rows, n_components, generator)
     dtype = x.dtype
     if sample.indices is None:
         return lambda rows: one_hot(labels[rows], n_components, dtype)
@@ -138,7 +132,7 @@ def _kmeans_responsibilities(x, sample, n_components, generator, weight):
 
 def _seed_responsibilities(choose, x, sample, n_components, generator, weight):
     """Return responsibilities that assign one row to each component, whatever the weight of that row."""
-    seeds = choose(sample.x, n_components, generator, sample.weight, sample.owners)
+    seeds = choose(sample.rows, n_components, generator)
     seeds = seeds if sample.indices is None else to_device(sample.indices, seeds.device)[seeds]
     seeds = sample.group.broadcast(seeds) - sample.offset
     # A row is assigned to one component: equal components would stay equal for ever.
@@ -161,12 +155,13 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
     They are a function of the row, of a very high frequency: equal rows have equal ones, in any order and any chunks.
     """
     draws = {"dtype": torch.float64, "generator": generator}
-    squares, mass = sample.x.square(), float(len(sample.x)) if sample.weight is None else sample.weight.sum()
-    sums = squares.sum(0) if sample.weight is None else sample.weight @ squares
-    sums, mass = sample.owners.all_reduce_sum(sums, mass)
+    rows, weights, owners = sample.rows
+    squares, mass = rows.square(), float(len(rows)) if weights is None else weights.sum()
+    sums = squares.sum(0) if weights is None else weights @ squares
+    sums, mass = owners.all_reduce_sum(sums, mass)
     scale = (sums / mass).sqrt()
     drawn = [torch.randn(x.shape[1], **draws), torch.randn(n_components, **draws), torch.rand(n_components, **draws)]
-    direction, frequencies, phases = (part.to(sample.x) for part in copy_to_device(drawn, sample.x.device))
+    direction, frequencies, phases = (part.to(rows) for part in copy_to_device(drawn, rows.device))
     direction = direction / torch.where(scale > 0, scale, 1.0)
     epsilon = torch.finfo(x.dtype).eps
 
@@ -183,7 +178,7 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
 # Each returns, for rows x, a sample of them, and weights (or None), a function from a slice to responsibilities.
 INIT_METHODS = {
     "kmeans": _kmeans_responsibilities,
-    "k-means++": partial(_seed_responsibilities, seed_centers),
+    "k-means++": partial(_seed_responsibilities, kmeans_plusplus),
     "random": _random_responsibilities,
-    "random_from_data": partial(_seed_responsibilities, distinct_rows),
+    "random_from_data": partial(_seed_responsibilities, draw_distinct_rows),
 }

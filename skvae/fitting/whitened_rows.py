@@ -58,7 +58,7 @@ class WhitenedRows(EMRows):
 
     Parameters
     ----------
-    x : Tensor or StreamedRows of shape (n, d)
+    x : Tensor or LazyRows of shape (n, d)
         Centred rows. A tensor may be overwritten; streamed rows are read again in every pass.
     family : Covariance
     reg_covar : float
@@ -71,7 +71,7 @@ class WhitenedRows(EMRows):
         The covariance to become the identity, in the form of the family and float64; that of the rows if None.
     group : SingleProcess or Group
         The processes that hold shards of the rows; sums are over all of them.
-    read_again : callable, dtype -> (Tensor or StreamedRows, Tensor or None), optional
+    read_again : callable, dtype -> (Tensor or LazyRows, Tensor or None), optional
         Returns the centred rows and their weights in this dtype. Without it, rows cannot be refined.
 
     Attributes
@@ -125,7 +125,7 @@ class WhitenedRows(EMRows):
         n_samples, n_features = x.shape
         family, whitener = self.family, self.whitener.to(x.device, x.dtype)
         if not isinstance(x, torch.Tensor):
-            self.x, self.features = x.then(partial(_whitened, family, whitener)), None
+            self.x, self.features = x.map(partial(_whitened, family, whitener)), None
             return
         fits_cache = family.tied or n_samples * self.n_linear * x.element_size() <= CACHE_BYTES
         self.x, self.features = x, None

@@ -80,7 +80,9 @@ def answers(estimator, X):
 
 @over_estimators
 def test_the_whole_is_never_dense(estimator, largest, monkeypatch):
-    monkeypatch.setattr("skvae.fitting.streams.SAMPLE_ROWS", 3_000)  # a start is looked for in a sample, which is
+    monkeypatch.setattr(
+        "skvae.fitting.weighted_rows.MAX_SAMPLE_ROWS", 3_000
+    )  # a start is looked for in a sample, which is
     X = random_rows(10_000, 250, density=0.02)
     n_chunk = ONE_CHUNK // X.dtype.itemsize
     answers(clone(estimator).fit(X, np.arange(X.shape[0]) % 2), X)
@@ -158,7 +160,7 @@ def test_kmeans_draws_the_same_batches(settings, weighted, in_chunks):
 
 def test_few_kinds_of_rows_do_not_make_a_batch_of_all(in_chunks, monkeypatch, largest):
     """With fewer distinct rows than a batch has, it would be all rows."""
-    monkeypatch.setattr("skvae.estimators.kmeans.POOL_BYTES", 0)
+    monkeypatch.setattr("skvae.data.samplers.POOL_BYTES", 0)
     X = sparse.csr_array(np.repeat(np.eye(4), 5_000, axis=0))
     kmeans = TorchMiniBatchKMeans(4, batch_size=100, n_init=3, random_state=0).fit(X)
     assert_allclose(np.sort(kmeans.cluster_centers_, axis=0), np.sort(np.eye(4), axis=0), atol=1e-9)

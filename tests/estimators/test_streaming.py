@@ -138,7 +138,7 @@ def test_starts_from_a_few_rows(init_params, weighted, monkeypatch):
     X, y = make_blobs(n_samples=2000, centers=K, n_features=4, cluster_std=0.7, random_state=1)
     X = X[np.argsort(y)]
     weight = np.random.default_rng(0).uniform(0, 2, size=len(X)) if weighted else None
-    monkeypatch.setattr("skvae.fitting.streams.SAMPLE_ROWS", 50)
+    monkeypatch.setattr("skvae.fitting.weighted_rows.MAX_SAMPLE_ROWS", 50)
     gmm = TorchGMM(K, init_params=init_params, n_init=5, max_iter=200, random_state=0, chunk_size=300)
     streamed, held = clone(gmm).fit(Slices(X), sample_weight=weight), clone(gmm).fit(X, sample_weight=weight)
     assert_allclose(streamed.lower_bound_, held.lower_bound_, atol=2e-3)
@@ -159,7 +159,7 @@ def test_given_labels_and_responsibilities(X):
 def test_a_clusterer_is_fitted_to_a_sample(weighted, monkeypatch):
     X, y = make_blobs(n_samples=1000, centers=K, n_features=4, cluster_std=0.7, random_state=1)
     X = X[np.argsort(y)]
-    monkeypatch.setattr("skvae.fitting.streams.SAMPLE_ROWS", 50)
+    monkeypatch.setattr("skvae.fitting.weighted_rows.MAX_SAMPLE_ROWS", 50)
     weight = np.random.default_rng(0).uniform(0, 2, size=len(X)) if weighted else None
     monkeypatch.setattr(RecordedKMeans, "n_rows", [])
     gmm = TorchGMM(K, init_params=RecordedKMeans(K, n_init=5), random_state=0, chunk_size=300)
@@ -169,9 +169,7 @@ def test_a_clusterer_is_fitted_to_a_sample(weighted, monkeypatch):
 
 
 def test_a_clusterer_without_predict_is_refused(X):
-    with pytest.raises(
-        ValueError, match="no predict and labels only samples that it is fitted to; give a clusterer"
-    ):
+    with pytest.raises(ValueError, match="no predict and labels only samples that it is fitted to; give a clusterer"):
         TorchGMM(K, init_params=DBSCAN()).fit(Slices(X))
 
 
@@ -238,7 +236,7 @@ def test_bad_values_are_found_when_they_are_read(estimator, bad, X):
 @pytest.fixture
 def small_pool(monkeypatch):
     """Fewer rows are held than there are."""
-    monkeypatch.setattr("skvae.estimators.kmeans.POOL_BYTES", 0)
+    monkeypatch.setattr("skvae.data.samplers.POOL_BYTES", 0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -300,9 +298,9 @@ def test_large_numbers_in_a_pool(small_pool):
         TorchMiniBatchKMeans(K, batch_size=100).fit(Slices(X))
 
 
-def test_empty_clusters_of_a_pool_are_told(small_pool):
+def test_warning_of_empty_clusters_from_a_pool(small_pool):
     X = np.repeat([[0.0, 0.0], [1.0, 1.0]], 2500, axis=0)
-    with pytest.warns(ConvergenceWarning, match="Only 2 of n_clusters=3 clusters.*X has only 2 distinct rows"):
+    with pytest.warns(ConvergenceWarning, match="Only 2 of n_clusters=3 clusters.*X has only 2 distinct samples"):
         TorchMiniBatchKMeans(3, batch_size=100, max_iter=2, random_state=0).fit(Slices(X))
 
 

@@ -10,7 +10,7 @@ from skvae.fitting.devices import read_numbers
 from skvae.fitting.em import fit_mixtures, step_mixture
 from skvae.fitting.em_steps import e_step
 from skvae.fitting.mixture_init import mixture_from_resp
-from skvae.fitting.squarem import Squarem
+from skvae.fitting.squarem import ACCELERATIONS
 from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
 from skvae.models.tensors import copy_to_device
@@ -193,26 +193,26 @@ def test_runs_in_shared_passes_equal_separate_runs(family, x):
             assert mine.lower_bounds[:10] == pytest.approx(theirs.lower_bounds[:10], abs=1e-8)
 
 
-def test_leap_does_not_change_state_before_it_is_proposed(x):
+def test_extrapolation_does_not_change_state_before_it_is_proposed(x):
     family = COVARIANCES["full"]
     path = [fit(x, family, max_iter=n).mixture for n in (1, 2, 3)]
-    squarem = Squarem(family)
-    assert squarem.leap(path[0], path[1]) is None
+    squarem = ACCELERATIONS["squarem"](family)
+    assert squarem.extrapolate(path[0], path[1]) is None
     assert squarem.propose(path[0], path[1], None) is path[1]
-    (leap, is_finite), (again, _) = squarem.leap(*path[1:]), squarem.leap(*path[1:])
+    (leap, is_finite), (again, _) = squarem.extrapolate(*path[1:]), squarem.extrapolate(*path[1:])
     assert is_finite
     assert_same_mixture(leap, again, rtol=0, atol=0)
     assert not squarem.is_extrapolated
     assert squarem.propose(*path[1:], leap) is leap
     assert squarem.is_extrapolated
-    assert squarem.leap(leap, path[0]) is None
+    assert squarem.extrapolate(leap, path[0]) is None
     assert squarem.reject() is path[2]
 
 
-def test_leap_from_a_fixed_point_is_not_finite(x):
-    mixture, squarem = fit(x, COVARIANCES["full"]).mixture, Squarem(COVARIANCES["full"])
+def test_extrapolation_from_a_fixed_point_is_not_finite(x):
+    mixture, squarem = fit(x, COVARIANCES["full"]).mixture, ACCELERATIONS["squarem"](COVARIANCES["full"])
     squarem.propose(mixture, mixture, None)
-    _, is_finite = squarem.leap(mixture, mixture)
+    _, is_finite = squarem.extrapolate(mixture, mixture)
     assert not is_finite
     assert squarem.propose(mixture, mixture, None) is mixture
     assert not squarem.is_extrapolated

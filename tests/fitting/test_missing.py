@@ -10,14 +10,14 @@ from torch.testing import assert_close
 from skvae.fitting.em import fit_mixtures, step_mixture
 from skvae.fitting.missing import PatternRows, Patterns, impute, observed_e_step, pattern_codes
 from skvae.fitting.mixture_init import mixture_from_resp
-from skvae.fitting.ppca import Rounding, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
+from skvae.fitting.ppca import VarianceFloor, fit_ppca, fit_ppca_em, scatter_spectrum
 from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture
 from skvae.models.matrix_covariances import gram_root
 from skvae.models.ppca import PPCA
 
-ROUNDING = Rounding.of(torch.float64)
+FLOOR = VarianceFloor.of(torch.float64)
 K = 3
 FULL = COVARIANCES["full"]
 over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVARIANCES)
@@ -354,10 +354,10 @@ def test_batch_step_is_repeated_after_a_failed_root(x_missing, no_unchecked_root
     assert_same_mixture(mine.mixture, theirs.mixture, rtol=0, atol=0)
 
 
-def test_a_step_of_ppca_is_repeated_if_a_root_does_not_exist(no_unchecked_roots):
+def test_an_em_step_of_ppca_is_repeated_if_a_root_does_not_exist(no_unchecked_roots):
     x = hide(low_rank())
     one, two = ppca_rows(x), unchecked(ppca_rows(x))
-    mine, theirs = (fit_ppca_observed(rows, 2, ROUNDING, tol=0.0, max_iter=8) for rows in (one, two))
+    mine, theirs = (fit_ppca_em(rows, 2, FLOOR, tol=0.0, max_iter=8) for rows in (one, two))
     assert two.checks_roots
     assert mine.lower_bounds == theirs.lower_bounds
     assert_close(mine.model.axes, theirs.model.axes, rtol=0, atol=0)
@@ -367,13 +367,13 @@ def test_a_step_of_ppca_is_repeated_if_a_root_does_not_exist(no_unchecked_roots)
 def test_unchecked_roots_give_the_same_ppca(n_components):
     x, settings = hide(low_rank()), {"tol": 1e-8, "max_iter": 500}
     one, two = ppca_rows(x), unchecked(ppca_rows(x))
-    mine, theirs = (fit_ppca_observed(rows, n_components, ROUNDING, **settings) for rows in (one, two))
+    mine, theirs = (fit_ppca_em(rows, n_components, FLOOR, **settings) for rows in (one, two))
     assert not two.checks_roots
     assert mine.lower_bounds[-1] == pytest.approx(theirs.lower_bounds[-1], abs=1e-6)
     assert_close(covariance_of(mine.model), covariance_of(theirs.model), rtol=1e-8, atol=1e-8)
 
 
-# Probabilistic principal components.
+# PPCA.
 
 
 def ppca_rows(x, weight=None):
@@ -391,7 +391,7 @@ def covariance_of(model):
 @pytest.mark.parametrize("n_components", [1, 3, 5, 6])
 def test_density_of_ppca_as_a_mixture(n_components):
     x = low_rank()
-    model, _ = fit_ppca(*axes_of_scatter(x.mT @ x), len(x), n_components, ROUNDING)
+    model, _ = fit_ppca(scatter_spectrum(x.mT @ x), len(x), n_components, FLOOR)
     mixture = model.as_mixture()
     assert_close(FULL.log_prob(x, mixture.means, mixture.factor)[:, 0], model.log_prob(x))
     assert_close(FULL.covariances(mixture.factor), mixture.covariances)
@@ -400,63 +400,63 @@ def test_density_of_ppca_as_a_mixture(n_components):
 
 @pytest.mark.parametrize("n_components", [1, 3, 6])
 @pytest.mark.parametrize("far", [False, True])
-def test_complete_rows_give_the_closed_form(n_components, far):
-    """In one step, wherever EM begins."""
+def test_em_solves_complete_data_in_one_step(n_components, far):
     x = low_rank()
     x = x - x.mean(0)
-    expected, total = fit_ppca(*axes_of_scatter(x.mT @ x), len(x), n_components, ROUNDING)
+    expected, total = fit_ppca(scatter_spectrum(x.mT @ x), len(x), n_components, FLOOR)
     start = PPCA(randn(6), torch.eye(2, 6).double(), torch.tensor([9.0, 4.0]).double(), torch.tensor(0.1).double())
-    settings = {"tol": 1e-12, "max_iter": 1, "start": start if far else None}
-    found = fit_ppca_observed(ppca_rows(x), n_components, ROUNDING, **settings)
+    settings = {"tol": 1e-12, "max_iter": 1, "init": start if far else None}
+    found = fit_ppca_em(ppca_rows(x), n_components, FLOOR, **settings)
     for mine, theirs in zip(found.model, expected, strict=True):
         assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
     assert_close(found.total_variance, total)
 
 
 @pytest.mark.parametrize("n_components", [1, 2, 4])
-def test_ppca_is_a_stationary_point(n_components):
-    """With variances that count all rows, the gradient of the log-likelihood of the observed values is zero."""
+def test_ppca_converges_to_a_stationary_point(n_components):
+    """With variances over the number of samples, the gradient of the log-likelihood of the observed values is zero."""
     x = hide(low_rank())
-    found = fit_ppca_observed(ppca_rows(x), n_components, ROUNDING, tol=1e-14, max_iter=5000)
-    assert found.converged
-    assert (torch.tensor(found.lower_bounds).double().diff() > -1e-12).all()
+    fitted = fit_ppca_em(ppca_rows(x), n_components, FLOOR, tol=1e-14, max_iter=5000)
+    assert fitted.converged
+    assert (torch.tensor(fitted.lower_bounds).double().diff() > -1e-12).all()
     share = (len(x) - 1) / len(x)
-    model = found.model._replace(
-        variances=share * found.model.variances, noise_variance=share * found.model.noise_variance
+    model = fitted.model._replace(
+        variances=share * fitted.model.variances, noise_variance=share * fitted.model.noise_variance
     )
-    mean, weights, noise = (part.clone().requires_grad_() for part in (model.mean, model.weights, model.noise_variance))
+    parts = model.mean, model.loadings, model.noise_variance
+    mean, loadings, noise = (part.clone().requires_grad_() for part in parts)
 
     def log_likelihood(mean):
-        covariance = weights.mT @ weights + noise * torch.eye(6).double()
+        covariance = loadings.mT @ loadings + noise * torch.eye(6).double()
         zero = torch.zeros(1, dtype=torch.float64)
         return torch.cat([marginal_log_probs(row, zero, mean[None], covariance[None]) for row in x]).mean()
 
     value = log_likelihood(mean)
-    assert value.item() == pytest.approx(found.lower_bounds[-1], abs=1e-9)
-    for gradient in torch.autograd.grad(value, (mean, weights, noise)):
+    assert value.item() == pytest.approx(fitted.lower_bounds[-1], abs=1e-9)
+    for gradient in torch.autograd.grad(value, (mean, loadings, noise)):
         assert gradient.abs().max() < 1e-5
     moved = torch.autograd.grad(log_likelihood(mean + 0.1), mean)[0]
     assert moved.abs().max() > 1e-2
 
 
-def test_ppca_ends_in_the_same_place_from_elsewhere():
+def test_ppca_converges_to_the_same_optimum_from_other_inits():
     x, settings = hide(low_rank()), {"tol": 1e-13, "max_iter": 5000}
     start = PPCA(randn(6), torch.eye(2, 6).double(), torch.tensor([9.0, 4.0]).double(), torch.tensor(0.1).double())
-    one, two = (fit_ppca_observed(ppca_rows(x), 2, ROUNDING, start=at, **settings) for at in (None, start))
+    one, two = (fit_ppca_em(ppca_rows(x), 2, FLOOR, init=at, **settings) for at in (None, start))
     assert_close(covariance_of(one.model), covariance_of(two.model), rtol=1e-5, atol=1e-5)
     assert_close(one.model.mean, two.model.mean, rtol=1e-5, atol=1e-5)
 
 
-def test_all_components_are_one_gaussian(x_missing):
-    model = fit_ppca_observed(ppca_rows(x_missing), 3, ROUNDING, tol=1e-13, max_iter=5000).model
+def test_ppca_with_all_components_is_one_gaussian(x_missing):
+    model = fit_ppca_em(ppca_rows(x_missing), 3, FLOOR, tol=1e-13, max_iter=5000).model
     one = fit(x_missing, FULL, torch.ones(len(x_missing), 1).double(), max_iter=5000, tol=1e-13).mixture
     share = (len(x_missing) - 1) / len(x_missing)
     assert_close(share * covariance_of(model), one.covariances[0], rtol=1e-5, atol=1e-5)
     assert_close(model.mean, one.means[0], rtol=1e-5, atol=1e-5)
 
 
-def test_share_of_the_variance_is_chosen():
+def test_share_of_the_variance_determines_the_number_of_components():
     x = hide(low_rank(n_rows=400, noise=0.05), share=0.2)
-    q, full = choose_observed(ppca_rows(x), 0.95, ROUNDING, tol=1e-6, max_iter=1000)
-    assert q == 2
-    assert len(full.model.variances) == 6
+    fit = fit_ppca_em(ppca_rows(x), 0.95, FLOOR, tol=1e-6, max_iter=1000)
+    assert len(fit.model.variances) == 2
+    assert fit.n_iter > len(fit.lower_bounds)
