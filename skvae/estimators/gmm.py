@@ -25,6 +25,7 @@ from ..fitting.mixture_init import INIT_METHODS, draw_responsibilities, initial_
 from ..fitting.squarem import ACCELERATIONS
 from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
+from ..fitting.weighted_rows import WeightedRows
 from ..fitting.whitened_rows import WhitenedRows, largest_product
 from ..models.covariances import COVARIANCES, Mixture
 from ._base import ScoreMixin, TorchEstimator, batch_by_batch, fit_method
@@ -703,28 +704,26 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         rows : EMRows
         """
         family, device = COVARIANCES[self.covariance_type], resolve_device(self.device, dtype=torch.float64)
-        settings = {"covariance": covariance, "group": current_group()}
         if samples.has_missing:
-            x, weight = samples.tensors(torch.float64, device)
-            return PatternRows(x, family, self.reg_covar, weight, **settings)
-        read = partial(samples.tensors, device=device, block_size=self.chunk_size)
+            return PatternRows(samples.weighted_rows(torch.float64, device), family, self.reg_covar, covariance)
+        read = partial(samples.weighted_rows, device=device, block_size=self.chunk_size)
         with self._serial_if_small(samples.X):
-            x, weight = read(compute_dtype(samples.X.dtype, device))
-            settings |= {"chunk_size": self.chunk_size, "read_again": read}
-            return WhitenedRows(x, family, self.reg_covar, weight, **settings)
+            rows = read(compute_dtype(samples.X.dtype, device))
+            settings = {"chunk_size": self.chunk_size, "read_again": read}
+            return WhitenedRows(rows, family, self.reg_covar, covariance, **settings)
 
     def _initialize(self, samples, y):
         """Return samples as EM visits them, and functions from these to the mixtures that EM starts from."""
         if samples.has_missing:
             rows = self._em_rows(samples)
-            x = rows.imputed()
-            samples = samples._replace(X=filled_in(samples.X, x.cpu().numpy() + samples.center))
-            return rows, self._inits(x, rows.weight, samples.center, self._user_responsibilities(samples, y))
+            imputed = WeightedRows(rows.imputed(), rows.weight, rows.group)
+            samples = samples._replace(X=filled_in(samples.X, imputed.x.cpu().numpy() + samples.center))
+            return rows, self._inits(imputed, samples.center, self._user_responsibilities(samples, y))
         resp = self._user_responsibilities(samples, y)
         with self._serial_if_small(samples.X):  # but not around a clusterer of the user's
             # In float64 whatever the dtype of X: in another precision, other samples may be drawn.
             device = resolve_device(self.device, dtype=torch.float64)
-            inits = self._inits(*samples.tensors(torch.float64, device, self.chunk_size), samples.center, resp)
+            inits = self._inits(samples.weighted_rows(torch.float64, device, self.chunk_size), samples.center, resp)
         return self._em_rows(samples), inits
 
     def _user_responsibilities(self, samples, y):
@@ -733,16 +732,16 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             return None
         return responsibilities_from(self.init_params, samples, y, self.n_components, self.random_state)
 
-    def _inits(self, x, weight, center, resp):
+    def _inits(self, rows, center, resp):
         """Return a function from `EMRows` to a mixture for each initialization."""
         n_components, params = self.n_components, self._user_parameters(center)
         if resp is not None:
-            drawn = [responsibility_function(resp, n_components, x.dtype, x.device)]
+            drawn = [responsibility_function(resp, n_components, rows.x.dtype, rows.x.device)]
         elif all(param is not None for param in params):
             drawn = [None]
         else:
-            settings = {"generator": fit_generator(self.random_state), "weight": weight, "group": current_group()}
-            drawn = draw_responsibilities(self.init_params, self.n_init, x, n_components, **settings)
+            generator = fit_generator(self.random_state)
+            drawn = draw_responsibilities(self.init_params, self.n_init, rows, n_components, generator)
         return [partial(initial_mixture, resp_of=each, n_components=n_components, params=params) for each in drawn]
 
     def _user_parameters(self, center):

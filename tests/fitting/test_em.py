@@ -11,6 +11,7 @@ from skvae.fitting.em import fit_mixtures, step_mixture
 from skvae.fitting.em_steps import e_step
 from skvae.fitting.mixture_init import mixture_from_resp
 from skvae.fitting.squarem import ACCELERATIONS
+from skvae.fitting.weighted_rows import WeightedRows
 from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
 from skvae.models.tensors import copy_to_device
@@ -30,9 +31,9 @@ def random_resp(x):
     return resp / resp.sum(1, keepdim=True)
 
 
-def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, **settings):
+def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, weight=None, **settings):
     resp = random_resp(x) if resp is None else resp
-    rows = WhitenedRows(x.clone(), family, reg_covar, **settings)
+    rows = WhitenedRows(WeightedRows(x.clone(), weight), family, reg_covar, **settings)
     mixture = mixture_from_resp(rows, lambda chunk: resp[chunk], resp.shape[1])
     return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter)[0]
 
@@ -179,7 +180,7 @@ def test_tensors_are_copied_in_one_piece(x, monkeypatch):
 @over_families
 def test_runs_in_shared_passes_equal_separate_runs(family, x):
     """Runs that share their passes over the data do not affect each other."""
-    rows = WhitenedRows(x.clone(), family, 1e-6)
+    rows = WhitenedRows(WeightedRows(x.clone()), family, 1e-6)
     initials = []
     for seed in range(3):
         resp = torch.rand(len(x), K, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -227,7 +228,7 @@ def test_singular_covariances_are_regularized_with_squarem(family):
     resp = torch.zeros(20, 2, dtype=torch.float64)
     resp[:10, 0], resp[10:, 1] = 1, 1
     result = fit(x, family, resp=resp, max_iter=12)
-    rows = WhitenedRows(x.clone(), family, 0.0)
+    rows = WhitenedRows(WeightedRows(x.clone()), family, 0.0)
     initial = mixture_from_resp(rows, lambda chunk: resp[chunk], 2)
     fast = fit_mixtures(rows, [lambda rows: initial], tol=0.0, max_iter=12, acceleration="squarem")[0]
     assert all(torch.isfinite(part).all() for part in fast.mixture)
@@ -237,7 +238,7 @@ def test_singular_covariances_are_regularized_with_squarem(family):
 @over_families
 def test_step_with_all_samples_is_an_em_iteration(family, x):
     """Earlier samples have no weight."""
-    rows, resp = WhitenedRows(x.clone(), family, 0.0), random_resp(x)
+    rows, resp = WhitenedRows(WeightedRows(x.clone()), family, 0.0), random_resp(x)
     initial = mixture_from_resp(rows, lambda chunk: resp[chunk], K)
     one = fit_mixtures(rows, [lambda rows: initial], tol=0.0, max_iter=1)[0]
     two = step_mixture(rows, initial, 0.0, 0.7)

@@ -11,6 +11,7 @@ from skvae.fitting.em import fit_mixtures, step_mixture
 from skvae.fitting.missing import PatternRows, Patterns, impute, observed_e_step, pattern_codes
 from skvae.fitting.mixture_init import mixture_from_resp
 from skvae.fitting.ppca import VarianceFloor, fit_ppca, fit_ppca_em, scatter_spectrum
+from skvae.fitting.weighted_rows import WeightedRows
 from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture
@@ -81,7 +82,7 @@ def marginal_log_probs(row, log_weights, means, matrices):
 
 
 def fit(x, family, resp=None, max_iter=30, tol=0.0, reg_covar=0.0, weight=None, acceleration=None):
-    rows = PatternRows(x.clone(), family, reg_covar, weight)
+    rows = PatternRows(WeightedRows(x.clone(), weight), family, reg_covar)
     resp = random_resp(len(x)) if resp is None else resp
     mixture = mixture_from_resp(rows, lambda chunk: resp[chunk], resp.shape[1])
     return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter, acceleration=acceleration)[0]
@@ -153,7 +154,7 @@ def test_imputed_values_are_conditional_means(family):
 def test_expected_moments_are_those_of_the_textbook(family, x_missing):
     """Of each row: the conditional mean's products, and the conditional covariance (Ghahramani and Jordan 1994)."""
     x, mixture = x_missing[:100], random_mixture(family, d=3)
-    rows = PatternRows(x.clone(), family, 0.0)
+    rows = PatternRows(WeightedRows(x.clone()), family, 0.0)
     inside = family.whiten_mixture(mixture, rows.whitener)
     moments, reference, *_ = rows.e_step_sums([inside])[0]
     x, matrices = x * rows.scales, as_matrices(inside.covariances, K, 3)
@@ -210,7 +211,7 @@ def test_nearly_singular_covariances_are_accurate(noise):
 @pytest.mark.parametrize("reg_covar", [0.0, 0.1])
 def test_complete_rows_give_the_same_fit_as_whitened_rows(family, x, reg_covar):
     weight, resp = torch.rand(len(x), generator=make_generator()).double(), random_resp(len(x))
-    mine, theirs = (kind(x.clone(), family, reg_covar, weight) for kind in (PatternRows, WhitenedRows))
+    mine, theirs = (kind(WeightedRows(x.clone(), weight), family, reg_covar) for kind in (PatternRows, WhitenedRows))
     starts = [mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
     assert_same_mixture(*starts, rtol=1e-8, atol=1e-8)
     fits = [
@@ -234,7 +235,7 @@ def test_lower_bound_is_the_mean_log_likelihood(family, x_missing):
     weight = 0.5 + torch.rand(len(x_missing), generator=make_generator()).double()
     found = fit(x_missing, family, max_iter=5, weight=weight)
     again = fit_mixtures(
-        PatternRows(x_missing, family, 0.0, weight), [lambda rows: found.mixture], tol=0.0, max_iter=1
+        PatternRows(WeightedRows(x_missing, weight), family, 0.0), [lambda rows: found.mixture], tol=0.0, max_iter=1
     )[0]
     evidence, _ = observed_e_step(x_missing, found.mixture, family)
     assert again.lower_bounds[0] == pytest.approx((weight @ evidence / weight.sum()).item())
@@ -279,7 +280,7 @@ def test_dead_component_is_reseeded(family, x_missing):
 
 def test_numbers_out_of_range_are_a_value_error(x_missing):
     with pytest.raises(ValueError, match=r"The variances of features \[1\] are not finite; scale the input data"):
-        PatternRows(x_missing * torch.tensor([1.0, 1e200, 1.0]), FULL, 0.0)
+        PatternRows(WeightedRows(x_missing * torch.tensor([1.0, 1e200, 1.0])), FULL, 0.0)
 
 
 # Roots that are taken for granted until the end of a pass, as on an accelerator.
@@ -306,7 +307,7 @@ def no_unchecked_roots(monkeypatch):
 @over_families
 def test_unchecked_roots_give_the_same_sums(family, x_missing):
     mixture = random_mixture(family, d=3)
-    checked, rows = (PatternRows(x_missing.clone(), family, 0.0) for _ in range(2))
+    checked, rows = (PatternRows(WeightedRows(x_missing.clone()), family, 0.0) for _ in range(2))
     one, two = checked.e_step_sums([mixture])[0], unchecked(rows).e_step_sums([mixture])[0]
     assert one.n_failed == two.n_failed == 0
     assert_close(one.log_likelihood, two.log_likelihood)
@@ -320,7 +321,7 @@ def test_failed_roots_are_counted():
     mixture = Mixture(torch.zeros(1).double(), torch.zeros(1, 3).double(), FULL.covariances(factor), factor)
     x = randn(60, 3)
     x[:20, :2], x[20:30, 2] = torch.nan, torch.nan
-    rows = PatternRows(x, FULL, 0.0)
+    rows = PatternRows(WeightedRows(x), FULL, 0.0)
     assert unchecked(rows).e_step_sums([mixture])[0].n_failed == 1
     rows.check_roots()
     assert rows.e_step_sums([mixture])[0].n_failed == 0
@@ -329,7 +330,7 @@ def test_failed_roots_are_counted():
 @pytest.mark.parametrize("acceleration", [None, "squarem"])
 def test_e_step_is_repeated_after_a_failed_root(x_missing, acceleration, no_unchecked_roots):
     settings = {"tol": 0.0, "max_iter": 8, "acceleration": acceleration}
-    one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
+    one, two = (PatternRows(WeightedRows(x_missing.clone()), FULL, 0.0) for _ in range(2))
     start = random_mixture(FULL, d=3)
     mine, theirs = (fit_mixtures(rows, [lambda rows: start] * 2, **settings) for rows in (one, unchecked(two)))
     assert two.checks_roots
@@ -340,7 +341,7 @@ def test_e_step_is_repeated_after_a_failed_root(x_missing, acceleration, no_unch
 
 def test_initialization_is_repeated_after_a_failed_root(x_missing, no_unchecked_roots):
     resp = random_resp(len(x_missing))
-    one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
+    one, two = (PatternRows(WeightedRows(x_missing.clone()), FULL, 0.0) for _ in range(2))
     mine, theirs = (mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (one, unchecked(two)))
     assert two.checks_roots
     assert_same_mixture(mine, theirs, rtol=0, atol=0)
@@ -348,7 +349,7 @@ def test_initialization_is_repeated_after_a_failed_root(x_missing, no_unchecked_
 
 def test_batch_step_is_repeated_after_a_failed_root(x_missing, no_unchecked_roots):
     start = random_mixture(FULL, d=3)
-    one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
+    one, two = (PatternRows(WeightedRows(x_missing.clone()), FULL, 0.0) for _ in range(2))
     mine, theirs = (step_mixture(rows, start, 60.0, 0.7) for rows in (one, unchecked(two)))
     assert two.checks_roots
     assert_same_mixture(mine.mixture, theirs.mixture, rtol=0, atol=0)
@@ -377,7 +378,9 @@ def test_unchecked_roots_give_the_same_ppca(n_components):
 
 
 def ppca_rows(x, weight=None):
-    return PatternRows(x.clone(), FULL, 0.0, weight, covariance=torch.eye(x.shape[1], dtype=torch.float64)[None])
+    return PatternRows(
+        WeightedRows(x.clone(), weight), FULL, 0.0, covariance=torch.eye(x.shape[1], dtype=torch.float64)[None]
+    )
 
 
 def low_rank(n_rows=150, d=6, q=2, noise=0.3, seed=0):
