@@ -254,7 +254,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     @classmethod
     def from_parameters(cls, weights, means, covariances, **params):
-        """Return a fitted mixture with known parameters, without data.
+        """Return a fitted mixture from its parameters, without data.
 
         Parameters
         ----------
