@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..fitting.distributed import current_group
+from ..fitting.weighted_rows import WeightedRows
 from .arrays import to_tensor
 from .chunks import centered
 from .samples import LazySamples, streamed
@@ -19,10 +21,11 @@ class Samples(NamedTuple):
     selected: slice | np.ndarray = slice(None)  # (n_passed,) bool: which of the samples that the user passed
     n_passed: int | None = None
 
-    def tensors(self, dtype, device, block_size=None):
-        """Return the centred samples, as `centered_rows`, and their weights (None: all one)."""
+    def weighted_rows(self, dtype, device, block_size=None):
+        """Return the centred samples as `WeightedRows` (see `centered_rows`)."""
         x = centered_rows(self.X, dtype, device, self.center, block_size)
-        return x, None if self.weight is None else to_tensor(self.weight, dtype, device)
+        weight = None if self.weight is None else to_tensor(self.weight, dtype, device)
+        return WeightedRows(x, weight, current_group())
 
 
 def centered_rows(X, dtype, device, center, block_size=None):
@@ -30,7 +33,7 @@ def centered_rows(X, dtype, device, center, block_size=None):
 
     Parameters
     ----------
-    X : ndarray or Table of shape (n, d)
+    X : ndarray or LazySamples of shape (n, d)
     dtype : torch.dtype
     device : torch.device
     center : ndarray of shape (d,), float64
