@@ -1,7 +1,7 @@
 """A fit with a checkpoint, whose second process is killed in the middle the first time that ``torchrun`` starts it.
 
-``torchrun ... killed_fit.py FOLDER``: the first process writes what it found, and the error that it got when the other
-was gone, to files in the folder.
+``torchrun ... killed_fit.py FOLDER``: the first process writes its results, and the error that it got when the other
+was killed, to files in the folder.
 """
 
 import atexit
@@ -21,20 +21,20 @@ KILLED_IN = 4  # epoch
 
 
 class Kill(Callback):
-    """Kill this process after some batches of an epoch, and note when the others will have to see it."""
+    """Kill this process after some batches of an epoch, and write the time to a file."""
 
     def __init__(self, folder, active):
         self.folder, self.active = folder, active
 
     def on_batch_end(self, net, **kwargs):
-        """Kill if it is time."""
+        """Kill in the middle of the epoch."""
         if self.active and len(net.history) == KILLED_IN and len(net.history[-1]["batches"]) == 3:
             (self.folder / "killed").write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def note_end(folder, rank, groups):
-    """Write down that the interpreter comes to its end, and how many groups, with their threads, are still there."""
+    """Write the number of groups, with their threads, that exist when the interpreter exits."""
     (folder / f"left_{rank}").write_text(str(sum(group() is not None for group in groups)))
 
 
@@ -47,7 +47,7 @@ def main(folder):
     atexit.register(note_end, folder, rank, groups)  # before the fit, and so carried out after what a fit registers
     kill = Kill(folder, active=rank == 1 and attempt == 0)
     try:
-        found = long_fit(Shard(rank, size), callbacks=[kill], checkpoint=folder / "training.pt")
+        results = long_fit(Shard(rank, size), callbacks=[kill], checkpoint=folder / "training.pt")
     except RuntimeError as error:
         if rank == 0:
             left = (folder / "training.pt").exists()
@@ -55,7 +55,7 @@ def main(folder):
         raise
     groups.append(weakref.ref(torch.distributed.group.WORLD))
     if rank == 0:
-        torch.save(found | {"attempt": attempt}, folder / "found.pt")
+        torch.save(results | {"attempt": attempt}, folder / "results.pt")
 
 
 if __name__ == "__main__":

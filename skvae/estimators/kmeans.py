@@ -259,7 +259,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                     break
                 self._in_float64 = True
 
-        self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // len(sampler))
+        self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // sampler.n_distinct)
         self.inertia_ = fit.mean_inertia * sampler.total_weight
         self._partial_seed = int(torch.randint(2**62, (), generator=generator))
         self._publish(fit.centers, fit.counts, sampler, X)
