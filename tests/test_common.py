@@ -119,9 +119,7 @@ def takes_for_classifier(estimator, check):
     return sparse and hasattr(estimator, "predict_proba") and get_tags(estimator).classifier_tags is None
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Only . of n_clusters=.* clusters have samples"
-)  # some checks have few distinct rows
+@pytest.mark.filterwarnings("ignore:Only . of n_clusters=.* clusters have samples")  # of few distinct samples
 @pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows")
 @pytest.mark.filterwarnings("ignore:Rows belong to all clusters alike")
 @pytest.mark.filterwarnings("ignore:.* clusters have no labelled row")
