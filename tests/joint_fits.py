@@ -22,7 +22,7 @@ from torch import nn
 
 import skvae.data.samplers
 import skvae.fitting.batch_samplers
-import skvae.fitting.starts
+import skvae.fitting.mixture_init
 import skvae.fitting.weighted_rows
 from skvae import AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
 from skvae.distributed import alone, shard
@@ -72,7 +72,7 @@ def parameters_of(estimator):
 def limits(max_gathered=None, sample=None, pool=None):
     """Patch limits, so that few samples are treated as many are."""
     changes = [
-        (skvae.fitting.starts, "MAX_GATHERED_ROWS", max_gathered),
+        (skvae.fitting.mixture_init, "MAX_GATHERED_ROWS", max_gathered),
         (skvae.fitting.batch_samplers, "MAX_GATHERED_ROWS", max_gathered),
         (skvae.fitting.weighted_rows, "MAX_SAMPLE_ROWS", sample),
         (skvae.data.samplers, "POOL_BYTES", pool),

@@ -370,7 +370,7 @@ def test_failed_fit_changes_nothing(estimator, blobs, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for module in ("gmm", "ppca", "_trainings", "kmeans"):
+    for module in ("gmm", "ppca", "_embedder_training", "kmeans"):
         for function in ("fit_mixtures", "fit_ppca", "fit_module", "fit_mini_batches"):
             monkeypatch.setattr(f"skvae.estimators.{module}.{function}", interrupt, raising=False)
     with pytest.raises(KeyboardInterrupt):

@@ -321,7 +321,7 @@ def test_a_checkpoint_of_another_kind_of_device(tmp_path):
     content = torch.load(path, weights_only=True)
     content["current"]["generator"] = content["current"]["generator"][:16]
     torch.save(content, path)
-    with pytest.raises(ValueError, match="another kind of device.*set device as it was"):
+    with pytest.raises(ValueError, match="another type of device.*set device as it was"):
         vae.fit(X)
 
 
@@ -353,7 +353,7 @@ def test_too_little_memory(error, always, device):
     encoder.error, encoder.always = error, always
     vae = VAEEmbedder(2, encoder=encoder, device=device, **SMALL | {"batch_size": 64})
     with pytest.warns(
-        RuntimeWarning, match="ran out of memory with batches of 64 rows; the training goes on"
+        RuntimeWarning, match="ran out of memory with batches of 64 rows; the training continues"
     ) as warned:
         vae.fit(X)
     assert len(warned) == 1

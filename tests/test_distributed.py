@@ -19,9 +19,10 @@ from joint_fits import CLASSES, EQUAL_NETS, FITS, NETS, ODD_NETS, OTHER_DRAWS, R
 
 from skvae import TorchGMM
 from skvae.distributed import shard
+from skvae.fitting.batches import batch_sizes, count_batches, count_steps, step_weights
+from skvae.fitting.data_parallel import AveragedGradients
 from skvae.fitting.distributed import _destroy_group
-from skvae.fitting.epochs import Epochs
-from skvae.fitting.parallel import AveragedGradients, count_batches, count_steps, dealt_sizes, step_weights
+from skvae.fitting.training import TrainingData, _EpochLoop
 
 HERE = Path(__file__).parent
 LOCAL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parent)}
@@ -124,7 +125,7 @@ def test_failed_epochs_are_repeated_by_all(results):
     """The second process ran out of memory, and then had NaN; the first emits the warnings."""
     texts = results[0]["failing"]["warnings"]
     assert [text.split(" with ")[0] for text in texts[:1]] == ["The device ran out of memory"]
-    assert any("goes on from epoch" in text and "half the learning rate" in text for text in texts)
+    assert any("continues from epoch" in text and "half the learning rate" in text for text in texts)
     assert results[1]["failing"]["warnings"] == []
 
 
@@ -171,7 +172,7 @@ def test_seeds_and_numbers_of_samples_are_those_of_the_group(results):
 
 def test_only_the_first_process_prints_and_warns(results):
     printed, warned = results[0]["prints"]
-    assert "Start 0, iteration 1" in printed
+    assert "Initialization 0, iteration 1" in printed
     assert "Step 1 of" in printed
     assert "VAEEmbedder: 100%" in printed
     assert ["did not converge" in text for text in warned] == [True]
@@ -227,8 +228,9 @@ def test_gradient_averaging_is_deleted_before_the_group(monkeypatch):
         net = SimpleNamespace(averaged=AveragedGradients(uses_all=True))
         net.averaged(torch.nn.Linear(2, 2), input=torch.ones(3, 2)).sum().backward()
         wrapped, left = weakref.ref(net.averaged._wrapped), []
-        ranks = SimpleNamespace(leave=lambda: left.append(wrapped()))
-        Epochs(net, None, None, None, None, None, None, group=ranks)._leave()
+        group = SimpleNamespace(leave=lambda: left.append(wrapped()))
+        data = TrainingData(torch.ones(3, 2), torch.Generator(), torch.device("cpu"), group=group)
+        _EpochLoop(net, None, None, None, data)._leave_group()
         assert left == [None]
     finally:
         torch.distributed.destroy_process_group()
@@ -238,7 +240,7 @@ def test_gradient_averaging_is_deleted_before_the_group(monkeypatch):
 @pytest.mark.parametrize("batch_size", [2, 16, 1000])
 def test_steps_use_every_sample_once_with_equal_weight(n_rows, batch_size):
     n_steps = count_steps(n_rows, batch_size)
-    sizes = [dealt_sizes(n, n_steps) for n in n_rows]
+    sizes = [batch_sizes(n, n_steps) for n in n_rows]
     assert [int(part.sum()) for part in sizes] == n_rows
     assert all(len(part) == n_steps and not (part == 1).any() for part in sizes)
     whole = sum(sizes)
@@ -252,7 +254,7 @@ def test_steps_of_one_process_are_its_batches():
     for n in (2, 3, 129, 1000):
         n_steps = count_steps([n], 64)
         assert n_steps == count_batches(n, 64)
-        assert dealt_sizes(n, n_steps).tolist() == [len(part) for part in torch.arange(n).tensor_split(n_steps)]
+        assert batch_sizes(n, n_steps).tolist() == [len(part) for part in torch.arange(n).tensor_split(n_steps)]
 
 
 def test_shards_of_a_single_process_are_all_samples(monkeypatch):

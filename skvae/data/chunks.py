@@ -51,32 +51,26 @@ def centered(X, center, dtype, device):
     return x
 
 
-class CenteredColumns:
-    """Columns of rows less a float64 centre, times the roots of the weights of the rows, as tensors (n, b) in blocks.
+def centered_columns(X, center, weight, dtype, device):
+    """Return a callable that iterates over blocks (n, b) of columns of centred samples, times the roots of weights.
 
-    There is one block, but of a sparse table, whose columns are made dense a chunk at a time.
+    There is one block, except for sparse matrices, whose columns are made dense in chunks. The samples are those of all
+    processes of the group.
     """
+    root = None if weight is None else to_tensor(np.sqrt(weight), dtype, device)[:, None]
+    group = current_group()
 
-    def __init__(self, X, center, weight, dtype, device):
-        self.root = None if weight is None else to_tensor(np.sqrt(weight), dtype, device)[:, None]
-        self.center, self.to = center, {"dtype": dtype, "device": device}
-        self.held = self.rows = None
-        if isinstance(X, Table) and X.run_length == 1:
-            self.rows = X.transposed()
-        else:
-            self.held = self._weighted(centered(X, center, dtype, device))
+    def weighted(x):
+        return x if root is None else x * root
 
-    def __iter__(self):
-        """The blocks, in the order of the columns."""
-        if self.held is not None:
-            yield self.held
-            return
-        for columns in row_chunks(*self.rows.shape):
-            found = self.rows[columns] - self.center[columns, None]
-            yield self._weighted(torch.from_numpy(found).to(**self.to).mT)
-
-    def _weighted(self, x):
-        return x if self.root is None else x * self.root
+    if group.size > 1 or not isinstance(X, Table) or X.run_length > 1:
+        blocks = [group.all_gather(weighted(centered(X, center, dtype, device)))]
+        return lambda: blocks
+    features = X.transposed()
+    return lambda: (
+        weighted(torch.from_numpy(features[block] - center[block, None]).to(dtype=dtype, device=device).mT)
+        for block in row_chunks(*features.shape)
+    )
 
 
 def scatter_about(X, center, weight, dtype, device, chunk_size=None):

@@ -5,7 +5,7 @@ import torch
 
 from ..fitting.chunks import row_chunks
 from ..fitting.distributed import current_group
-from ..fitting.missing import completed
+from ..fitting.missing import impute
 from .tables import Table, TensorRows
 
 
@@ -98,4 +98,4 @@ def impute_chunk(x, mixture, family):
     missing = x.isnan()
     if not missing.any():
         return x.clone()
-    return torch.where(missing, completed(x.double(), mixture, family).to(x.dtype), x)
+    return torch.where(missing, impute(x.double(), mixture, family).to(x.dtype), x)

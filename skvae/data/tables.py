@@ -9,7 +9,7 @@ from scipy.sparse import issparse
 from sklearn.utils import assert_all_finite
 
 from ..fitting.devices import to_device
-from ..fitting.streams import StreamedRows
+from ..fitting.lazy_rows import LazyRows
 
 IN_MEMORY = 2**30  # bytes of a dense table from a file that is held as a whole
 ONE_CHUNK = 2**23  # bytes of a sparse one that is: no more than what is made dense at a time in any case
@@ -268,7 +268,7 @@ def streamed(X, dtype, device, *, center=None, block_size=None):
 
     Returns
     -------
-    x : StreamedRows of shape (n, d)
+    x : LazyRows of shape (n, d)
     """
 
     def read(rows):
@@ -276,4 +276,4 @@ def streamed(X, dtype, device, *, center=None, block_size=None):
         found = found if center is None else found - center
         return to_device(torch.from_numpy(found).to(dtype), device)
 
-    return StreamedRows(read, X.shape, dtype, device, block_size)
+    return LazyRows(read, X.shape, dtype, device, block_size, X.run_length)

@@ -96,7 +96,7 @@ def order_of(X):
     """Indices of the rows of X, in an order that depends neither on where they stand nor on linear units."""
     if isinstance(X, Table):
         x = streamed(X, tensor_dtype(X.dtype), "cpu")
-        x = x.then(partial(torch.nan_to_num, nan=0.0)) if X.has_missing() else x
+        x = x.map(partial(torch.nan_to_num, nan=0.0)) if X.has_missing() else x
     else:
         x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
         x = x.nan_to_num(nan=0.0) if has_missing(X) else x

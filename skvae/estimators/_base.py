@@ -25,10 +25,10 @@ from ..data.torch_datasets import first_part, table_of
 from ..data.weights import counted_rows, weighted_sum
 from ..fitting.chunks import row_chunks
 from ..fitting.distributed import distributed_fit
-from ..fitting.epochs import Interrupted
-from ..models.covariances import moved
+from ..fitting.training import Interrupted
 from ..models.networks import has_channels_last
 from ..models.serialize import describe, foreign_part, rebuild
+from ..models.tensors import copy_to_device
 from ._checks import bind_arguments, check_row_count, name_methods
 from ._tasks import CallbackSupportMixin, is_watched, with_sklearn_callbacks
 
@@ -294,9 +294,9 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
             # A sum is cheap, but would have to be waited for on an accelerator.
             is_incomplete = incomplete is not None and bool(x.sum().isnan() and x.isnan().any())
             if on_device is None and len(parameters) and x.device == torch.device("cpu"):
-                x, *on_device = moved([x, *parameters], device)
+                x, *on_device = copy_to_device([x, *parameters], device)
             elif on_device is None:
-                on_device = moved(parameters, device) if len(parameters) else []
+                on_device = copy_to_device(parameters, device) if len(parameters) else []
             return (incomplete if is_incomplete else function)(x.to(device), *on_device)
 
         return map_chunks(apply, X, n_rows)

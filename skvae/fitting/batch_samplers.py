@@ -18,7 +18,7 @@ class BatchSampler(ABC):
 
     Attributes
     ----------
-    x : Tensor or StreamedRows of shape (m, d)
+    x : Tensor or LazyRows of shape (m, d)
         The rows from which batches are drawn, which are not centred.
     weight : Tensor of shape (n,) or None
         Weights of all rows of this process.

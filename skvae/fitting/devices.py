@@ -4,6 +4,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..models.tensors import copy_to_device
+
 MAX_PINNED = 2**26  # bytes; pinning more takes longer than waiting
 # In messages of torch; cuBLAS is not initialized where there is no memory for its workspace.
 OUT_OF_MEMORY_MESSAGES = ("out of memory", "_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
@@ -26,11 +28,15 @@ def to_device(x, device):
     return x.to(device)
 
 
+def read_numbers(*tensors):
+    """Return the numbers of tensors of one device, a list for each (empty for None); the host waits for it once."""
+    wide = [x if x is None or x.device.type == "cpu" else x.to(wide_dtype(x)) for x in tensors]
+    return [[] if x is None else x.flatten().tolist() for x in copy_to_device(wide, "cpu")]
+
+
 def read(scalars):
-    """Values of 0-d tensors (a list of numbers), which the host waits for once."""
-    if scalars[0].device.type == "cpu":
-        return [scalar.item() for scalar in scalars]
-    return torch.stack([scalar.to(wide_dtype(scalar)) for scalar in scalars]).tolist()
+    """Return the numbers of 0-d tensors; the host waits for their device once."""
+    return [number for (number,) in read_numbers(*scalars)]
 
 
 def is_out_of_memory(error):

@@ -17,7 +17,7 @@ MIN_SAMPLE_PER_CLUSTER = 40  # which nevertheless has so many rows for each clus
 class WeightedRows(NamedTuple):
     """Rows and their weights, and the processes that have shards of them."""
 
-    x: torch.Tensor  # (n, d); StreamedRows where these are allowed
+    x: torch.Tensor  # (n, d); LazyRows where these are allowed
     weight: torch.Tensor | None = None  # (n,), nonnegative and not all zero; an integer weight is as many equal rows
     group: Collectives = SINGLE_PROCESS
 

@@ -1,7 +1,7 @@
 """What the models are: densities and networks in torch, with no data, devices, files or seeds."""
 
 from .counts import Categorical, NegativeBinomial, Poisson
-from .covariances import COVARIANCES, Mixture
+from .covariances import COVARIANCES, Mixture, Moments
 from .features import FeatureSummary, Support
 from .latent import ELBO, LatentModel
 from .likelihoods import (
@@ -14,7 +14,6 @@ from .likelihoods import (
     SampleGaussian,
 )
 from .missing import Observed
-from .moments import Moments
 from .networks import ACTIVATIONS, NETWORKS
 from .ppca import PPCA
 from .priors import Flat, GaussianMixturePrior, Posterior, StandardNormal

@@ -32,8 +32,8 @@ from skorch.callbacks import (
 from torch import nn
 
 from skvae import AutoencoderEmbedder, VAEEmbedder
-from skvae.estimators import _trainings
-from skvae.fitting.callbacks import BestWeights
+from skvae.estimators import _embedder_training
+from skvae.fitting import early_stopping
 from skvae.models import LIKELIHOODS, LatentModel
 
 SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 3, "random_state": 0}
@@ -194,7 +194,7 @@ def test_weight_of_the_kl_is_used():
     X = load_iris().data
     settings = {"hidden_layer_sizes": (16,), "max_epochs": 250, "lr": 3e-3, "random_state": 0}
     free, usual = (VAEEmbedder(2, beta=beta, **settings).fit(X) for beta in (0.0, 1.0))
-    with pytest.warns(ConvergenceWarning, match="carry nothing"):
+    with pytest.warns(ConvergenceWarning, match="carry no information"):
         tight = VAEEmbedder(2, beta=10.0, **settings).fit(X)
     variances = [vae.posterior_variance(X).mean() for vae in (free, usual, tight)]
     assert variances[0] < 0.5 * variances[1] < 0.5 * variances[2]
@@ -381,7 +381,7 @@ def test_one_row_is_a_clear_error(cls, X):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_low_precision_is_for_the_networks_alone(likelihood, monkeypatch):
     """Cross-entropies and densities in half precision were unsafe; their terms are float32 here, and close."""
-    monkeypatch.setattr(_trainings, "has_bf16", lambda device: True)
+    monkeypatch.setattr(_embedder_training, "_has_bf16", lambda device: True)
     seen, original = [], LatentModel.forward
 
     def spy(self, *args, **kwargs):
@@ -651,7 +651,7 @@ def test_device_is_handed_on(X, monkeypatch):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_improvements_are_absolute_and_may_be_of_negative_losses(sign):
     """A threshold relative to a negative loss takes what is worse for an improvement."""
-    stopping = BestWeights(patience=2, tol=1e-3)
+    stopping = early_stopping.EarlyStopping(patience=2, tol=1e-3)
 
     class Net:
         module_ = nn.Linear(1, 1)

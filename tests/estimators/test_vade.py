@@ -25,7 +25,7 @@ from torch import nn
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.data.weights import repeated_rows
 from skvae.estimators import vade as module
-from skvae.fitting.training import mean_elbo
+from skvae.fitting.evaluation import mean_elbo
 from skvae.models import LIKELIHOODS, NETWORKS
 
 SMALL = {
@@ -567,7 +567,7 @@ def test_rows_that_can_not_be_written(sample_weight, groups):
 
 def test_dead_clusters_are_named(groups):
     X = np.repeat(groups[0][:3], 40, axis=0)
-    with pytest.warns(ConvergenceWarning, match=r"Clusters \[.*\] have almost no rows \(\d+ of 12\)") as caught:
+    with pytest.warns(ConvergenceWarning, match=r"Clusters \[.*\] have almost no samples \(\d+ of 12\)") as caught:
         VaDEClusterer(12, **SMALL).fit(X)
     assert [warning.filename for warning in caught] == [__file__], "it does not point at the caller"
 
@@ -576,7 +576,7 @@ def test_clusters_that_are_all_alike_are_told():
     """Soft mixtures begin so, and nothing was learned."""
     X = np.random.default_rng(0).normal(size=(200, 4))
     vade = VaDEClusterer(5, consistency=1.0, augment=lambda u, generator: u, **SMALL | FROZEN)
-    with pytest.warns(ConvergenceWarning, match="Rows belong to all clusters alike: the mean of their largest resp"):
+    with pytest.warns(ConvergenceWarning, match="Clusters overlap: the mean of the largest resp"):
         vade.fit(X)
 
 
@@ -678,13 +678,13 @@ def test_beta_weighs_the_divergence(groups):
 
 def test_automatic_epochs():
     """Few rows that are always the same are learned by heart, but not views of them."""
-    sizes, steps = (100, 1_000, 10_000, 1_000_000), {"n_steps": 800, "least": 6}
-    assert [VaDEClusterer()._passes("auto", n, **steps) for n in sizes] == [60, 100, 20, 6]
+    sizes, steps = (100, 1_000, 10_000, 1_000_000), {"n_iterations": 800, "min_epochs": 6}
+    assert [VaDEClusterer()._choose_epochs("auto", n, **steps) for n in sizes] == [60, 100, 20, 6]
     for views in ({"image_shape": (8, 8)}, {"augment": lambda x, generator: x}):
-        assert [VaDEClusterer(**views)._passes("auto", n, **steps) for n in sizes] == [300, 100, 20, 6]
+        assert [VaDEClusterer(**views)._choose_epochs("auto", n, **steps) for n in sizes] == [300, 100, 20, 6]
     for none in ({"augment": None}, {"likelihood": "poisson"}, {"likelihood": LIKELIHOODS["categorical"]}):
-        assert VaDEClusterer(image_shape=(8, 8), **none)._passes("auto", 100, **steps) == 60
-    assert VaDEClusterer()._passes(7, 10_000, **steps) == 7
+        assert VaDEClusterer(image_shape=(8, 8), **none)._choose_epochs("auto", 100, **steps) == 60
+    assert VaDEClusterer()._choose_epochs(7, 10_000, **steps) == 7
 
 
 class Interrupts(Callback):

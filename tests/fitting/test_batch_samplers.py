@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from skvae.fitting.batch_samplers import DirectBatchSampler, PooledBatchSampler
-from skvae.fitting.streams import StreamedRows
+from skvae.fitting.lazy_rows import LazyRows
 from skvae.fitting.weighted_rows import WeightedRows
 
 
@@ -26,7 +26,7 @@ def direct(x, weight=None):
 
 def pooled(x, weight=None):
     """A pool of 64 rows, in runs of 16."""
-    stream = StreamedRows(lambda rows: x[rows].clone(), x.shape, x.dtype, x.device, 300)
+    stream = LazyRows(lambda rows: x[rows].clone(), x.shape, x.dtype, x.device, 300)
     return PooledBatchSampler(WeightedRows(stream, weight), 64, 16, generator())
 
 

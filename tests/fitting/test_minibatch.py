@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from skvae.fitting import minibatch
 from skvae.fitting.batch_samplers import DirectBatchSampler, PooledBatchSampler
+from skvae.fitting.lazy_rows import LazyRows
 from skvae.fitting.lloyd import lloyd
 from skvae.fitting.minibatch import (
     REASSIGNMENT_INTERVAL,
@@ -20,7 +21,6 @@ from skvae.fitting.minibatch import (
     reassign,
 )
 from skvae.fitting.nearest import assign
-from skvae.fitting.streams import StreamedRows
 from skvae.fitting.weighted_rows import WeightedRows
 
 
@@ -126,7 +126,7 @@ def fit_with(monkeypatch, window, make_sampler, k, **changes):
 
 
 def streamed(x, weight):
-    return WeightedRows(StreamedRows(lambda rows: x[rows].clone(), x.shape, x.dtype, x.device, 50), weight)
+    return WeightedRows(LazyRows(lambda rows: x[rows].clone(), x.shape, x.dtype, x.device, 50), weight)
 
 
 SAMPLERS = {

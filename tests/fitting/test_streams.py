@@ -1,12 +1,12 @@
-"""Rows that are read in blocks."""
+"""Lazy rows that are read in blocks."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from skvae.fitting.chunks import blocks_of, chunks_within
-from skvae.fitting.rows import WhitenedRows, scatter_of
-from skvae.fitting.streams import StreamedRows
+from skvae.fitting.lazy_rows import LazyRows
+from skvae.fitting.whitened_rows import WhitenedRows, scatter_of
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture
 
@@ -28,7 +28,7 @@ def stream_of(x, block_size=None):
         reads.append(rows)
         return x[rows].clone()
 
-    return StreamedRows(read, x.shape, x.dtype, x.device, block_size), reads
+    return LazyRows(read, x.shape, x.dtype, x.device, block_size), reads
 
 
 def test_slices_are_those_of_a_tensor(x):
@@ -37,13 +37,13 @@ def test_slices_are_those_of_a_tensor(x):
     assert stream.shape == x.shape
     for rows in (slice(0, 10), slice(290, 300), slice(290, 310), slice(950, 1300), slice(None), slice(1000, 1001)):
         assert_close(stream[rows], x[rows], rtol=0, atol=0)
-    assert_close(stream.then(torch.square)[slice(280, 340)], x[280:340].square())
+    assert_close(stream.map(torch.square)[slice(280, 340)], x[280:340].square())
 
 
 @pytest.mark.parametrize("block_size", [1, 300, 500, 1000, 5000])
 def test_a_pass_reads_each_row_once(x, block_size):
     stream, reads = stream_of(x, block_size)
-    doubled = stream.then(lambda rows: 2 * rows)
+    doubled = stream.map(lambda rows: 2 * rows)
     chunks = [rows for block in blocks_of(doubled) for rows in chunks_within(block, 3, 70)]
     assert_close(torch.cat([doubled[rows] for rows in chunks]), 2 * x)
     assert_close(torch.cat([stream[rows] for rows in chunks]), x)
@@ -70,7 +70,9 @@ def test_whitened_rows_of_a_stream(family, block_size, x):
     streamed, held = WhitenedRows(stream, family, 0.0), WhitenedRows(x.clone(), family, 0.0)
     assert_close(torch.cat([streamed.x[rows] for rows in streamed.x.blocks]), held.x)
     resp = torch.rand(1000, 2, dtype=torch.float64, generator=generator())
-    for one, two in zip(streamed.moments(resp.__getitem__, 2)[0], held.moments(resp.__getitem__, 2)[0], strict=True):
+    for one, two in zip(
+        streamed.sums_from_resp(resp.__getitem__, 2)[0], held.sums_from_resp(resp.__getitem__, 2)[0], strict=True
+    ):
         assert_close(one, two)
 
 
@@ -81,7 +83,7 @@ def test_least_likely_rows_of_a_stream(block_size, x):
     streamed = WhitenedRows(stream_of(x, block_size)[0], family, 0.0)
     held = WhitenedRows(x.clone(), family, 0.0)
     resp = torch.rand(1000, 2, dtype=torch.float64, generator=generator())
-    moments, means = held.moments(resp.__getitem__, 2)[:2]
+    moments, means = held.sums_from_resp(resp.__getitem__, 2)[:2]
     mixture = mixture_of(family, moments, means)
     assert_close(streamed.least_likely(mixture, 7), held.least_likely(mixture, 7))
 

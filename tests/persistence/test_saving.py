@@ -32,7 +32,7 @@ from skvae import (
     VaDEClusterer,
     VAEEmbedder,
 )
-from skvae.fitting.nets import NegativeELBO
+from skvae.fitting.net import NegativeELBO
 from skvae.models import ACTIVATIONS, COVARIANCES, LIKELIHOODS, NETWORKS, FeatureSummary, Observed
 from skvae.models.likelihoods import FixedGaussian
 from skvae.models.serialize import NAMES, describe, foreign_part, rebuild
