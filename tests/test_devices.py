@@ -30,7 +30,7 @@ from skvae.estimators import (
     TorchPPCA,
     VaDEClusterer,
     VAEEmbedder,
-    _likelihoods,
+    _likelihood_choice,
 )
 
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 2, "batch_size": 64, "random_state": 0}
@@ -198,7 +198,7 @@ def assert_same(found, expected, **tolerance):
 @over_cases
 def test_results_are_those_of_the_cpu(case, device, is_real, tmp_path):
     if device == "mps" and case.needs_float64:
-        with pytest.raises(ValueError, match="device='mps' can not be used here; use 'auto' or one of .*float64"):
+        with pytest.raises(ValueError, match="device='mps' cannot be used here; use 'auto' or one of .*float64"):
             case.on(device, tmp_path)
         return
     names = [*METHODS[:3], *(() if case.how in HOW else METHODS[3:]), *(OTHERS if case in FITS else ())]
@@ -274,7 +274,7 @@ def test_samples_larger_than_the_device(device, is_real, monkeypatch, tmp_path):
     expected = answers(case.on("cpu", tmp_path), X)
     monkeypatch.setattr(standin.ACTIVE, "free_bytes", 1000)
     assert_same(answers(case.on(device, tmp_path), X), expected)
-    assert _likelihoods.stored_rows(case.on("cpu", tmp_path).module_.likelihood, X, torch.device(device)).is_cpu
+    assert _likelihood_choice.stored_rows(case.on("cpu", tmp_path).module_.likelihood, X, torch.device(device)).is_cpu
 
 
 class Draws(nn.Module):
@@ -468,5 +468,5 @@ def test_the_cause_of_an_error_in_a_forked_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(ValueError, match="device='cuda' can not be used here.*forked.*'spawn'"):
+    with pytest.raises(ValueError, match="device='cuda' cannot be used here.*forked.*'spawn'"):
         TorchGMM(2, device="cuda").fit(X)

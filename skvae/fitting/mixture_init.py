@@ -9,7 +9,7 @@ from ..models.covariances import Mixture
 from ..models.gaussians import align
 from ..models.tensors import copy_to_device
 from .devices import to_device
-from .distributed import SINGLE_PROCESS, ProcessGroup
+from .distributed import SINGLE_PROCESS, Collectives
 from .em_steps import checked_step, nonzero
 from .lloyd import draw_distinct_rows, kmeans, kmeans_plusplus
 from .nearest import NearestCenters
@@ -79,10 +79,10 @@ def one_hot(labels, n_components, dtype):
 class Sample(NamedTuple):
     """The rows from which responsibilities are drawn."""
 
-    rows: WeightedRows  # (m, d), of the processes that hold parts of the sample
+    rows: WeightedRows  # (m, d)
     indices: torch.Tensor | None  # (m,) among the rows of all processes; None: these are all rows
     offset: int = 0  # index of the first row of this process among those of all
-    group: ProcessGroup = SINGLE_PROCESS
+    group: Collectives = SINGLE_PROCESS  # the processes that have shards of all rows
 
 
 def draw_responsibilities(name, n_init, x, n_components, generator, weight=None, group=SINGLE_PROCESS):
@@ -155,13 +155,13 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
     They are a function of the row, of a very high frequency: equal rows have equal ones, in any order and any chunks.
     """
     draws = {"dtype": torch.float64, "generator": generator}
-    sample_x, sample_weight, owners = sample.rows
-    squares, mass = sample_x.square(), float(len(sample_x)) if sample_weight is None else sample_weight.sum()
-    sums = squares.sum(0) if sample_weight is None else sample_weight @ squares
+    rows, weights, owners = sample.rows
+    squares, mass = rows.square(), float(len(rows)) if weights is None else weights.sum()
+    sums = squares.sum(0) if weights is None else weights @ squares
     sums, mass = owners.all_reduce_sum(sums, mass)
     scale = (sums / mass).sqrt()
     drawn = [torch.randn(x.shape[1], **draws), torch.randn(n_components, **draws), torch.rand(n_components, **draws)]
-    direction, frequencies, phases = (part.to(sample_x) for part in copy_to_device(drawn, sample_x.device))
+    direction, frequencies, phases = (part.to(rows) for part in copy_to_device(drawn, rows.device))
     direction = direction / torch.where(scale > 0, scale, 1.0)
     epsilon = torch.finfo(x.dtype).eps
 

@@ -32,6 +32,7 @@ from skorch.callbacks import (
 from torch import nn
 
 from skvae import AutoencoderEmbedder, VAEEmbedder
+from skvae.data.chunks import map_samples
 from skvae.estimators import _embedder_training
 from skvae.fitting import early_stopping
 from skvae.models import LIKELIHOODS, LatentModel
@@ -1079,7 +1080,7 @@ def test_devices_may_change_between_calls(fitted_on, used_on, X):
         assert np.isfinite(embedder.partial_fit(rows, torch.zeros(len(X))).loss_curve_).all()
     embedder.set_params(warm_start=True).fit(X)
     embedder.set_params(device="cuda:99")
-    with pytest.raises(ValueError, match="device='cuda:99' can not be used here; use 'auto' or one of"):
+    with pytest.raises(ValueError, match="device='cuda:99' cannot be used here; use 'auto' or one of"):
         embedder.transform(X)
 
 
@@ -1175,7 +1176,7 @@ def test_memory_of_results_does_not_grow_with_hidden_layers():
     X[::2] = 1
     vae = VAEEmbedder(2, hidden_layer_sizes=(16,), max_epochs=1, random_state=0).fit(X[:200])
     model, calls = vae.module_, []
-    vae._map(lambda x: calls.append(len(x)) or x, X, dtype=torch.float32, device="cpu", width=8, chunk_size=300)
+    map_samples(lambda x: calls.append(len(x)) or x, X, dtype=torch.float32, device="cpu", width=8, chunk_size=300)
     assert sum(calls) == 4_000
     assert max(calls) == 300
     assert vae.transform(X).base is None

@@ -63,8 +63,8 @@ def X():
 @pytest.fixture(params=["memmap float64", "memmap float32", "memmap uint8", "sparse float", "sparse int", "slices"])
 def source(request, X, tmp_path, monkeypatch):
     """Rows that are read a chunk at a time, and the same in memory."""
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     kind, _, dtype = request.param.partition(" ")
     if kind == "sparse":
         return csr_matrix(X.astype(dtype)), X
@@ -315,7 +315,7 @@ import sys, warnings
 from pathlib import Path
 import numpy as np
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA
-from skvae.estimators import _tables
+from skvae.data import inputs
 
 def resident(field):
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith(field))
@@ -331,7 +331,7 @@ estimator.fit(np.random.default_rng(0).normal(size=(500, 5)))
 X = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
 Path("/proc/self/clear_refs").write_text("5")
 before = resident("VmRSS")
-_tables.IN_MEMORY = 0
+inputs.MAX_HELD_BYTES = 0
 estimator.fit(X).transform(X)
 print(resident("VmHWM") - before)
 """

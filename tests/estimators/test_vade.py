@@ -23,10 +23,11 @@ from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
-from skvae.data.weights import repeated_rows
+from skvae.data.weights import resample_by_weight
 from skvae.estimators import vade as module
 from skvae.fitting.evaluation import mean_elbo
 from skvae.models import LIKELIHOODS, NETWORKS
+from skvae.models.networks import NetworkConfig
 
 SMALL = {
     "latent_dim": 2,
@@ -215,11 +216,11 @@ def test_networks_for_images(images):
 
 
 @pytest.mark.parametrize("n_outputs", [1, 64, 100])
-@pytest.mark.parametrize("settings", [{}, {"channels": (3,), "kernel_size": 3}, {"head_layer_sizes": (5,)}])
-def test_hybrid_networks_have_the_shapes_asked_for(n_outputs, settings):
+@pytest.mark.parametrize(("settings", "heads"), [({}, ()), ({"channels": (3,), "kernel_size": 3}, ()), ({}, (5,))])
+def test_shapes_of_hybrid_networks(n_outputs, settings, heads):
     generator = torch.Generator().manual_seed(0)
-    sizes = {"image_shape": (8, 8), "hidden_layer_sizes": (7, 5), "activation": "relu", "generator": generator}
-    encoder, decoder = NETWORKS["hybrid"](64, 2, n_outputs, **sizes | settings)
+    config = NetworkConfig("relu", generator, hidden_layer_sizes=(7, 5), head_layer_sizes=heads)
+    encoder, decoder = NETWORKS["hybrid"](64, 2, n_outputs, config, image_shape=(8, 8), **settings)
     codes = encoder(torch.zeros(3, 64))
     assert codes.shape == (3, 4)
     assert decoder(codes[:, :2]).shape == (3, n_outputs)
@@ -522,12 +523,14 @@ def test_weights_are_rounded_at_random(seed):
     """To one of the two whole numbers beside them; the sum is kept."""
     X, rng = np.arange(200.0)[:, None], np.random.default_rng(seed)
     weight = rng.uniform(0, 5, 200)
-    counts = np.bincount(repeated_rows(X, weight, seed).ravel().astype(int), minlength=200)
+    counts = np.bincount(resample_by_weight(X, weight, seed).ravel().astype(int), minlength=200)
     assert (np.abs(counts - weight) < 1).all()
     assert abs(counts.sum() - weight.sum()) < 1
     order = rng.permutation(200)
-    assert_array_equal(repeated_rows(X[order], weight[order], seed), repeated_rows(X, weight, seed))
-    mean = np.mean([np.bincount(repeated_rows(X, weight, s).ravel().astype(int), minlength=200) for s in range(200)], 0)
+    assert_array_equal(resample_by_weight(X[order], weight[order], seed), resample_by_weight(X, weight, seed))
+    mean = np.mean(
+        [np.bincount(resample_by_weight(X, weight, s).ravel().astype(int), minlength=200) for s in range(200)], 0
+    )
     assert np.abs(mean - weight).max() < 0.2
 
 
