@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from helpers import Slices, fitted_values
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -52,22 +53,6 @@ class Shard:
         return rows[ends[self.rank] : ends[self.rank + 1]]
 
 
-class Slices:
-    """An array that is read a chunk at a time."""
-
-    def __init__(self, rows):
-        self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
-
-    def __getitem__(self, rows):
-        return self._rows[rows]
-
-
-def parameters_of(estimator):
-    """Return the fitted attributes that are arrays or numbers."""
-    fitted = {name: value for name, value in vars(estimator).items() if name.endswith("_") and "history" not in name}
-    return {name: value for name, value in fitted.items() if isinstance(value, np.ndarray | float | int | list)}
-
-
 @contextlib.contextmanager
 def limits(max_gathered=None, sample=None, pool=None):
     """Patch limits, so that few samples are treated as many are."""
@@ -94,7 +79,7 @@ def mixture(X=ROWS, weighted=False, dtype=np.float64, y=None, lazy=False, few=No
         gmm = TorchGMM(k, **{"random_state": 0, "max_iter": 30, **settings, **init})
         with limits(**few or {}):
             gmm.fit(Slices(rows) if lazy else rows, None if y is None else own(y), own(WEIGHTS) if weighted else None)
-        return parameters_of(gmm)
+        return fitted_values(gmm)
 
     return fit
 
@@ -104,7 +89,7 @@ def batches(own):
     gmm = TorchGMM(3, random_state=0)
     for rows in np.split(ROWS[np.random.default_rng(0).permutation(len(ROWS))], 3):
         gmm.partial_fit(own(rows))
-    return parameters_of(gmm)
+    return fitted_values(gmm)
 
 
 def kmeans(weighted=False, X=ROWS, lazy=False, few=None, **settings):
@@ -115,7 +100,7 @@ def kmeans(weighted=False, X=ROWS, lazy=False, few=None, **settings):
         estimator = TorchMiniBatchKMeans(5, **{"random_state": 0, "batch_size": 200, **settings})
         with limits(**few or {}):
             estimator.fit(Slices(rows) if lazy else rows, sample_weight=own(WEIGHTS) if weighted else None)
-        return parameters_of(estimator)
+        return fitted_values(estimator)
 
     return fit
 
@@ -125,14 +110,14 @@ def batches_of_kmeans(own):
     estimator = TorchMiniBatchKMeans(5, random_state=0)
     for rows in np.split(ROWS[np.random.default_rng(0).permutation(len(ROWS))], 3):
         estimator.partial_fit(own(rows))
-    return parameters_of(estimator)
+    return fitted_values(estimator)
 
 
 def ppca(n_components, X=ROWS, weighted=False):
     """Return a fit of PPCA."""
 
     def fit(own):
-        return parameters_of(TorchPPCA(n_components).fit(own(X), sample_weight=own(WEIGHTS) if weighted else None))
+        return fitted_values(TorchPPCA(n_components).fit(own(X), sample_weight=own(WEIGHTS) if weighted else None))
 
     return fit
 
@@ -201,7 +186,7 @@ OTHER_DRAWS = {
 def weights_of(estimator):
     """Return the parameters and buffers of the networks, and the fitted attributes."""
     weights = {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
-    return weights | {"loss_curve": estimator.loss_curve_, **parameters_of(estimator)}
+    return weights | {"loss_curve": estimator.loss_curve_, **fitted_values(estimator)}
 
 
 NET = {"hidden_layer_sizes": (16,), "random_state": 0, "max_epochs": 4, "batch_size": 64}

@@ -66,7 +66,7 @@ def fit_alone(fit):
         return fit(Shard(0, 1))
 
 
-def assert_same(one, other, but=()):
+def assert_equal(one, other, but=()):
     """Raise if the results of two processes differ in any bit."""
     assert one.keys() == other.keys()
     for name in one.keys() - {*but}:
@@ -85,7 +85,7 @@ def assert_close(actual, expected, rtol, but=()):
 @pytest.mark.parametrize("name", FITS)
 def test_two_processes_fit_the_model_of_one(name, results):
     one, two = results[0][name], results[1][name]
-    assert_same(one, two, but=["labels_"])
+    assert_equal(one, two, but=["labels_"])
     expected = fit_alone(FITS[name])
     assert_close(one, expected, 1e-5 if "float32" in name else 1e-10, but=["labels_"])
     if "labels_" in expected:
@@ -95,19 +95,19 @@ def test_two_processes_fit_the_model_of_one(name, results):
 @pytest.mark.parametrize("name", OTHER_DRAWS)
 def test_fits_with_other_draws_are_as_good(name, results):
     one, two = results[0][name], results[1][name]
-    assert_same(one, two, but=["labels_"])
+    assert_equal(one, two, but=["labels_"])
     assert one["inertia_"] == pytest.approx(fit_alone(OTHER_DRAWS[name])["inertia_"], rel=0.05)
 
 
 @pytest.mark.parametrize("name", EQUAL_NETS)
 def test_averaged_gradients_are_those_of_all_rows(name, results):
-    assert_same(results[0][name], results[1][name])
+    assert_equal(results[0][name], results[1][name])
     assert_close(results[0][name], fit_alone(EQUAL_NETS[name]), 1e-4)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_networks_are_as_good(name, results):
-    assert_same(results[0][name], results[1][name], but=["labels_"])
+    assert_equal(results[0][name], results[1][name], but=["labels_"])
     expected = fit_alone(NETS[name])
     assert results[0][name]["score"] == pytest.approx(expected["score"], rel=0.05)
     if "init_losses_" in expected:
@@ -117,7 +117,7 @@ def test_networks_are_as_good(name, results):
 
 @pytest.mark.parametrize("name", ODD_NETS)
 def test_all_processes_end_with_the_same_networks(name, results):
-    assert_same(results[0][name], results[1][name], but=["warnings"])
+    assert_equal(results[0][name], results[1][name], but=["warnings"])
     assert np.isfinite(results[0][name]["loss_curve"]).all()
 
 
@@ -205,10 +205,10 @@ def test_a_killed_process_stops_the_others_and_a_restart_resumes(results, tmp_pa
     assert "a fit with checkpoint= resumes from its last epoch" in error["text"]
     assert error["left"]
     assert not (tmp_path / "training.pt").exists()
-    restarted = torch.load(tmp_path / "results.pt", weights_only=False)
+    restarted = torch.load(tmp_path / "found.pt", weights_only=False)
     assert restarted.pop("attempt") == 1
     assert [(tmp_path / f"left_{rank}").read_text() for rank in range(2)] == ["0", "0"]
-    assert_same(restarted, results[0]["long"])
+    assert_equal(restarted, results[0]["long"])
 
 
 def test_a_group_of_the_script_is_not_destroyed(monkeypatch):

@@ -1,4 +1,4 @@
-"""The Python of the documentation runs as it stands there."""
+"""Code of the documentation runs."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ PAGES = [
 
 
 def blocks(path):
-    """Code blocks of a page."""
+    """Return the code blocks of a page."""
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
@@ -40,7 +40,7 @@ def test_links_lead_somewhere():
 
 
 def test_code_of_others_is_python():
-    """Blocks that show other packages do not run, but are code."""
+    """Blocks that show other packages do not run, but can be parsed."""
     for page in sorted((ROOT / "docs").glob("*.md")):
         for block in re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL):
             compile(block, page.name, "exec")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy
 import torch
+from helpers import ALL_METHODS, QUICK, assert_same, outputs, over_estimators, read_only, some_classes
 from numpy.testing import assert_array_equal
 from scipy import sparse
 from sklearn import config_context
@@ -17,7 +18,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.fixes import parse_version
-from test_common import QUICK, assert_same, outputs, over_estimators, some_classes
 
 from skvae import ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 
@@ -50,12 +50,6 @@ def X(blobs):
 def polars_frame(X, dtype="Float64"):
     polars = pytest.importorskip("polars")
     return polars.DataFrame({name: X[:, i].tolist() for i, name in enumerate(NAMES)}).cast(getattr(polars, dtype))
-
-
-def read_only(X):
-    X = X.copy()
-    X.flags.writeable = False
-    return X
 
 
 EXACT = {
@@ -400,30 +394,6 @@ def test_input_that_is_not_a_matrix_of_numbers(estimator, make, error, match):
 # Tensors in, tensors out
 
 
-METHODS = (
-    "transform",
-    "predict",
-    "predict_proba",
-    "score_samples",
-    "log_likelihood",
-    "reconstruct",
-    "impute",
-    "posterior_variance",
-)
-
-
-def answers(estimator, X):
-    """Results of methods for each sample, and decoded codes."""
-    names = [name for name in METHODS if hasattr(estimator, name)]
-    if isinstance(estimator, TorchPPCA):
-        names.remove("posterior_variance")  # the same for every row
-    options = {"log_likelihood": {"random_state": 0, "n_importance_samples": 3}}
-    results = {name: getattr(estimator, name)(X, **options.get(name, {})) for name in names}
-    if hasattr(estimator, "inverse_transform"):
-        results["inverse_transform"] = estimator.inverse_transform(results["transform"])
-    return results
-
-
 @over_estimators
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_tensors_give_tensors(estimator, dtype, X):
@@ -439,10 +409,10 @@ def check_tensors_give_tensors(estimator, device, dtype, X):
     X = torch.from_numpy(X).to(dtype)
     y = some_classes(X)
     fitted = clone(estimator).fit(X.numpy(), y)
-    expected = answers(fitted, X.numpy())
+    expected = outputs(fitted, X.numpy(), ALL_METHODS)
     x = X.to(device).clone().requires_grad_()
     with dispatching():
-        results = answers(fitted, x)
+        results = outputs(fitted, x, ALL_METHODS)
         again = clone(estimator).fit(x, torch.from_numpy(y).to(device))
     assert results.keys() == expected.keys()
     for name, value in results.items():
@@ -453,7 +423,7 @@ def check_tensors_give_tensors(estimator, device, dtype, X):
         np.testing.assert_allclose(value.cpu(), expected[name], **(CLOSE if dtype == torch.float64 else LOOSE))
     assert not [name for name, value in vars(again).items() if isinstance(value, torch.Tensor)]
     assert_array_equal(x.detach().cpu(), X)
-    for name, value in answers(fitted, x).items():  # as scikit-learn has it without the setting
+    for name, value in outputs(fitted, x, ALL_METHODS).items():  # as scikit-learn has it without the setting
         assert isinstance(value, np.ndarray), name
 
 
@@ -474,7 +444,7 @@ def test_samples_of_tensors_stay_on_their_device(estimator, X, monkeypatch):
     with dispatching():
         monkeypatch.setattr(torch.Tensor, "numpy", recorded(numpy))
         monkeypatch.setattr(torch.Tensor, "cpu", recorded(to_host))
-        answers(fitted, x)
+        outputs(fitted, x, ALL_METHODS)
     networks = getattr(fitted, "module_", torch.nn.Module()).state_dict()
     weights = max([0, *(value.numel() for value in networks.values())])
     assert [size for size in sizes if size >= len(x) and size > weights] == []
@@ -526,8 +496,8 @@ def test_tensors_of_other_dtypes_give_float64(estimator, dtype, X):
     fitted = clone(estimator).fit(X, some_classes(X))
     x = torch.from_numpy(X).to(dtype)
     with dispatching():
-        results = answers(fitted, x)
-    expected = answers(fitted, x.double().numpy())
+        results = outputs(fitted, x, ALL_METHODS)
+    expected = outputs(fitted, x.double().numpy(), ALL_METHODS)
     for name, value in results.items():
         assert value.dtype == (torch.int64 if name == "predict" else torch.float64)
         np.testing.assert_allclose(value, expected[name], **CLOSE)
@@ -587,8 +557,8 @@ def test_missing_values_of_tensors(estimator, X):
     X = np.where(np.random.default_rng(0).uniform(size=X.shape) < 0.1, np.nan, X)
     fitted = estimator.fit(X)
     with dispatching():
-        results = answers(fitted, torch.from_numpy(X))
-    assert_same({name: value.numpy() for name, value in results.items()}, answers(fitted, X), **CLOSE)
+        results = outputs(fitted, torch.from_numpy(X), ALL_METHODS)
+    assert_same({name: value.numpy() for name, value in results.items()}, outputs(fitted, X, ALL_METHODS), **CLOSE)
 
 
 def test_missing_values_of_tensors_that_the_model_does_not_take(X):
@@ -614,9 +584,9 @@ def test_classes_of_strings_are_arrays(X):
 def test_other_array_api_arrays_become_numpy_arrays(estimator, X):
     fitted = clone(estimator).fit(X, some_classes(X))
     with dispatching():
-        results = answers(fitted, array_api_strict.asarray(X))
+        results = outputs(fitted, array_api_strict.asarray(X), ALL_METHODS)
         again = clone(estimator).fit(array_api_strict.asarray(X), some_classes(X))
-    assert_same(results, answers(fitted, X))
+    assert_same(results, outputs(fitted, X, ALL_METHODS))
     assert_same(outputs(again, X), outputs(fitted, X))
 
 

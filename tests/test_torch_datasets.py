@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, fitted_values, outputs, over_estimators, some_classes
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from test_common import assert_same, outputs, over_estimators, some_classes
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -174,11 +174,6 @@ def test_shards(monkeypatch, X):
     monkeypatch.setenv("RANK", "1")
     part, theirs = shard(Rows(X), X)
     assert_array_equal(DatasetSource(part)[:], theirs)
-
-
-def fitted_values(estimator):
-    result = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name != "history_"}
-    return {name: value for name, value in result.items() if isinstance(value, np.ndarray | list | float | int)}
 
 
 def after_batches(estimator, batches):

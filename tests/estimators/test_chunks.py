@@ -7,9 +7,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from helpers import QUICK, assert_same, some_classes
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from test_common import QUICK, assert_same, some_classes
 
 from skvae.data.chunks import map_chunks
 from skvae.data.samples import LazySamples, TensorSamples
@@ -121,7 +121,7 @@ def test_methods_continue_with_smaller_chunks(estimator, X, monkeypatch):
     for name in names:
         with monkeypatch.context() as patched:
             patched.setattr(np, "copyto", small(np.copyto))
-            patched.setattr(kmeans, "_as_tensor", small(kmeans._as_tensor))
+            patched.setattr(kmeans, "as_tensor", small(kmeans.as_tensor))
             with pytest.warns(RuntimeWarning, match="ran out of memory with chunks of") as caught:
                 results[name] = getattr(fitted, name)(X)
         assert len(caught) == 1, name

@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, global_states, read_only, same_weights, weights_of
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import multivariate_normal
 from sklearn.base import clone
@@ -75,21 +76,6 @@ def maps_of(embedder):
 
 def answers(embedder, X):
     return {name: function(X) for name, function in maps_of(embedder).items()}
-
-
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert_allclose(found[name], expected[name], err_msg=name, **({"rtol": 0, "atol": 0} | tolerance))
-
-
-def weights_of(embedder):
-    return {name: value.clone() for name, value in embedder.module_.state_dict().items()}
-
-
-def same_weights(one, two):
-    one, two = (found if isinstance(found, dict) else weights_of(found) for found in (one, two))
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def train(embedder, how, X):
@@ -419,12 +405,6 @@ def test_extreme_logits_have_a_finite_cross_entropy(cls):
     assert embedder.loss_curve_[0] == pytest.approx(150 * (X == 0).sum(1).mean(), rel=1e-4)
     for rows in (X, X.astype(np.float32)):
         assert_allclose(embedder.score_samples(rows), -150.0 * (X == 0).sum(1), rtol=1e-4, atol=1e-4)
-
-
-def read_only(X):
-    X = X.copy()
-    X.flags.writeable = False
-    return X
 
 
 FORMS = {
@@ -970,11 +950,6 @@ def test_progress_bars_are_closed(cls, X, capsys):
         embedder.set_params(callbacks=[Breaks("on_epoch_end", KeyboardInterrupt)]).fit(X)
     assert not list(getattr(tqdm, "_instances", ()))
     assert b"tqdm" not in pickle.dumps(clone(embedder).set_params(callbacks=None).fit(X))
-
-
-def global_states():
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state is what is tested)
-    return random.getstate(), keys.tolist(), rest, torch.get_rng_state().tolist(), torch.initial_seed()
 
 
 def seed_everything(seed):

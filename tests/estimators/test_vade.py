@@ -2,12 +2,12 @@
 
 import copy
 import pickle
-import random
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from helpers import fit_quietly, global_states, mirrored, same_weights, weights_of
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
@@ -47,13 +47,6 @@ WEIGHTED_FORMS = {
 }
 
 
-def fit_quietly(vade, X, **more):
-    """Fit, whether or not clusters die in a training this short."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return vade.fit(X, **more)
-
-
 @pytest.fixture(scope="module")
 def groups():
     """Four well separated clusters in twenty dimensions."""
@@ -68,15 +61,6 @@ def fitted(groups):
 @pytest.fixture(scope="module")
 def images():
     return load_digits().data[:200] / 16
-
-
-def weights_of(vade):
-    return {name: value.clone() for name, value in vade.module_.state_dict().items()}
-
-
-def same_weights(one, two):
-    one, two = (vade if isinstance(vade, dict) else weights_of(vade) for vade in (one, two))
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_shapes_and_attributes(fitted, groups):
@@ -614,10 +598,6 @@ def test_far_rows_belong_somewhere(factor, groups, fitted):
     assert_array_equal(resp.argmax(1), fitted.predict(X))
 
 
-def mirrored(u, generator):
-    return u.flip(1)
-
-
 def plain_network(n_inputs, n_outputs):
     return nn.Linear(n_inputs, n_outputs)
 
@@ -789,11 +769,6 @@ def test_searches(groups):
     for found in (search, with_labels):
         assert np.isfinite(found.cv_results_["mean_test_score"]).all()
         assert found.best_estimator_.predict(X).shape == (400,)
-
-
-def global_states():
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state is what is tested)
-    return random.getstate(), keys.tolist(), rest, torch.get_rng_state().tolist()
 
 
 @pytest.mark.parametrize("random_state", [None, 0])

@@ -4,15 +4,12 @@ import math
 
 import pytest
 import torch
+from helpers import generator
 from torch.testing import assert_close
 
 from skvae.fitting.batch_samplers import DirectBatchSampler, PooledBatchSampler
 from skvae.fitting.lazy_rows import LazyRows
 from skvae.fitting.weighted_rows import WeightedRows
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -36,11 +36,6 @@ over_kinds = pytest.mark.parametrize("kind", ["full", "diag"])
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def rows(generator):
     return torch.randn(40, M, generator=generator)
 

@@ -22,11 +22,6 @@ from skvae.models.networks import NetworkConfig
 D, K, N = 6, 2, 50
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def make_likelihood(name):
     mean, scale, maximum = torch.linspace(0.5, 5, D), torch.linspace(0.1, 10, D), torch.arange(1.0, D + 1)
     return LIKELIHOODS[name].from_data(SimpleNamespace(mean=mean, scale=scale, maximum=maximum))

@@ -29,11 +29,6 @@ UNIT = ["bernoulli", "continuous_bernoulli"]
 over_likelihoods = pytest.mark.parametrize("name", LIKELIHOODS)
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def summary(mean=2.0, scale=3.0, maximum=2.0, n_features=D):
     steps = torch.linspace(1.0, 1.5, n_features, dtype=torch.float64)
     return FeatureSummary(mean * steps, scale * steps, maximum + torch.arange(n_features, dtype=torch.float64) % 2)

@@ -29,11 +29,6 @@ EXTRAS = [
 over_networks = pytest.mark.parametrize("name", NETWORKS)
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def build(name, seed=0, n_outputs=60, **settings):
     """Return networks for samples of 60 features."""
     image = {} if name == "mlp" else {key: settings.pop(key, value) for key, value in IMAGE.items()}

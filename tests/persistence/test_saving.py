@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import QUICK, TINY, assert_same, outputs, over_estimators
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -21,7 +22,6 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch.callbacks import EpochScoring
-from test_common import QUICK, TINY, assert_same, outputs, over_estimators
 from torch import nn
 
 import skvae
