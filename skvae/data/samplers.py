@@ -67,7 +67,7 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
     if is_table and X.run_length == 1:
         sampler = DirectBatchSampler(WeightedRows(streamed(X, dtype, device), weight, group))
         # A batch of as many samples as are distinct would be all of them, in dense form.
-        if group.size > 1 or len(sampler) > max(batch_size, init_size) or len(X) <= max(batch_size, init_size):
+        if group.size > 1 or sampler.n_distinct > max(batch_size, init_size) or len(X) <= max(batch_size, init_size):
             return sampler
         if is_larger:
             return pooled()

@@ -1,4 +1,4 @@
-"""Rows that are read in blocks."""
+"""Lazy rows that are read in blocks."""
 
 import pytest
 import torch

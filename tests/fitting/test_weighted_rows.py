@@ -2,13 +2,10 @@
 
 import pytest
 import torch
+from helpers import generator
 from torch.testing import assert_close
 
 from skvae.fitting.weighted_rows import WeightedRows, draw_indices, draw_rows, sample_indices
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
