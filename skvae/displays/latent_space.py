@@ -17,9 +17,9 @@ class LatentSpaceDisplay:
     """Scatter plot of latent codes with the ellipses of a mixture.
 
     Latent codes of more than two dimensions are projected to a plane, and the ellipses are those of the projected
-    covariances. The plane is that of the first two principal components of the latent codes, or the discriminant plane of the mixture, in
-    which its means lie farthest apart for the width of its components (no labels are used for either). The mean of the
-    latent codes of each label is marked by an X, the mean of each component by a plus sign.
+    covariances. The plane is that of the first two principal components of the latent codes, or the discriminant plane
+    of the mixture, in which its means lie farthest apart for the width of its components (no labels are used for
+    either). The mean of the latent codes of each label is marked by an X, the mean of each component by a plus sign.
 
     Parameters
     ----------
@@ -130,8 +130,8 @@ class LatentSpaceDisplay:
         Z = check_array(host_array(Z), input_name="Z", ensure_all_finite="allow-nan")
         if Z.shape[1] < 2:
             raise ValueError(
-                "The latent codes have one dimension, and a plane two; draw a histogram (matplotlib's hist), or embed in "
-                "two dimensions or more."
+                "The latent codes have one dimension, and a plane two; draw a histogram (matplotlib's hist), or "
+                "embed in two dimensions or more."
             )
         if np.isnan(Z).any():
             raise ValueError(
