@@ -41,8 +41,8 @@ from skvae import (
     VAEEmbedder,
 )
 from skvae.persistence import container
-from skvae.persistence.files import fields_of
-from skvae.persistence.values import Writer
+from skvae.persistence.files import encode_estimator
+from skvae.persistence.values import ValueEncoder
 
 MEMORY = 8 * 2**30  # bytes of address space
 SMALL = {"max_epochs": 1, "random_state": 0}
@@ -74,9 +74,9 @@ def fitted_estimators():
 
 def content(estimator):
     """Return all parts of an estimator that a file stores, to be compared."""
-    writer = Writer(fields_of)
-    tree = writer.tree(estimator, "")
-    return json.dumps(tree), [(array.dtype, array.shape, array.tobytes()) for array in writer.arrays.values()]
+    encoder = ValueEncoder(encode_estimator)
+    tree = encoder.encode(estimator, "")
+    return json.dumps(tree), [(array.dtype, array.shape, array.tobytes()) for array in encoder.arrays.values()]
 
 
 class Plant:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from record import environment, write_record
 
-from skvae.fitting.snapshots import read_checkpoint
+from skvae.fitting.checkpoint import read_checkpoint
 
 FIT = """
 import sys, warnings

@@ -24,6 +24,7 @@ from skvae import TorchMiniBatchKMeans
 from skvae.datasets import fetch_mnist
 from skvae.fitting.lloyd import kmeans
 from skvae.fitting.nearest import squared_residuals
+from skvae.fitting.weighted_rows import WeightedRows
 
 IMAGES = (60_000, 784)
 MINI_BATCH = [10, 100]  # clusters
@@ -54,9 +55,9 @@ def clusters(n, d, k):
 
 def our_kmeans(X, n_clusters, seed):
     """Centre the rows, run k-means and measure the inertia."""
-    x = torch.from_numpy(X - X.mean(axis=0))
-    centers, labels = kmeans(x, n_clusters, torch.Generator().manual_seed(seed))
-    return float(squared_residuals(x, centers, labels).sum())
+    rows = WeightedRows(torch.from_numpy(X - X.mean(axis=0)))
+    centers, labels = kmeans(rows, n_clusters, torch.Generator().manual_seed(seed))
+    return float(squared_residuals(rows.x, centers, labels).sum())
 
 
 def mini_batch_fits(k):

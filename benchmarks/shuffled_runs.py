@@ -51,8 +51,8 @@ def sorted_by_class(folder):
 def measure(X, X_test, run_length, epochs, seed):
     """Return the ELBO of the test images, and the seconds of the fit."""
     started = time.perf_counter()
-    lengths = {"RUN": run_length, "RUN_BYTES": run_length * 4 * X.shape[1]}
-    with mock.patch.multiple("skvae.data.tables", **lengths):
+    lengths = {"MAX_RUN": run_length, "MAX_RUN_BYTES": run_length * 4 * X.shape[1]}
+    with mock.patch.multiple("skvae.data.samples", **lengths):
         vae = VAEEmbedder(10, **SETTINGS, max_epochs=epochs, random_state=seed).fit(X)
     return {"elbo": vae.score(X_test), "seconds": time.perf_counter() - started}
 

@@ -36,7 +36,9 @@ from threadpoolctl import threadpool_limits
 from skvae import AutoencoderEmbedder, ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 from skvae.callbacks import EpochScores, LatentSnapshots
 from skvae.datasets import fetch_mnist
-from skvae.fitting.minibatch import WeightedRows, fit_mini_batches
+from skvae.fitting.batch_samplers import DirectBatchSampler
+from skvae.fitting.minibatch import fit_mini_batches
+from skvae.fitting.weighted_rows import WeightedRows
 from skvae.metrics import clustering_accuracy_score, reconstruction_error, structural_similarity_score
 from skvae.models.likelihoods import Gaussian
 
@@ -140,10 +142,11 @@ def run_unlimited_steps(start):
     def run(seed):
         X, y, X_test, y_test = images()
         init = {"digits": first_images(X, y), "noise": noise_images(seed)}[start]
-        rows, generator = WeightedRows(torch.from_numpy(X)), torch.Generator().manual_seed(seed)
+        sampler, generator = DirectBatchSampler(WeightedRows(torch.from_numpy(X))), torch.Generator().manual_seed(seed)
+        centers = sampler.centered(torch.from_numpy(init))
         settings = {"max_iter": 10, "batch_size": 64, "tol": 0.0, "max_no_improvement": None, "reassignment_ratio": 0.0}
-        fit = fit_mini_batches(rows, rows.centered(torch.from_numpy(init)), generator, rates=unlimited, **settings)
-        centers = (fit.centers + rows.offset).numpy()
+        fit = fit_mini_batches(sampler, centers, generator, rates=unlimited, **settings)
+        centers = (fit.centers + sampler.offset).numpy()
         scores = cluster_scores(centers, X, y, X_test, y_test) if np.isfinite(centers).all() else {"diverged": True}
         return scores | {"settings": settings}
 

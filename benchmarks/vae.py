@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from skvae import VAEEmbedder
 from skvae.datasets import fetch_mnist
-from skvae.fitting.quadrature import normal_points
+from skvae.fitting.evaluation import normal_points
 
 BATCH_SIZE, LR = 128, 1e-3
 N_SCORED = 2_000  # test images whose ELBO shows whether the work was equal

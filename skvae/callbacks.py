@@ -1,4 +1,4 @@
-"""Callbacks to give to an embedder as ``callbacks=``: they watch a training, and do not change it by a single bit."""
+"""Callbacks for the ``callbacks`` parameter of embedders, which monitor training without changing its results."""
 
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -13,46 +13,46 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 
 from .data.arrays import host_array
-from .fitting.callbacks import Resumable
-from .fitting.devices import restored_randomness
+from .fitting.checkpoint import Resumable
+from .fitting.devices import preserved_rng_state
 from .fitting.vade import PruneMixtures
 from .models import GaussianMixturePrior
 
 __all__ = ["EpochScores", "LatentSnapshots", "Snapshots"]
-ROWS_AT_ONCE = 1_024
-RESERVED_NAMES = {"loss", "log_likelihood", "kl", "agreement", "batch_count"}  # names of what is recorded anyway
+CHUNK_SIZE = 1_024
+RESERVED_NAMES = {"loss", "log_likelihood", "kl", "agreement", "batch_count"}  # recorded by the training itself
 
 
 class EpochScores(Callback):
     """Scores of reconstructions at the end of each epoch, in ``history_``.
 
-    Rows are encoded and decoded by the networks as they are after the epoch, without noise and in evaluation mode. The
-    training is the same, to the last bit, with this callback and without it.
+    Samples are encoded and decoded by the networks after the epoch, without noise and in evaluation mode. Training
+    results are identical with and without this callback.
 
     Parameters
     ----------
     scores : dict of str to callable
-        What to compute: functions of rows and their reconstructions, two ndarrays of shape (n_samples, n_features) in
-        the units of the data, that return a number. `sklearn.metrics.mean_squared_error` is what
-        :func:`skvae.metrics.reconstruction_error` is of a fitted embedder;
-        :func:`skvae.metrics.structural_similarity_score` needs ``functools.partial`` for its settings.
+        Functions of samples and their reconstructions, two ndarrays of shape (n_samples, n_features) in the units of
+        the data, that return a number. `sklearn.metrics.mean_squared_error` gives the
+        :func:`skvae.metrics.reconstruction_error` of a fitted embedder;
+        :func:`skvae.metrics.structural_similarity_score` needs ``functools.partial`` for its parameters.
     rows : dict of str to array-like of shape (n_samples, n_features)
-        Of which rows, such as ``{"train": X_train[:1000], "test": X_test}``. Names are without underscores.
+        The samples, such as ``{"train": X_train[:1000], "test": X_test}``. Names are without underscores.
     every : int, default=1
-        Epochs between scores; those of the first and the last planned epoch are always computed.
+        Number of epochs between scores; those of the first and the last planned epoch are always computed.
 
     Notes
     -----
-    The score ``"mse"`` of the rows ``"test"`` is ``history_[epoch]["test_mse"]``, and in ``net_.history`` as well. It
-    stays in ``history_`` in copies, pickles and files; :class:`skvae.displays.TrainingCurveDisplay` draws it. Where the
-    networks gave values that are not finite, it is NaN.
+    The score ``"mse"`` of the samples ``"test"`` is ``history_[epoch]["test_mse"]``, and in ``net_.history`` as well.
+    Copies, pickles and files keep ``history_``; :class:`skvae.displays.TrainingCurveDisplay` plots it. The score is NaN
+    where the reconstructions are not finite.
 
     Raises
     ------
     TypeError
-        By the fit, if ``scores`` or ``rows`` is no dict, or a score is no function.
+        By the fit, if ``scores`` or ``rows`` is not a dict, or a score is not callable.
     ValueError
-        By the fit, if a name is taken or not valid, or rows have another number of features than those of training.
+        By the fit, if a name is reserved or invalid, or samples have another number of features than the training data.
 
     Examples
     --------
@@ -71,49 +71,49 @@ class EpochScores(Callback):
         self.scores, self.rows, self.every = scores, rows, every
 
     def on_train_begin(self, net, X=None, **kwargs):
-        """Check what was given."""
+        """Check the parameters."""
         for name in ("scores", "rows"):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name} of EpochScores should be a dict by name, but is {getattr(self, name)!r:.80}.")
         for name, score in self.scores.items():
             if not callable(score):
-                raise TypeError(f"The score {name!r} should be a function of rows and reconstructions, not {score!r}.")
+                raise TypeError(f"The score {name!r} should be a function of X and its reconstruction, not {score!r}.")
             if not isinstance(name, str) or name in RESERVED_NAMES:
-                raise ValueError(f"A score can not be called {name!r}; use a text other than {sorted(RESERVED_NAMES)}.")
+                raise ValueError(f"Invalid score name {name!r}; use a string other than {sorted(RESERVED_NAMES)}.")
         for name in self.rows:
             if not isinstance(name, str) or not name or "_" in name:
-                raise ValueError(f"Rows can not be called {name!r}; use a text without underscores.")
+                raise ValueError(f"Invalid name in rows: {name!r}; use a string without underscores.")
         check_scalar(self.every, "every", Integral, min_val=1)
-        self.rows_ = {name: check_rows(rows, X, f"rows[{name!r}]") for name, rows in self.rows.items()}
+        self.rows_ = {name: check_samples(samples, X, f"rows[{name!r}]") for name, samples in self.rows.items()}
 
     def on_epoch_end(self, net, **kwargs):
-        """Put the scores into the history."""
+        """Record the scores in the history."""
         epoch = len(net.history)
         if epoch % self.every and epoch not in (1, net.max_epochs):
             return
-        for part, rows in self.rows_.items():
-            found = evaluated(net, rows, lambda model, u: model.decode(model.posterior(u).mean)).numpy()
-            finite = np.isfinite(found).all()
+        for subset, samples in self.rows_.items():
+            decoded = evaluate(net, samples, lambda model, u: model.decode(model.posterior(u).mean)).numpy()
+            is_finite = np.isfinite(decoded).all()
             for name, score in self.scores.items():
-                net.history.record(f"{part}_{name}", float(score(rows, found)) if finite else np.nan)
+                net.history.record(f"{subset}_{name}", float(score(samples, decoded)) if is_finite else np.nan)
 
 
 @dataclass(frozen=True)
 class Snapshots:
-    """Codes of the same rows after different epochs of a training, and the mixture if the prior is one.
+    """Latent codes of the same samples after several epochs of training, and the mixture if the prior is one.
 
     Attributes
     ----------
     epochs : ndarray of shape (n_snapshots,)
-        Epochs of the fit, 0 before the first.
+        Epochs of the fit; 0 is before the first.
     codes : ndarray of shape (n_snapshots, n_samples, n_components)
         Posterior means.
     weights : ndarray of shape (n_snapshots, n_clusters) or None
         Weights of the mixture.
     means : ndarray of shape (n_snapshots, n_clusters, n_components) or None
-        Its means.
+        Means of its components.
     covariances : ndarray of shape (n_snapshots, n_clusters, n_components, n_components) or None
-        Its covariances, as matrices for every covariance type.
+        Covariances of its components, as matrices for every covariance type.
     """
 
     epochs: np.ndarray
@@ -124,35 +124,35 @@ class Snapshots:
 
 
 class LatentSnapshots(Resumable):
-    """Codes of some rows, and the mixture of a `VaDEClusterer`, as they are at different epochs of a training.
+    """Latent codes of some samples, and the mixture of a `VaDEClusterer`, at several epochs of training.
 
-    The training is the same, to the last bit, with this callback and without it. Estimators train with copies of their
-    callbacks, so that what was found is asked of the estimator: ``LatentSnapshots.of(estimator)``.
+    Training results are identical with and without this callback. Estimators train with copies of their callbacks, so
+    that ``LatentSnapshots.of(estimator)`` returns the snapshots.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
-        Rows whose codes are kept, such as a few hundred of the training or the test data.
+        Samples to encode, such as a few hundred of the training or the test data.
     every : int, default=1
-        Epochs between snapshots. The first and the last epoch are always kept.
+        Number of epochs between snapshots, in addition to those of the first and the last epoch.
     epochs : list of int, default=None
-        These epochs, the first and the last; ``every`` does not count then. 0 is before the first epoch.
+        Epochs of snapshots instead of ``every``, in addition to the first and the last. 0 is before the first epoch.
 
     Notes
     -----
-    The last snapshot is of the model that the fit publishes: with early stopping, that with the best weights. Epochs
-    are those of one fit: a warm start begins anew. If VaDE trains several mixtures at first, the one that stays is
-    shown from the beginning. Snapshots take 4 bytes for each number in a code, and are kept in ``net_``, which is not
-    part of pickles and files; the :class:`Snapshots` that `of` gives can be pickled by itself.
+    The last snapshot is of the fitted model: with early stopping, of that with the best weights. Epochs are those of
+    one fit: a warm start counts from 0 again. If VaDE initially trains several mixtures, all snapshots are of the one
+    that is selected in the end. A snapshot takes 4 bytes per number of the codes, and is stored in ``net_``, which is
+    not part of pickles and files; the :class:`Snapshots` that `of` returns can be pickled by themselves.
 
     Raises
     ------
     ValueError
-        By the fit, if ``every`` or ``epochs`` is not valid, or X has another number of features than in training.
+        By the fit, if ``every`` or ``epochs`` is invalid, or X has another number of features than the training data.
 
     See Also
     --------
-    skvae.displays.ClusterEvolutionDisplay : Pictures of it.
+    skvae.displays.ClusterEvolutionDisplay : Plots of the snapshots.
 
     Examples
     --------
@@ -173,7 +173,7 @@ class LatentSnapshots(Resumable):
 
     @staticmethod
     def of(estimator):
-        """What was kept during the last fit of an estimator.
+        """Return the snapshots of the last fit of an estimator.
 
         Parameters
         ----------
@@ -187,82 +187,82 @@ class LatentSnapshots(Resumable):
         Raises
         ------
         ValueError
-            If there are none: the estimator had no such callback, several of them, or comes from a pickle or a file.
+            If the estimator had no such callback, or several, or is a copy or loaded from a pickle or a file.
         """
         check_is_fitted(estimator)
         steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
         nets = [step.net_ for step in steps if hasattr(step, "net_")]
-        found = [call for net in nets for _, call in net.callbacks_ if isinstance(call, LatentSnapshots)]
+        callbacks = [call for net in nets for _, call in net.callbacks_ if isinstance(call, LatentSnapshots)]
         if not nets:
             raise ValueError(
                 f"This {type(estimator).__name__} has no net_: it trains no networks, or it was copied or loaded, and "
-                "snapshots are not part of that. Keep what LatentSnapshots.of gives right after the fit."
+                "snapshots are not part of copies. Call LatentSnapshots.of right after the fit."
             )
-        if len(found) != 1:
+        if len(callbacks) != 1:
             raise ValueError(
-                f"This {type(estimator).__name__} was fitted with {len(found)} LatentSnapshots, but there should be "
-                "one; give it as callbacks=[LatentSnapshots(X)], or take snapshots_ of one of net_.callbacks_."
+                f"This {type(estimator).__name__} was fitted with {len(callbacks)} LatentSnapshots, but there should "
+                "be one; give it as callbacks=[LatentSnapshots(X)], or take snapshots_ of one of net_.callbacks_."
             )
-        return found[0].snapshots_
+        return callbacks[0].snapshots_
 
     def on_train_begin(self, net, X=None, **kwargs):
-        """Check what was given, and begin."""
+        """Check the parameters, and store the snapshot before the first epoch."""
         check_scalar(self.every, "every", Integral, min_val=1)
         if self.epochs is not None:
             for epoch in self.epochs:
                 check_scalar(epoch, "Each of epochs", Integral, min_val=0)
-        self.rows_, self.taken_ = check_rows(self.X, X, "X of LatentSnapshots"), []
+        self.X_, self.taken_ = check_samples(self.X, X, "X of LatentSnapshots"), []
         if self.epochs is not None and 0 in self.epochs:
             self._take(net)
 
     def on_epoch_end(self, net, **kwargs):
-        """Keep the codes if it is time."""
+        """Store a snapshot if one is due."""
         epoch = len(net.history)
-        due = epoch % self.every == 0 if self.epochs is None else epoch in self.epochs
-        if due or epoch == 1:
+        is_due = epoch % self.every == 0 if self.epochs is None else epoch in self.epochs
+        if is_due or epoch == 1:
             self._take(net)
 
     def on_train_end(self, net, **kwargs):
-        """Keep the codes of the model as it will be published."""
+        """Store the snapshot of the final model."""
         self._take(net)
 
     def state(self, net):
-        """What `resume` needs."""
+        """Return the state for `resume`."""
         return {"taken_": list(self.taken_)}
 
     def resume(self, net, state):
-        """Go on from a state."""
+        """Resume from a state."""
         self.taken_ = list(state["taken_"])
 
     @property
     def snapshots_(self):
-        """What was kept so far, as `Snapshots`."""
-        found = {name: np.stack([one[name].numpy() for one in self.taken_]) for name in ("epochs", "codes")}
+        """The snapshots so far, as `Snapshots`."""
+        arrays = {name: np.stack([one[name].numpy() for one in self.taken_]) for name in ("epochs", "codes")}
         if "means" in self.taken_[0]:
-            kept = survivors([one["scores"] for one in self.taken_])
+            pairs = list(zip(self.taken_, track_mixture([one["scores"] for one in self.taken_]), strict=True))
             for name in ("weights", "means", "covariances"):
-                pairs = zip(self.taken_, kept, strict=True)
-                found[name] = np.stack([one[name][index].numpy() for one, index in pairs])
-        return Snapshots(**found)
+                arrays[name] = np.stack([one[name][index].numpy() for one, index in pairs])
+        return Snapshots(**arrays)
 
     def _take(self, net):
-        """Keep the codes and the mixtures."""
+        """Store the latent codes and all mixtures."""
         epoch = len(net.history)
-        codes = evaluated(net, self.rows_, lambda model, u: model.posterior(u).mean)
-        if not codes.isfinite().all():  # of an epoch that will be repeated
+        codes = evaluate(net, self.X_, lambda model, u: model.posterior(u).mean)
+        if not codes.isfinite().all():  # in an epoch that will be repeated
             return
-        found = {"epochs": torch.tensor(epoch), "codes": codes.float()}
-        prior = plain_model(net).prior
+        snapshot = {"epochs": torch.tensor(epoch), "codes": codes.float()}
+        prior = unwrapped_module(net).prior
         if isinstance(prior, GaussianMixturePrior):
-            pruning = [call for _, call in net.callbacks_ if isinstance(call, PruneMixtures)]
-            found |= mixtures_of(prior) | {"scores": [list(scores) for call in pruning for scores in call.scores_]}
+            pruning = [callback for _, callback in net.callbacks_ if isinstance(callback, PruneMixtures)]
+            scores = [list(losses) for callback in pruning for losses in callback.scores_]
+            snapshot |= mixtures_of(prior) | {"scores": scores}
         if self.taken_ and self.taken_[-1]["epochs"] == epoch:
             self.taken_.pop()
-        self.taken_.append(found)
+        self.taken_.append(snapshot)
 
 
-def check_rows(X, dataset, name):
-    """Rows as a float array (n, d) with as many features as those of training."""
+def check_samples(X, dataset, name):
+    """Return samples as a float array (n, d); raise unless they have as many features as the training data."""
     X = check_array(host_array(X), dtype=np.float64, ensure_all_finite="allow-nan", allow_nd=True, input_name=name)
     X, n_features = X.reshape(len(X), -1), dataset.rows[:1].shape[1]
     if X.shape[1] != n_features:
@@ -270,20 +270,20 @@ def check_rows(X, dataset, name):
     return X
 
 
-def plain_model(net):
-    """The model of a net, not its compiled form."""
+def unwrapped_module(net):
+    """Return the module of a net without the wrapper of torch.compile."""
     return getattr(net.module_, "_orig_mod", net.module_)
 
 
 @contextmanager
-def evaluation(net):
-    """The model in evaluation mode and full precision; what it was in, and the random states, are as before then."""
-    model, device = plain_model(net), torch.device(net.device)
+def evaluation_mode(net):
+    """Yield the model in evaluation mode and full precision, then restore its modes and the random states."""
+    model, device = unwrapped_module(net), torch.device(net.device)
     modes, autocast = {module: module.training for module in model.modules()}, model.autocast
     model.autocast = None
     try:
-        # Networks of the user's may draw random numbers.
-        with restored_randomness(device), torch.inference_mode():
+        # User-defined networks may draw random numbers.
+        with preserved_rng_state(device), torch.inference_mode():
             yield model.eval()
     finally:
         model.autocast = autocast
@@ -291,34 +291,34 @@ def evaluation(net):
             module.training = mode
 
 
-def evaluated(net, X, function):
-    """A function of the model and standardised rows, applied to rows of data in chunks; a CPU tensor."""
-    parts, exact = [], torch.float32 if torch.device(net.device).type == "mps" else torch.float64
-    with evaluation(net) as model:
-        for rows in torch.from_numpy(X).split(ROWS_AT_ONCE):
-            parts.append(function(model, model.standardize(rows.to(net.device, exact))).cpu())
-    return torch.cat(parts)
+def evaluate(net, X, function):
+    """Apply a function of the model and standardized samples to chunks of X; return a CPU tensor."""
+    results, dtype = [], torch.float32 if torch.device(net.device).type == "mps" else torch.float64
+    with evaluation_mode(net) as model:
+        for chunk in torch.from_numpy(X).split(CHUNK_SIZE):
+            results.append(function(model, model.standardize(chunk.to(net.device, dtype))).cpu())
+    return torch.cat(results)
 
 
-def survivors(scores):
-    """Which of the mixtures of each snapshot is the first of the last one.
+def track_mixture(scores):
+    """Return the indices in all snapshots of the mixture that is the first in the last snapshot.
 
     Parameters
     ----------
     scores : list of list of list of float
-        For each snapshot, the losses of all mixtures each time that some were dropped before it.
+        For each snapshot, the losses of all mixtures at each pruning before it.
     """
-    found = [0]
-    for one, later in zip(scores[-2::-1], scores[:0:-1], strict=True):
-        index = found[-1]
-        for losses in reversed(later[len(one) :]):  # those that stay are in the order of their losses
+    indices = [0]
+    for earlier, later in zip(scores[-2::-1], scores[:0:-1], strict=True):
+        index = indices[-1]
+        for losses in reversed(later[len(earlier) :]):  # pruning sorts mixtures by their losses
             index = int(torch.tensor(losses).argsort()[index])
-        found.append(index)
-    return found[::-1]
+        indices.append(index)
+    return indices[::-1]
 
 
 def mixtures_of(prior):
-    """All mixtures of a prior: weights (h, k), means (h, k, d) and covariance matrices (h, k, d, d), float64."""
+    """Return all mixtures of a prior: weights (h, k), means (h, k, d) and covariances (h, k, d, d), in float64."""
     logits, means, log_factors = (
         part.detach().cpu().double() for part in (prior.logits, prior.means, prior.log_factors)
     )

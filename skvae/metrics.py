@@ -1,4 +1,4 @@
-"""Scores of clusterings and embeddings that scikit-learn does not have. No model is chosen with labels here."""
+"""Scores of clusterings and embeddings that scikit-learn does not have."""
 
 import math
 from numbers import Integral, Real
@@ -6,13 +6,12 @@ from numbers import Integral, Real
 import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_array, check_consistent_length, check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
 from .data.arrays import host_array
 from .data.labels import check_types, is_missing, label_array, plain
-from .models.networks import check_channels_first
+from .models.images import check_channels_first
 
 __all__ = [
     "active_units",
@@ -26,36 +25,33 @@ FLOATS = (np.float64, np.float32)
 
 
 def _contingency(labels_true, labels_pred, sample_weight):
-    """Classes, clusters, their counts (n_classes, n_clusters) and the one-to-one matching with the largest sum."""
+    """Return classes, clusters, their counts (n_classes, n_clusters), and the one-to-one matching with the largest sum.
+
+    Other than scikit-learn's ``contingency_matrix``, counts may be weighted.
+    """
     labels_true = _check_labels(labels_true, "labels_true")
     labels_pred = _check_labels(labels_pred, "labels_pred")
     check_consistent_length(labels_true, labels_pred)
-    if sample_weight is None:
-        counts = contingency_matrix(labels_true, labels_pred)
-    else:
+    weight = np.ones(len(labels_true), dtype=np.int64)
+    if sample_weight is not None:
         weight = _check_sample_weight(
             host_array(sample_weight), labels_true, dtype=np.float64, ensure_non_negative=True
         )
         if not weight.any():
             raise ValueError("Every sample_weight is zero; at least one sample should count.")
         labels_true, labels_pred, weight = labels_true[weight > 0], labels_pred[weight > 0], weight[weight > 0]
-        counts = confusion_of(labels_true, labels_pred, weight)
-    return np.unique(labels_true), np.unique(labels_pred), counts, linear_sum_assignment(counts, maximize=True)
-
-
-def confusion_of(labels_true, labels_pred, weight):
-    """`contingency_matrix` of weighted samples, which scikit-learn does not have."""
     classes, rows = np.unique(labels_true, return_inverse=True)
     clusters, columns = np.unique(labels_pred, return_inverse=True)
-    return sparse.coo_array((weight, (rows, columns)), shape=(len(classes), len(clusters))).toarray()
+    counts = sparse.coo_array((weight, (rows, columns)), shape=(len(classes), len(clusters))).toarray()
+    return classes, clusters, counts, linear_sum_assignment(counts, maximize=True)
 
 
 def _check_labels(labels, name):
-    """Labels as an array, none of which is missing."""
+    """Return labels as an array; raise if one is missing."""
     labels = label_array(labels, name)
     if (n_missing := np.count_nonzero(is_missing(labels))) > 0:
         raise ValueError(
-            f"Input {name} contains NaN: {n_missing} of {len(labels)} labels are missing; leave these rows out."
+            f"Input {name} contains NaN: {n_missing} of {len(labels)} labels are missing; leave these samples out."
         )
     labels = plain(labels)
     check_types(labels, name)
@@ -63,7 +59,7 @@ def _check_labels(labels, name):
 
 
 def match_clusters(labels_true, labels_pred, *, sample_weight=None):
-    """Match clusters to classes one to one, so that as many rows as possible agree.
+    """Match clusters to classes one to one, so that as many samples as possible agree.
 
     Parameters
     ----------
@@ -77,7 +73,7 @@ def match_clusters(labels_true, labels_pred, *, sample_weight=None):
     Returns
     -------
     classes : dict
-        The class of each matched cluster. With more clusters than classes, some clusters are not in it.
+        The class of each matched cluster. With more clusters than classes, some clusters are not among the keys.
 
     References
     ----------
@@ -94,7 +90,7 @@ def match_clusters(labels_true, labels_pred, *, sample_weight=None):
 
 
 def clustering_accuracy_score(labels_true, labels_pred, *, sample_weight=None):
-    """Accuracy under the best one-to-one matching of clusters to classes.
+    """Compute the accuracy under the best one-to-one matching of clusters to classes.
 
     Parameters
     ----------
@@ -127,7 +123,7 @@ def clustering_accuracy_score(labels_true, labels_pred, *, sample_weight=None):
 
 
 def matched_confusion_matrix(labels_true, labels_pred, *, sample_weight=None):
-    """Confusion matrix whose columns are clusters, in the order of the classes they are matched to.
+    """Compute the confusion matrix of classes and clusters, with clusters in the order of their matched classes.
 
     Parameters
     ----------
@@ -163,14 +159,14 @@ def matched_confusion_matrix(labels_true, labels_pred, *, sample_weight=None):
 
 
 def active_units(Z, *, threshold=0.01):
-    """Number of latent dimensions that are in use: those in which codes vary over the rows.
+    """Count active latent dimensions: those in which latent codes vary between samples.
 
     Parameters
     ----------
     Z : array-like of shape (n_samples, n_components)
-        Posterior means E[z | x] of the rows, which are ``transform(X)`` of a :class:`~skvae.VAEEmbedder`.
+        Posterior means E[z | x], which are ``transform(X)`` of a :class:`~skvae.VAEEmbedder`.
     threshold : float, default=0.01
-        A dimension counts if the variance of its codes is larger, in squared units of the latent space.
+        Variance above which a dimension is active, in squared units of the latent space.
 
     Returns
     -------
@@ -180,7 +176,7 @@ def active_units(Z, *, threshold=0.01):
     Raises
     ------
     ValueError
-        If Z is no finite table with two rows or more, or the threshold is negative.
+        If Z is not a finite 2-D array with two samples or more, or the threshold is negative.
 
     References
     ----------
@@ -198,7 +194,7 @@ def active_units(Z, *, threshold=0.01):
 
 
 def reconstruction_error(estimator, X, *, sample_weight=None):
-    """Mean squared error of the values of X after an embedder has encoded and decoded them.
+    """Compute the mean squared error between X and its reconstruction by an embedder.
 
     Parameters
     ----------
@@ -208,19 +204,19 @@ def reconstruction_error(estimator, X, *, sample_weight=None):
     X : array-like of shape (n_samples, n_features)
         Data. Missing values (NaN), if the estimator takes them, do not count.
     sample_weight : array-like of shape (n_samples,), default=None
-        Nonnegative weights of the rows.
+        Nonnegative weights of the samples.
 
     Returns
     -------
     error : float
-        Mean over rows and features, in squared units of X; 0 is perfect.
+        Mean over samples and features, in squared units of X; 0 is perfect.
 
     Raises
     ------
     TypeError
-        If the estimator can not decode.
+        If the estimator cannot decode.
     ValueError
-        If X is not what the estimator was fitted to, or no value counts.
+        If X has another number of features than in the fit, or all values are missing or have a weight of zero.
 
     See Also
     --------
@@ -254,15 +250,15 @@ def reconstruction_error(estimator, X, *, sample_weight=None):
 
 
 def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_size=7, sample_weight=None):
-    """Structural similarity of images and their reconstructions, mean over the images.
+    """Compute the mean structural similarity of images and their reconstructions.
 
-    It compares means, variances and covariances of the pixels in windows, and agrees with the eye better than the mean
-    squared error does.
+    It compares means, variances and covariances of the pixels in windows, and agrees with human perception better than
+    the mean squared error.
 
     Parameters
     ----------
     X_true : array-like of shape (n_samples, n_features)
-        Images, each as a row; the shape ``(n_samples, *image_shape)`` is taken as well.
+        Images, flattened; the shape ``(n_samples, *image_shape)`` is accepted as well.
     X_pred : array-like of the same shape
         Their reconstructions.
     image_shape : tuple of int, (height, width) or (channels, height, width)
@@ -277,14 +273,14 @@ def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_
     Returns
     -------
     score : float
-        Between -1 and 1, where 1 is for equal images.
+        Between -1 and 1; 1 for equal images.
 
     Raises
     ------
     ImportError
         If scikit-image is not installed.
     ValueError
-        If the shapes do not fit together, or a window does not fit into the images.
+        If shapes are inconsistent, or a window is larger than the images.
 
     Notes
     -----
@@ -326,7 +322,7 @@ def structural_similarity_score(X_true, X_pred, *, image_shape, data_range, win_
 
 
 def _check_images(X, image_shape, name):
-    """Images (n, channels, height, width)."""
+    """Return images as an array (n, channels, height, width)."""
     check_channels_first(image_shape)
     X = check_array(host_array(X), dtype=FLOATS, allow_nd=True, input_name=name)
     shape = tuple(image_shape)
@@ -338,6 +334,6 @@ def _check_images(X, image_shape, name):
     if len(shape) not in (2, 3) or X.shape[1:] not in ((math.prod(shape),), shape):
         raise ValueError(
             f"{name} has the shape {X.shape}, but image_shape={image_shape!r} was given; it should be (height, width) "
-            "or (channels, height, width) of its rows."
+            "or (channels, height, width) of its images."
         )
     return X.reshape(len(X), *(1, *shape)[-3:])

@@ -21,14 +21,15 @@ from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
 from torch import nn
 
-import skvae.estimators.kmeans
-import skvae.fitting.minibatch
-import skvae.fitting.starts
-import skvae.fitting.streams
+import skvae.data.samplers
+import skvae.fitting.batch_samplers
+import skvae.fitting.mixture_init
+import skvae.fitting.weighted_rows
 from skvae import AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
 from skvae.distributed import alone, shard
 from skvae.fitting.distributed import current_group, distributed_fit
 from skvae.fitting.lloyd import lloyd
+from skvae.fitting.weighted_rows import WeightedRows
 
 ROWS = np.random.default_rng(0).normal(size=(1500, 4)) @ np.diag([1.0, 2.0, 3.0, 0.5])
 ROWS[:500] += 4
@@ -53,14 +54,14 @@ class Shard:
 
 
 @contextlib.contextmanager
-def limits(most_told=None, sample=None, pool=None):
+def limits(max_gathered=None, sample=None, pool=None):
     """Lower limits, so that few samples are treated as many are."""
     changes = [
-        (skvae.fitting.starts, "MAX_GATHERED_ROWS", most_told),
-        (skvae.fitting.minibatch, "MAX_GATHERED_ROWS", most_told),
-        (skvae.fitting.streams, "SAMPLE_ROWS", sample),
-        (skvae.estimators.kmeans, "POOL_BYTES", pool),
-        (skvae.estimators.kmeans, "POOL_BATCHES", None if pool is None else 1),
+        (skvae.fitting.mixture_init, "MAX_GATHERED_ROWS", max_gathered),
+        (skvae.fitting.batch_samplers, "MAX_GATHERED_ROWS", max_gathered),
+        (skvae.fitting.weighted_rows, "MAX_SAMPLE_ROWS", sample),
+        (skvae.data.samplers, "POOL_BYTES", pool),
+        (skvae.data.samplers, "POOL_BATCHES", None if pool is None else 1),
     ]
     with contextlib.ExitStack() as stack:
         for module, name, value in changes:
@@ -131,11 +132,11 @@ def relocated(own):
     x = torch.from_numpy(ROWS - ROWS.mean(0))
     start = torch.cat([x[:2], x[:4] + 1e3])
     with distributed_fit():
-        centers, _ = lloyd(own(x), start, group=current_group())
+        centers, _ = lloyd(WeightedRows(own(x), None, current_group()), start)
     return {"centers": centers.numpy()}
 
 
-LOTS = {"most_told": 100}
+LOTS = {"max_gathered": 100}
 KINDS = ("full", "tied", "diag", "spherical", "tied_diag", "tied_spherical")
 FITS = {
     **{f"mixture, {kind}": mixture(covariance_type=kind) for kind in KINDS},

@@ -1,4 +1,4 @@
-"""Callbacks that watch a training."""
+"""Callbacks that monitor training."""
 
 import functools
 import pickle
@@ -39,7 +39,7 @@ class NoisyEncoder(nn.Linear):
         return super().forward(x) + 0.01 * torch.randn(len(x), self.out_features)
 
 
-WATCHED = {
+ESTIMATORS = {
     "dropout and batch normalisation": VAEEmbedder(2, dropout=0.3, batch_norm=True, **SMALL),
     "early stopping": VAEEmbedder(2, early_stopping=True, n_iter_no_change=1, **SMALL | {"max_epochs": 30, "lr": 0.1}),
     "several draws": VAEEmbedder(2, n_draws=3, kl_warmup_epochs=2, **SMALL),
@@ -50,32 +50,32 @@ WATCHED = {
 }
 
 
-@pytest.mark.parametrize("estimator", WATCHED.values(), ids=WATCHED)
-def test_training_is_the_same_to_the_last_bit(estimator, X):
-    watching = [EpochScores(MSE, {"train": X, "test": X[:20]}), LatentSnapshots(X[:30], epochs=[0, 1, 2, 3])]
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_callbacks_do_not_change_training(estimator, X):
+    monitors = [EpochScores(MSE, {"train": X, "test": X[:20]}), LatentSnapshots(X[:30], epochs=[0, 1, 2, 3])]
     fits = []
-    for callbacks in (None, watching):
+    for callbacks in (None, monitors):
         with torch.random.fork_rng():
             before = torch.manual_seed(0).get_state()
             fits.append(clone(estimator).set_params(callbacks=callbacks).fit(X))
             assert torch.equal(torch.get_rng_state(), before)
-    alone, watched = fits
-    for one, two in zip(alone.module_.state_dict().values(), watched.module_.state_dict().values(), strict=True):
+    alone, monitored = fits
+    for one, two in zip(alone.module_.state_dict().values(), monitored.module_.state_dict().values(), strict=True):
         assert torch.equal(one, two)
-    assert watched.loss_curve_ == alone.loss_curve_
-    assert watched.history_[-1]["test_mse"] > 0
-    assert not watched.module_.training
+    assert monitored.loss_curve_ == alone.loss_curve_
+    assert monitored.history_[-1]["test_mse"] > 0
+    assert not monitored.module_.training
 
 
-def test_compiled_networks_are_watched(X, monkeypatch):
+def test_callbacks_of_compiled_networks(X, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    watching = [EpochScores(MSE, {"train": X}), LatentSnapshots(X)]
-    alone, watched = (
+    monitors = [EpochScores(MSE, {"train": X}), LatentSnapshots(X)]
+    alone, monitored = (
         VAEEmbedder(2, compile=True, callbacks=callbacks, **SMALL | {"max_epochs": 2}).fit(X)
-        for callbacks in (None, watching)
+        for callbacks in (None, monitors)
     )
-    assert watched.loss_curve_ == alone.loss_curve_
-    assert_allclose(LatentSnapshots.of(watched).codes[-1], watched.transform(X), atol=1e-5)
+    assert monitored.loss_curve_ == alone.loss_curve_
+    assert_allclose(LatentSnapshots.of(monitored).codes[-1], monitored.transform(X), atol=1e-5)
 
 
 def test_scores_are_those_of_the_fitted_estimator(X):
@@ -89,7 +89,7 @@ def test_scores_are_those_of_the_fitted_estimator(X):
 
 
 def test_scores_in_the_units_of_the_data(X):
-    """The Gaussian likelihood standardises the rows; scores are not of these."""
+    """The Gaussian likelihood standardizes the samples; scores are in the original units."""
     vae = VAEEmbedder(2, callbacks=[EpochScores(MSE, {"train": 1000 * X + 5000})], **SMALL).fit(1000 * X + 5000)
     assert vae.likelihood_ == "gaussian"
     assert vae.history_[-1]["train_mse"] == pytest.approx(reconstruction_error(vae, 1000 * X + 5000), rel=1e-5)
@@ -100,7 +100,7 @@ def test_scores_of_some_epochs(X):
     assert [row["epoch"] for row in vae.history_ if "train_mse" in row] == [1, 3, 6, 8]
 
 
-def test_scores_stay_in_copies_files_and_warm_starts(X, tmp_path):
+def test_copies_files_and_warm_starts_keep_scores(X, tmp_path):
     vae = VAEEmbedder(2, warm_start=True, callbacks=[EpochScores(MSE, {"train": X})], **SMALL).fit(X)
     first = vae.history_
     assert pickle.loads(pickle.dumps(vae)).history_ == first
@@ -112,7 +112,7 @@ def test_scores_stay_in_copies_files_and_warm_starts(X, tmp_path):
     assert skvae.load(tmp_path / "vae.skvae").history_ == vae.history_
 
 
-def test_numbers_of_other_callbacks_are_in_the_history(X):
+def test_history_has_records_of_other_callbacks(X):
     class Counts(Callback):
         def on_epoch_end(self, net, **kwargs):
             net.history.record("seen", 2 * len(net.history))
@@ -125,8 +125,8 @@ def test_numbers_of_other_callbacks_are_in_the_history(X):
         assert row["valid_loss"] == pytest.approx(row["valid_kl"] - row["valid_log_likelihood"], rel=1e-5)
 
 
-def test_a_bad_epoch_is_not_scored(X):
-    """The training goes back and on with half the learning rate; the callbacks go with it."""
+def test_an_epoch_with_nan_is_not_scored(X):
+    """The training repeats the epoch with half the learning rate, and so do the callbacks."""
 
     class Break(Callback):
         def on_epoch_begin(self, net, **kwargs):
@@ -135,28 +135,28 @@ def test_a_bad_epoch_is_not_scored(X):
                 with torch.no_grad():
                     next(net.module_.parameters()).fill_(torch.nan)
 
-    watching = [Break(), EpochScores(MSE, {"train": X}), LatentSnapshots(X)]
+    monitors = [Break(), EpochScores(MSE, {"train": X}), LatentSnapshots(X)]
     with pytest.warns(RuntimeWarning, match="goes on from epoch 2"):
-        vae = VAEEmbedder(2, callbacks=watching, **SMALL).fit(X)
+        vae = VAEEmbedder(2, callbacks=monitors, **SMALL).fit(X)
     assert np.isfinite([row["train_mse"] for row in vae.history_]).all()
     assert_array_equal(LatentSnapshots.of(vae).epochs, [1, 2, 3, 4])
     assert np.isfinite(LatentSnapshots.of(vae).codes).all()
 
 
-WRONG_SCORES = [
+INVALID_SCORES = [
     ((mean_squared_error, {}), TypeError, "scores of EpochScores should be a dict by name"),
     ((MSE, [[0.0]]), TypeError, "rows of EpochScores should be a dict by name"),
     (({"mse": 3}, {}), TypeError, "score 'mse' should be a function"),
-    (({"kl": mean_squared_error}, {}), ValueError, "A score can not be called 'kl'"),
-    ((MSE, {"my_test": np.zeros((2, 16))}), ValueError, "Rows can not be called 'my_test'"),
+    (({"kl": mean_squared_error}, {}), ValueError, "Invalid score name 'kl'"),
+    ((MSE, {"my_test": np.zeros((2, 16))}), ValueError, "Invalid name in rows: 'my_test'"),
     ((MSE, {"test": np.zeros((2, 3))}), ValueError, r"rows\['test'\] has 3 features, but the training data have 16"),
 ]
 
 
-@pytest.mark.parametrize(("given", "kind", "message"), WRONG_SCORES, ids=[found[2][:30] for found in WRONG_SCORES])
-def test_wrong_scores(given, kind, message, X):
-    vae = VAEEmbedder(2, callbacks=[EpochScores(*given)], **SMALL)
-    with pytest.raises(kind, match=message):
+@pytest.mark.parametrize(("params", "error", "message"), INVALID_SCORES, ids=[case[2][:30] for case in INVALID_SCORES])
+def test_invalid_scores(params, error, message, X):
+    vae = VAEEmbedder(2, callbacks=[EpochScores(*params)], **SMALL)
+    with pytest.raises(error, match=message):
         vae.fit(X)
     assert not hasattr(vae, "module_")
 
@@ -183,8 +183,8 @@ def test_epochs_of_snapshots(settings, epochs, X):
     assert snapshots.means is None
 
 
-def test_last_snapshot_is_the_published_model(X):
-    """Also with early stopping, which puts the best weights back, and batch normalisation, which saw views."""
+def test_last_snapshot_is_the_fitted_model(X):
+    """Also with early stopping, which restores the best weights, and batch normalization of augmented views."""
     views = {"image_shape": (4, 4), "channels": (2,), "batch_norm": True, "augment": "affine"}
     stopping = {"early_stopping": True, "n_iter_no_change": 2, "lr": 0.1}
     vae = VAEEmbedder(2, callbacks=[LatentSnapshots(X)], **views, **stopping, **SMALL | {"max_epochs": 40}).fit(X)
@@ -196,29 +196,29 @@ def test_last_snapshot_is_the_published_model(X):
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "diag"])
-def test_snapshots_have_the_mixture_that_stays(covariance_type, X):
-    """At the beginning there are five mixtures, and the one that will stay need not be the first."""
-    found = []
+def test_snapshots_track_the_selected_mixture(covariance_type, X):
+    """Of five initial mixtures, the selected one need not be the first."""
+    remaining = []
 
-    class Watch(Callback):
-        """Keeps the numbers of the mixtures that are left, which ride on in the weights of components that are dead."""
+    class Mark(Callback):
+        """Marks mixtures by the means of a component, and records the marks of those that remain."""
 
         def on_train_begin(self, net, **kwargs):
             with torch.no_grad():
                 net.module_.prior.means[:, 0, 0] = torch.arange(100.0, 105.0)
 
         def on_epoch_end(self, net, **kwargs):
-            found.append(net.module_.prior.means[:, 0, 0].detach().round().tolist())
+            remaining.append(net.module_.prior.means[:, 0, 0].detach().round().tolist())
 
     settings = {**VIEWS, **SMALL, "max_epochs": 12, "batch_size": 30, "lr": 1e-4}
-    watching = [Watch(), LatentSnapshots(X[:20], epochs=range(13))]
-    vade = VaDEClusterer(3, latent_dim=2, covariance_type=covariance_type, callbacks=watching, **settings).fit(X)
+    monitors = [Mark(), LatentSnapshots(X[:20], epochs=range(13))]
+    vade = VaDEClusterer(3, latent_dim=2, covariance_type=covariance_type, callbacks=monitors, **settings).fit(X)
     snapshots = LatentSnapshots.of(vade)
-    (survivor,) = found[-1]
-    assert [len(numbers) for numbers in found] == sorted((len(numbers) for numbers in found), reverse=True)
-    assert len(found[0]) == 5
-    assert survivor != 100  # the first at the beginning
-    assert_allclose(snapshots.means[:, 0, 0], survivor, atol=0.4)
+    (selected,) = remaining[-1]
+    assert [len(marks) for marks in remaining] == sorted((len(marks) for marks in remaining), reverse=True)
+    assert len(remaining[0]) == 5
+    assert selected != 100  # the first of the initial ones
+    assert_allclose(snapshots.means[:, 0, 0], selected, atol=0.4)
     assert_allclose(snapshots.means[-1], vade.means_, rtol=1e-5)
     assert_allclose(snapshots.weights[-1], vade.weights_, rtol=1e-5)
     expected = vade.covariances_ if covariance_type == "full" else vade.covariances_[:, :, None] * np.eye(2)
@@ -226,7 +226,7 @@ def test_snapshots_have_the_mixture_that_stays(covariance_type, X):
 
 
 def test_snapshots_of_an_interrupted_fit(X, tmp_path):
-    """A training that goes on from a file has the snapshots from before, too."""
+    """A resumed training has the earlier snapshots, too."""
 
     class Stop(Callback):
         def __init__(self, epoch):
@@ -237,12 +237,12 @@ def test_snapshots_of_an_interrupted_fit(X, tmp_path):
                 raise KeyboardInterrupt
 
     settings = {"latent_dim": 2, "n_init": 5, "checkpoint": tmp_path / "fit.pt", **VIEWS, **SMALL | {"max_epochs": 6}}
-    watching = [LatentSnapshots(X, epochs=range(7)), EpochScores(MSE, {"train": X})]
-    whole = VaDEClusterer(3, callbacks=[Stop(99), *watching], **settings).fit(X)
-    broken = VaDEClusterer(3, callbacks=[Stop(4), *watching], **settings)
+    monitors = [LatentSnapshots(X, epochs=range(7)), EpochScores(MSE, {"train": X})]
+    whole = VaDEClusterer(3, callbacks=[Stop(99), *monitors], **settings).fit(X)
+    broken = VaDEClusterer(3, callbacks=[Stop(4), *monitors], **settings)
     with pytest.raises(KeyboardInterrupt):
         broken.fit(X)
-    broken.set_params(callbacks=[Stop(99), *watching]).fit(X)
+    broken.set_params(callbacks=[Stop(99), *monitors]).fit(X)
     one, two = LatentSnapshots.of(whole), LatentSnapshots.of(broken)
     for name in ("epochs", "codes", "weights", "means", "covariances"):
         assert_array_equal(getattr(one, name), getattr(two, name))
@@ -258,7 +258,7 @@ def test_snapshots_of_a_pipeline_and_in_a_pickle(X, tmp_path):
     assert_array_equal(joblib.load(tmp_path / "snapshots").codes, snapshots.codes)
 
 
-def test_no_snapshots_to_be_had(X):
+def test_error_without_snapshots(X):
     vae = VAEEmbedder(2, **SMALL)
     with pytest.raises(NotFittedError):
         LatentSnapshots.of(vae)

@@ -186,7 +186,7 @@ def assert_close(results, expected, **tolerance):
 @over_cases
 def test_results_are_those_of_the_cpu(case, device, is_real, tmp_path):
     if device == "mps" and case.needs_float64:
-        with pytest.raises(ValueError, match="device='mps' can not be used here; use 'auto' or one of .*float64"):
+        with pytest.raises(ValueError, match="device='mps' cannot be used here; use 'auto' or one of .*float64"):
             case.on(device, tmp_path)
         return
     names = [*METHODS[:3], *(() if case.how in HOW else METHODS[3:]), *(OTHERS if case in FITS else ())]
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_kind_of_device(tmp_path):
     content = torch.load(path, weights_only=True)
     content["current"]["generator"] = content["current"]["generator"][:16]
     torch.save(content, path)
-    with pytest.raises(ValueError, match="another kind of device.*set device as it was"):
+    with pytest.raises(ValueError, match="another type of device.*set device as it was"):
         vae.fit(X)
 
 
@@ -341,7 +341,7 @@ def test_too_little_memory(error, always, device):
     encoder.error, encoder.always = error, always
     vae = VAEEmbedder(2, encoder=encoder, device=device, **SMALL | {"batch_size": 64})
     with pytest.warns(
-        RuntimeWarning, match="ran out of memory with batches of 64 rows; the training goes on"
+        RuntimeWarning, match="ran out of memory with batches of 64 rows; the training continues"
     ) as warned:
         vae.fit(X)
     assert len(warned) == 1
@@ -456,5 +456,5 @@ def test_the_cause_of_an_error_in_a_forked_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(ValueError, match="device='cuda' can not be used here.*forked.*'spawn'"):
+    with pytest.raises(ValueError, match="device='cuda' cannot be used here.*forked.*'spawn'"):
         TorchGMM(2, device="cuda").fit(X)

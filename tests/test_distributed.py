@@ -19,9 +19,10 @@ from joint_fits import CLASSES, EQUAL_NETS, FITS, NETS, ODD_NETS, OTHER_DRAWS, R
 
 from skvae import TorchGMM
 from skvae.distributed import shard
-from skvae.fitting.distributed import _end_group
-from skvae.fitting.epochs import Epochs
-from skvae.fitting.parallel import AveragedGradients, count_batches, count_steps, dealt_sizes, step_weights
+from skvae.fitting.batches import batch_sizes, count_batches, count_steps, step_weights
+from skvae.fitting.data_parallel import AveragedGradients
+from skvae.fitting.distributed import _destroy_group
+from skvae.fitting.training import TrainingData, _EpochLoop
 
 HERE = Path(__file__).parent
 LOCAL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parent)}
@@ -171,7 +172,7 @@ def test_seeds_and_sizes_are_those_of_all(found):
 
 def test_the_first_process_alone_prints_and_warns(found):
     printed, warned = found[0]["prints"]
-    assert "Start 0, iteration 1" in printed
+    assert "Initialization 0, iteration 1" in printed
     assert "Step 1 of" in printed
     assert "VAEEmbedder: 100%" in printed
     assert ["did not converge" in text for text in warned] == [True]
@@ -182,8 +183,8 @@ def test_a_process_that_fails_within_an_epoch_stops_the_others(found):
     (error, again, empty), (own, own_again, own_empty) = (part["broken_off"] for part in found)
     assert own == ("ZeroDivisionError", "no such number")
     assert error[0] == again[0] == own_again[0] == "RuntimeError"
-    assert error[1].startswith("Another of the 2 processes has stopped, or can not be reached")
-    assert "start all of them again" in own_again[1]
+    assert error[1].startswith("Another of the 2 processes has stopped or cannot be reached")
+    assert "restart all of them" in own_again[1]
     assert empty
     assert own_empty
 
@@ -200,8 +201,8 @@ def test_a_killed_process_stops_the_others_and_a_restart_resumes(found, tmp_path
     assert done.returncode == 0, done.stderr[-2000:]
     error = json.loads((tmp_path / "error.json").read_text())
     assert error["at"] - float((tmp_path / "killed").read_text()) < 60
-    assert error["text"].startswith("Another of the 2 processes has stopped, or can not be reached")
-    assert "a fit with checkpoint= goes on from its last epoch" in error["text"]
+    assert error["text"].startswith("Another of the 2 processes has stopped or cannot be reached")
+    assert "a fit with checkpoint= resumes from its last epoch" in error["text"]
     assert error["left"]
     assert not (tmp_path / "training.pt").exists()
     restarted = torch.load(tmp_path / "found.pt", weights_only=False)
@@ -213,9 +214,9 @@ def test_a_killed_process_stops_the_others_and_a_restart_resumes(found, tmp_path
 def test_a_group_that_the_script_made_is_left_to_it(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    _end_group(lambda: None)  # the one that a fit has made is gone
+    _destroy_group(lambda: None)  # the one that a fit has made is gone
     assert torch.distributed.is_initialized()
-    _end_group(lambda: torch.distributed.group.WORLD)
+    _destroy_group(lambda: torch.distributed.group.WORLD)
     assert not torch.distributed.is_initialized()
 
 
@@ -227,8 +228,9 @@ def test_a_group_outlives_what_averages_gradients(monkeypatch):
         net = SimpleNamespace(averaged=AveragedGradients(uses_all=True))
         net.averaged(torch.nn.Linear(2, 2), input=torch.ones(3, 2)).sum().backward()
         wrapped, left = weakref.ref(net.averaged._wrapped), []
-        ranks = SimpleNamespace(leave=lambda: left.append(wrapped()))
-        Epochs(net, None, None, None, None, None, None, group=ranks)._leave()
+        group = SimpleNamespace(leave=lambda: left.append(wrapped()))
+        data = TrainingData(torch.ones(3, 2), torch.Generator(), torch.device("cpu"), group=group)
+        _EpochLoop(net, None, None, None, data)._leave_group()
         assert left == [None]
     finally:
         torch.distributed.destroy_process_group()
@@ -238,7 +240,7 @@ def test_a_group_outlives_what_averages_gradients(monkeypatch):
 @pytest.mark.parametrize("batch_size", [2, 16, 1000])
 def test_steps_see_every_row_once_and_weigh_it_the_same(n_rows, batch_size):
     n_steps = count_steps(n_rows, batch_size)
-    sizes = [dealt_sizes(n, n_steps) for n in n_rows]
+    sizes = [batch_sizes(n, n_steps) for n in n_rows]
     assert [int(part.sum()) for part in sizes] == n_rows
     assert all(len(part) == n_steps and not (part == 1).any() for part in sizes)
     whole = sum(sizes)
@@ -252,7 +254,7 @@ def test_steps_of_one_process_are_its_batches():
     for n in (2, 3, 129, 1000):
         n_steps = count_steps([n], 64)
         assert n_steps == count_batches(n, 64)
-        assert dealt_sizes(n, n_steps).tolist() == [len(part) for part in torch.arange(n).tensor_split(n_steps)]
+        assert batch_sizes(n, n_steps).tolist() == [len(part) for part in torch.arange(n).tensor_split(n_steps)]
 
 
 def test_shards_without_other_processes_are_all_rows(monkeypatch):

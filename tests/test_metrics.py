@@ -24,7 +24,7 @@ from skvae.metrics import (
 )
 
 
-def test_renamed_clusters_are_perfect():
+def test_permuted_clusters_have_perfect_accuracy():
     rng = np.random.default_rng(0)
     y = rng.integers(5, size=200)
     renamed = rng.permutation(5)[y]
@@ -40,7 +40,7 @@ labelings = st.integers(1, 60).flatmap(
 
 
 @given(labelings, st.permutations(range(7)))
-def test_names_do_not_matter(labels, names):
+def test_accuracy_does_not_depend_on_names(labels, names):
     y, clusters = labels
     accuracy = clustering_accuracy_score(y, clusters)
     assert clustering_accuracy_score(y, [names[cluster] for cluster in clusters]) == accuracy
@@ -50,7 +50,7 @@ def test_names_do_not_matter(labels, names):
     assert max(majority, 1 / len(y)) <= accuracy <= 1
 
 
-def test_matching_is_one_to_one_and_best():
+def test_matching_is_one_to_one_and_optimal():
     y = [0, 0, 0, 1, 1, 1]
     assert clustering_accuracy_score(y, [0, 0, 0, 0, 0, 1]) == pytest.approx(4 / 6)
 
@@ -60,7 +60,7 @@ def test_matching_is_one_to_one_and_best():
     [([0, 0, 0, 0], 0.5), ([0, 1, 2, 3], 0.5), ([7, 7, 9, 3], 0.75)],
     ids=["fewer", "more", "gaps"],
 )
-def test_rectangular(labels, expected):
+def test_more_or_fewer_clusters_than_classes(labels, expected):
     y = ["cat", "cat", "dog", "dog"]
     assert clustering_accuracy_score(y, labels) == expected
     matrix, clusters = matched_confusion_matrix(y, labels)
@@ -72,7 +72,7 @@ def test_rectangular(labels, expected):
     assert len(match_clusters(y, labels)) == n_matched
 
 
-def test_wrong_labels():
+def test_invalid_labels():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         clustering_accuracy_score([0, 1], [0, 1, 2])
     with pytest.raises(ValueError, match="0 sample"):
@@ -116,7 +116,7 @@ def test_wrong_labels():
     ],
 )
 @pytest.mark.filterwarnings("ignore:A column-vector y was passed")
-def test_kinds_of_labels(convert):
+def test_types_of_labels(convert):
     rng = np.random.default_rng(0)
     y, clusters = rng.integers(3, size=50), rng.integers(5, size=50)
     assert clustering_accuracy_score(convert(y), clusters) == clustering_accuracy_score(y, clusters)
@@ -126,7 +126,7 @@ def test_kinds_of_labels(convert):
 
 
 def test_active_units():
-    """Linear-Gaussian data of three dimensions in five."""
+    """Three of five dimensions have variances above the threshold."""
     rng = np.random.default_rng(0)
     Z = rng.normal(size=(400, 5)) * [1.0, 0.5, 0.2, 0.05, 0.0] + [0, 0, 0, 0, 100]
     assert active_units(Z) == 3
@@ -190,9 +190,9 @@ def test_reconstruction_error_of_missing_values():
 
 
 def similarity_of_windows(one, two, data_range, size):
-    """Equation 13 of the paper, window by window, with unbiased covariances."""
-    views = [np.lib.stride_tricks.sliding_window_view(image, (size, size)) for image in (one, two)]
-    windows = [view.reshape(-1, size**2) for view in views]
+    """Compute equation 13 of the paper window by window, with unbiased covariances."""
+    windows = [np.lib.stride_tricks.sliding_window_view(image, (size, size)) for image in (one, two)]
+    windows = [part.reshape(-1, size**2) for part in windows]
     means = [part.mean(axis=1) for part in windows]
     variances = [part.var(axis=1, ddof=1) for part in windows]
     product = (windows[0] - means[0][:, None]) * (windows[1] - means[1][:, None])
@@ -210,19 +210,19 @@ def test_structural_similarity(size):
     decoded = images + rng.normal(0, 60, size=images.shape)
     expected = [similarity_of_windows(*pair, 255, size) for pair in zip(images, decoded, strict=True)]
     settings = {"data_range": 255, "win_size": size}
-    rows = images.reshape(4, -1), decoded.reshape(4, -1)
-    score = structural_similarity_score(*rows, image_shape=(9, 11), **settings)
+    flat = images.reshape(4, -1), decoded.reshape(4, -1)
+    score = structural_similarity_score(*flat, image_shape=(9, 11), **settings)
     assert score == pytest.approx(np.mean(expected), rel=1e-10)
     assert structural_similarity_score(images, decoded, image_shape=(9, 11), **settings) == score
-    assert structural_similarity_score(*rows, image_shape=[1, 9, 11], **settings) == score
-    weighted = structural_similarity_score(*rows, image_shape=(9, 11), sample_weight=[1, 0, 0, 3], **settings)
+    assert structural_similarity_score(*flat, image_shape=[1, 9, 11], **settings) == score
+    weighted = structural_similarity_score(*flat, image_shape=(9, 11), sample_weight=[1, 0, 0, 3], **settings)
     assert weighted == pytest.approx((expected[0] + 3 * expected[3]) / 4)
     planes = images.reshape(2, -1), decoded.reshape(2, -1)
     assert structural_similarity_score(*planes, image_shape=(2, 9, 11), **settings) == pytest.approx(score)
     assert structural_similarity_score(images, images, image_shape=(9, 11), **settings) == 1.0
 
 
-def test_wrong_images():
+def test_invalid_images():
     X = np.zeros((3, 64))
     settings = {"image_shape": (8, 8), "data_range": 1.0}
     with pytest.raises(ValueError, match=r"X_true has the shape \(3, 64\), but image_shape=\(8, 9\) was given"):
@@ -240,13 +240,13 @@ def test_wrong_images():
         structural_similarity_score(X, X * np.nan, **settings)
 
 
-def test_without_scikit_image(monkeypatch):
+def test_import_error_without_scikit_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(ImportError, match=r"needs scikit-image; install it with 'pip install skvae\[images\]'"):
         structural_similarity_score(np.zeros((1, 64)), np.zeros((1, 64)), image_shape=(8, 8), data_range=1)
 
 
-def test_whole_weights_are_repeated_samples():
+def test_integer_weights_are_repeated_samples():
     rng = np.random.default_rng(0)
     y, clusters, weight = rng.integers(3, size=60), rng.integers(4, size=60), rng.integers(4, size=60)
     weight[clusters == 3] = 0

@@ -10,7 +10,8 @@ import standin
 import torch
 
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
-from skvae.fitting.lloyd import distinct_rows, lloyd, seed_centers
+from skvae.fitting.lloyd import draw_distinct_rows, kmeans_plusplus, lloyd
+from skvae.fitting.weighted_rows import WeightedRows
 
 RNG = np.random.default_rng(0)
 X = np.concatenate([RNG.normal(size=(400, 6)) + shift for shift in (0, 1, 2)])
@@ -96,10 +97,10 @@ def test_ten_steps_of_mini_batch_k_means(params, n_steps_read, device):
 
 
 def test_k_means(device):
-    x = torch.tensor(X, dtype=torch.float32, device=device)
-    check(lambda n: lloyd(x, x[:4] + 3, max_iter=n, tol=0), 2, 8, at_most=1)
-    check(lambda n: seed_centers(x, n, torch.Generator().manual_seed(0)), 4, 14, at_most=0)
-    check(lambda n: distinct_rows(x, n, torch.Generator().manual_seed(0)), 4, 14, at_most=0)
+    rows = WeightedRows(torch.tensor(X, dtype=torch.float32, device=device))
+    check(lambda n: lloyd(rows, rows.x[:4] + 3, max_iter=n, tol=0), 2, 8, at_most=1)
+    check(lambda n: kmeans_plusplus(rows, n, torch.Generator().manual_seed(0)), 4, 14, at_most=0)
+    check(lambda n: draw_distinct_rows(rows, n, torch.Generator().manual_seed(0)), 4, 14, at_most=0)
 
 
 EPOCHS = {

@@ -1,4 +1,4 @@
-"""skorch's callbacks as a parameter: their names, their own parameters, and what a training gets of them."""
+"""skorch's callbacks as a parameter of estimators: their names, their own parameters, and copies for a training."""
 
 import copy
 import inspect
@@ -61,7 +61,7 @@ class NamedCallbacksMixin:
 
 
 def name_callbacks(callbacks):
-    """Return (name, callback) pairs with skorch's names; what is no callback is left out.
+    """Return (name, callback) pairs with skorch's names; items that are not callbacks are skipped.
 
     Callbacks without a name have that of their class, with ``_1``, ``_2`` ... where there are several.
     """
@@ -79,22 +79,22 @@ def name_callbacks(callbacks):
 
 
 def is_named(item):
-    """Whether an item of ``callbacks`` is a pair of a name and a callback, or None where it is turned off."""
+    """Return whether an item of ``callbacks`` is a pair of a name and a callback, or None where it is turned off."""
     pair = isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str)
     return pair and (item[1] is None or is_callback(item[1]))
 
 
 def is_callback(item):
-    """Whether an item of ``callbacks`` is a callback or a class of callbacks."""
+    """Return whether an item of ``callbacks`` is a callback or a class of callbacks."""
     return isinstance(item, Callback) or (isinstance(item, type) and issubclass(item, Callback))
 
 
 def params_of(callback):
-    """Parameters of a callback, or those that a class of callbacks would have."""
+    """Return the parameters of a callback, or the defaults of a class of callbacks."""
     if isinstance(callback, Callback):
         return callback.get_params(deep=True)
-    given = inspect.signature(callback).parameters.values() if is_callback(callback) else ()
-    return {one.name: one.default for one in given if one.default is not one.empty}
+    params = inspect.signature(callback).parameters.values() if is_callback(callback) else ()
+    return {param.name: param.default for param in params if param.default is not param.empty}
 
 
 def set_callback_params(estimator, params):
@@ -129,7 +129,7 @@ def set_callback_params(estimator, params):
 
 
 def instance_of(cls, params):
-    """An instance of a class of callbacks, with these parameters.
+    """Return an instance of a class of callbacks, with these parameters.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def check_callbacks(callbacks):
     Raises
     ------
     TypeError
-        If one is no callback of skorch.
+        If one is not a callback of skorch.
     ValueError
         If names are empty, not unique, those of skorch's own callbacks, or have ``__`` in them.
     """

@@ -1,7 +1,6 @@
-"""From arrays to likelihoods: which one the data can come from, and its units.
+"""The choice of a likelihood: by its name, or an object of the user's, with checks of its support.
 
-A likelihood is chosen by its name, or is an object of the user's with the same verbs: a module, or a class with
-``from_data``.
+Objects of the user's are modules with the methods of a likelihood, or classes with ``from_data``.
 """
 
 import copy
@@ -11,20 +10,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.arrays import float_dtype, to_tensor
+from ..data.arrays import float_dtype, tensor_dtype, to_tensor
 from ..data.columns import Columns
 from ..data.messages import meant, shown
-from ..data.tables import Table
-from ..fitting.lazy_rows import RowSource
+from ..data.samples import LazySamples, clip_samples, streamed
+from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
-from ..models import LIKELIHOODS, Observed, Support
+from ..models import LIKELIHOODS, MaskedLikelihood, Support
 
-NEARLY, NEARLY_WHOLE = 1e-3, 0.1  # values so little beyond a bound, or away from a whole number, may be rounded ones
+MAX_EXCESS, MAX_FRACTION = 1e-3, 0.1  # beyond a bound, or a whole number, that rounding may explain
 REQUIRED_METHODS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
 
 
 def choose_likelihood(likelihood, columns):
-    """Resolve "auto" by looking at the data; other names and objects are what they are.
+    """Resolve "auto" by the ranges of the data, and check other names and objects.
 
     Parameters
     ----------
@@ -58,26 +57,38 @@ def choose_likelihood(likelihood, columns):
     return likelihood
 
 
+def hint_at_counts(estimator, likelihood, columns):
+    """Warn if "auto" has chosen a likelihood of measurements for counts."""
+    is_auto = isinstance(estimator.likelihood, str) and estimator.likelihood == "auto" and estimator.image_shape is None
+    is_gaussian = isinstance(likelihood, str) and likelihood == "gaussian"
+    if is_auto and is_gaussian and columns.look_like_counts() and current_group().rank == 0:
+        warn(
+            f"X holds counts (whole numbers from {np.nanmin(columns.ranges.low):g} to "
+            f"{np.nanmax(columns.ranges.high):g} with a long tail), for which likelihood='auto' takes 'gaussian': "
+            "likelihood='negative_binomial' (or 'poisson') models them; give 'gaussian' by name if it is meant."
+        )
+
+
 def likelihood_name(likelihood):
-    """What a likelihood is called: its key, if it has one, or its class."""
+    """Return the name of a likelihood, or that of its class if it is not registered."""
     if isinstance(likelihood, str):
         return likelihood
-    if isinstance(likelihood, Observed):
+    if isinstance(likelihood, MaskedLikelihood):
         return likelihood_name(likelihood.likelihood)
-    kind = likelihood if isinstance(likelihood, type) else type(likelihood)
-    return {known: name for name, known in LIKELIHOODS.items()}.get(kind, kind.__name__)
+    cls = likelihood if isinstance(likelihood, type) else type(likelihood)
+    return next((name for name, registered in LIKELIHOODS.items() if registered is cls), cls.__name__)
 
 
 def check_support(likelihood, X, columns=None):
-    """X, with rounding beyond the support of a likelihood clipped.
+    """Return X, with rounding beyond the support of a likelihood clipped.
 
     Parameters
     ----------
     likelihood : str, torch.nn.Module or class
-        A fitted module knows which codes of categories the training data had.
-    X : ndarray, Table or TensorRows of shape (n, d)
+        A fitted module has the categories of the training data in its support.
+    X : ndarray, LazySamples or TensorSamples of shape (n, d)
     columns : Columns, optional
-        What is known of the columns of X.
+        Ranges and moments of the columns of X.
 
     Raises
     ------
@@ -96,7 +107,7 @@ def check_support(likelihood, X, columns=None):
     smallest, largest = columns.ranges.low, columns.ranges.high
     if not all_within(support, columns):
         beyond = max(float(np.nanmax(low - smallest)), float(np.nanmax(largest - high)))
-        clip = f" clip X (np.clip) if {beyond:.2g} beyond the bound is rounding," if beyond < NEARLY else ""
+        clip = f" clip X (np.clip) if {beyond:.2g} beyond the bound is rounding," if beyond < MAX_EXCESS else ""
         raise ValueError(
             f"likelihood={name!r} needs values in {interval(low, high)}, but X has values from "
             f"{shown(np.nanmin(smallest), *low.flat)} to {shown(np.nanmax(largest), *high.flat)}; scale X "
@@ -104,15 +115,15 @@ def check_support(likelihood, X, columns=None):
         )
     if not (smallest < low).any() and not (largest > high).any():
         return X
-    return X.clip(low, high).astype(X.dtype, copy=False) if isinstance(X, np.ndarray) else X.clip(low, high)
+    return clip_samples(X, low, high)
 
 
 def check_integers(name, low, high, columns):
-    """Raise if a table has values that are not whole numbers from low to high."""
+    """Raise if there are values that are not whole numbers from low to high."""
     smallest, largest, fraction, off, _ = columns.ranges
     if fraction is not None:
         advice = "round X (np.rint) if it should be counts"
-        advice = f"{advice}." if off < NEARLY_WHOLE else f"use likelihood='gaussian' for measurements, or {advice}."
+        advice = f"{advice}." if off < MAX_FRACTION else f"use likelihood='gaussian' for measurements, or {advice}."
         raise ValueError(
             f"likelihood={name!r} needs whole numbers, but X has {shown(fraction, np.rint(fraction))}, and values up "
             f"to {off:.2g} away from whole numbers; {advice}"
@@ -125,16 +136,16 @@ def check_integers(name, low, high, columns):
     beyond = largest > high
     if beyond.any():
         feature = beyond.argmax()
-        known, found = np.broadcast_to(high, len(largest))[feature], largest[feature]
+        limit, value = np.broadcast_to(high, len(largest))[feature], largest[feature]
         raise ValueError(
-            f"likelihood={name!r} knows the codes of the training data alone, up to {shown(known, found)} in feature "
-            f"{columns.named([feature])[0]!r}, but X has {shown(found, known)} there; fit with rows that have this "
-            "category, or leave such rows out."
+            f"likelihood={name!r} has the categories of the training data alone, up to {shown(limit, value)} in "
+            f"feature {columns.named([feature])[0]!r}, but X has {shown(value, limit)} there; fit with samples of this "
+            "category, or leave such samples out."
         )
 
 
 def all_within(support, columns):
-    """Whether all values are within bounds, up to the rounding of a scaler."""
+    """Return whether all values are within the support, up to the rounding of a scaler."""
     low, high = columns.ranges.low, columns.ranges.high
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # rows to predict may have no value in any feature
@@ -144,14 +155,14 @@ def all_within(support, columns):
 
 
 def bounds_of(support):
-    """Bounds of a support as arrays of float64, of no dimension or one number for each feature."""
+    """Return the bounds of a support as float64 arrays, 0-d or with a number for each feature."""
     return np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
 
 
-def counter_of_outside(likelihood, dtype):
-    """A function of rows (b, d): how many of them a fitted likelihood can not produce, and a value of such a row.
+def outside_counter(likelihood, dtype):
+    """Return a function that counts rows (b, d) outside the support of a likelihood, with a value of such a row.
 
-    Missing values, and rounding of a dtype beyond the bounds, do not count. None if the likelihood can produce all.
+    Missing values, and rounding of a dtype beyond the bounds, do not count. None if the support is unbounded.
     """
     support = Support(*getattr(likelihood, "support", ()))
     low, high = bounds_of(support)
@@ -166,118 +177,117 @@ def counter_of_outside(likelihood, dtype):
             smallest, largest = torch.stack(x.aminmax()).tolist()
             if smallest >= low and largest <= high:
                 return 0, None
-        found = (x < low.to(x)) | (x > high.to(x))
+        is_outside = (x < low.to(x)) | (x > high.to(x))
         if support.integers:
-            found |= (x.round() - x).abs() > 0
-        n_outside = int(found.any(1).sum())
-        return n_outside, np.dtype(dtype).type(float(x[found][0])) if n_outside else None
+            is_outside |= (x.round() - x).abs() > 0
+        n_outside = int(is_outside.any(1).sum())
+        return n_outside, np.dtype(dtype).type(float(x[is_outside][0])) if n_outside else None
 
     return count
 
 
-def warn_of_outside(likelihood, outside, n_rows):
-    """Warn of rows that a likelihood can not produce, if there are any; see `counter_of_outside`."""
-    n_outside = sum(n for n, _ in outside)
+def warn_of_outside(likelihood, counts, n_rows):
+    """Warn of samples outside the support of a likelihood, if there are any; see `outside_counter`."""
+    n_outside = sum(n for n, _ in counts)
     if not n_outside:
         return
-    example = next(value for n, value in outside if n)
+    example = next(value for n, value in counts if n)
     support, name = Support(*likelihood.support), likelihood_name(likelihood)
     low, high = bounds_of(support)
     if support.integers:
         largest = f" to {high:g}" if high.ndim == 0 else " to the largest that each feature has in its support"
-        known = f"whole numbers from {low.max():g}{largest if np.isfinite(high).any() else ''}"
+        values = f"whole numbers from {low.max():g}{largest if np.isfinite(high).any() else ''}"
         advice = "." if example == np.rint(example) else "; np.rint makes counts of values that rounding has changed."
     else:
-        known, advice = f"values in {interval(low, high)}", " (MinMaxScaler(clip=True) keeps new rows inside)."
+        values, advice = f"values in {interval(low, high)}", " (MinMaxScaler(clip=True) keeps new rows inside)."
     value = shown(example, np.rint(example), *low.flat, *high.flat)
     warn(
-        f"{n_outside} of {n_rows} rows of X have values that likelihood={name!r} does not know, such as {value}: it "
-        f"knows {known}; the networks never learned what to make of them. Prepare X as in training{advice}",
-        UserWarning,
+        f"{n_outside} of {n_rows} samples of X have values outside the support of likelihood={name!r}, such as "
+        f"{value}: it has {values}, and the networks were not trained on others. Prepare X as in training{advice}"
     )
 
 
 def interval(low, high):
-    """Bounds in words."""
+    """Return bounds as text."""
     if low.ndim or high.ndim:
         return "the support of each feature"
     return f"{'[' if np.isfinite(low) else '('}{low:g}, {high:g}{']' if np.isfinite(high) else ')'}"
 
 
 def build_likelihood(likelihood, X, columns=None):
-    """The likelihood for the columns of X; a module of the user's is copied.
+    """Return the likelihood for the columns of X; a module of the user's is copied.
 
     Parameters
     ----------
     likelihood : str, torch.nn.Module or class with ``from_data``
         From `choose_likelihood`.
-    X : ndarray of shape (n, d), or Table
+    X : ndarray of shape (n, d), or LazySamples
     columns : Columns, optional
-        What is known of the columns of X.
+        Ranges and moments of the columns of X.
 
     Raises
     ------
     TypeError
-        If what a class makes is not a module with the methods of a likelihood.
+        If a class makes an object that is not a module with the methods of a likelihood.
     ValueError
-        If what a class makes can not produce X, or if all values of a feature are missing.
+        If X is outside the support, or if all values of a feature are missing.
     """
     columns = Columns(X) if columns is None else columns
-    columns.check_seen()
+    columns.check_observed()
     if isinstance(likelihood, nn.Module):
         return for_missing(copy.deepcopy(likelihood), columns)
-    kind = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
-    built = kind.from_data(columns)
+    cls = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
+    built = cls.from_data(columns)
     if not isinstance(built, nn.Module):
-        raise TypeError(f"{kind.__name__}.from_data should make a torch.nn.Module, but made {built!r}.")
+        raise TypeError(f"{cls.__name__}.from_data should make a torch.nn.Module, but made {built!r}.")
     check_required_methods(built, REQUIRED_METHODS)
     check_support(built, X, columns)
     return for_missing(built, columns)
 
 
 def for_missing(likelihood, columns):
-    """The likelihood, or if values are missing, one that leaves them out.
+    """Return the likelihood, or if values are missing, that of the observed values.
 
     Raises
     ------
     TypeError
-        If it can not.
+        If it has no likelihood of single values.
     """
-    if isinstance(likelihood, Observed) or not columns.n_missing:
+    if isinstance(likelihood, MaskedLikelihood) or not columns.n_missing:
         return likelihood
     if not hasattr(likelihood, "feature_log_prob"):
         raise TypeError(
-            f"X has missing values, but likelihood={likelihood_name(likelihood)} has no feature_log_prob, which tells "
-            "how likely each value is; add it, or fill in the missing values."
+            f"X has missing values, but likelihood={likelihood_name(likelihood)} has no feature_log_prob, the log-"
+            "likelihood of each value; add it, or fill in the missing values."
         )
-    return Observed(likelihood)
+    return MaskedLikelihood(likelihood)
 
 
-def check_required_methods(likelihood, verbs):
-    """Raise if something that a likelihood needs is missing."""
-    missing = [verb for verb in verbs if not hasattr(likelihood, verb)]
+def check_required_methods(likelihood, names):
+    """Raise if a likelihood lacks one of these methods or attributes."""
+    missing = [name for name in names if not hasattr(likelihood, name)]
     if missing:
         raise TypeError(f"likelihood={likelihood_name(likelihood)} lacks {', '.join(missing)}; add what is missing.")
 
 
 def stored_rows(likelihood, X, device):
-    """Return the rows to train on: standardised in float32, or whole numbers of one byte as they are (not on mps).
+    """Return the rows to train on: standardized in float32, or whole numbers of one byte as they are (not on mps).
 
-    They are on the device if they take at most half of its free memory, else on the CPU. Rows of a table are read
-    when they are needed.
+    They are on the device if they take at most half of its free memory, else on the CPU. Lazy samples are read, and
+    standardized, when they are needed.
     """
     likelihood = copy.deepcopy(likelihood).cpu()  # which may have been trained on a device
-    in_units = device.type == "mps"  # which has no float64 to standardise in
-    if isinstance(X, Table):
-        return RowSource(len(X), lambda rows: _stored(likelihood, torch.from_numpy(X[rows]), in_units), X.run_length)
-    rows = _stored(likelihood, to_tensor(X, None, "cpu"), in_units)
+
+    def standardize(rows):
+        if not rows.is_floating_point() and device.type != "mps":  # which has no float64 to standardize in
+            return rows
+        with torch.no_grad():
+            return likelihood.standardize(rows).to(torch.float32)
+
+    if isinstance(X, LazySamples):
+        dtype = standardize(torch.empty((0, X.shape[1]), dtype=tensor_dtype(X.dtype))).dtype
+        return streamed(X, tensor_dtype(X.dtype), "cpu").map(standardize, dtype)
+    rows = standardize(to_tensor(X, None, "cpu"))
     if device.type == "cuda" and rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return rows
     return rows.to(device)
-
-
-def _stored(likelihood, rows, in_units):
-    if not (in_units or rows.is_floating_point()):
-        return rows
-    with torch.no_grad():
-        return likelihood.standardize(rows).to(torch.float32)

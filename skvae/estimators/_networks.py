@@ -1,57 +1,137 @@
-"""Networks from the parameters of estimators."""
+"""Initial networks: from the parameters of estimators, the user's own, or those of a pretrained estimator."""
 
 import copy
 import functools
+from contextlib import nullcontext
 from numbers import Integral
 
 import torch
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..models import Observed
-from ..models.networks import NETWORKS, check_image_shape
+from ..fitting.devices import seeded_rng_state
+from ..models import LatentModel, MaskedLikelihood
+from ..models.images import check_image_shape
+from ..models.networks import NETWORKS, LogScaleHead, NetworkConfig, mlp
 
 
-def built_in_networks(estimator, likelihood, n_features, n_statistics, generator):
-    """The encoder and decoder that the parameters of an estimator describe."""
+def make_networks(estimator, likelihood, n_statistics, n_features, generator):
+    """Return an encoder and a decoder with initial weights.
+
+    Parameters
+    ----------
+    estimator : BaseEmbedder
+    likelihood : torch.nn.Module
+    n_statistics : int
+        Numbers of the posterior for each latent dimension.
+    n_features : int
+    generator : torch.Generator
+        Source of the initial weights.
+    """
+    if estimator.pretrained is not None:
+        return _pretrained_networks(estimator, likelihood, n_features)
+    latent_dim = getattr(estimator, estimator._latent_dim_parameter)
+    sizes = {
+        "encoder": (likelihood.n_inputs(n_features), n_statistics * latent_dim),
+        "decoder": (latent_dim, likelihood.n_outputs(n_features)),
+    }
+    with seeded_rng_state(generator) if has_user_modules(estimator) else nullcontext():
+        networks = [_user_network(name, getattr(estimator, name), *sizes[name]) for name in sizes]
+    if any(network is None for network in networks):
+        defaults = _default_networks(estimator, likelihood, n_statistics, n_features, generator)
+        networks = [default if own is None else own for own, default in zip(networks, defaults, strict=True)]
+    return networks
+
+
+def has_user_modules(estimator):
+    """Return whether parts of the model are the user's."""
+    parts = (estimator.encoder, estimator.decoder, estimator.likelihood)
+    return estimator.pretrained is not None or not all(isinstance(part, str | None) for part in parts)
+
+
+def pretrained_model(estimator):
+    """Return the model of the pretrained estimator.
+
+    Raises
+    ------
+    NotFittedError
+        If it is not fitted.
+    TypeError
+        If it has no networks.
+    """
+    check_is_fitted(estimator.pretrained)
+    model = getattr(estimator.pretrained, "module_", None)
+    if not isinstance(model, LatentModel):
+        raise TypeError(
+            f"pretrained should be a fitted AutoencoderEmbedder or VAEEmbedder, but is {estimator.pretrained!r}."
+        )
+    return model
+
+
+def _pretrained_networks(estimator, likelihood, n_features):
+    """Return copies of the networks of the pretrained estimator, with a head of log-scales where they have none."""
+    model, latent_dim = estimator.pretrained.module_, getattr(estimator, estimator._latent_dim_parameter)
+    if isinstance(likelihood, MaskedLikelihood) != isinstance(model.likelihood, MaskedLikelihood):
+        raise ValueError(
+            "X has missing values, but pretrained was fitted to rows without any, and its encoder has no mask of them; "
+            "fit it to such rows too, or leave pretrained out."
+        )
+    sizes = estimator.pretrained.n_features_in_, estimator.pretrained._n_features_out
+    if sizes != (n_features, latent_dim):
+        raise ValueError(
+            f"pretrained embeds {sizes[0]} features in {sizes[1]} dimensions, but X has {n_features} features and "
+            f"latent_dim is {latent_dim}; they should be the same."
+        )
+    encoder, decoder = copy.deepcopy(model.encoder), copy.deepcopy(model.decoder)
+    return (LogScaleHead(encoder, latent_dim) if model.prior.n_statistics == 1 else encoder), decoder
+
+
+def _default_networks(estimator, likelihood, n_statistics, n_features, generator):
+    """Return the encoder and decoder that the parameters of an estimator describe."""
     n_inputs, n_outputs = likelihood.n_inputs(n_features), likelihood.n_outputs(n_features)
     auto = estimator._image_architecture if estimator.image_shape is not None else "mlp"
     architecture = auto if estimator.architecture == "auto" else estimator.architecture
-    settings = {
-        "activation": estimator.activation,
-        "batch_norm": estimator.batch_norm,
-        "layer_norm": estimator.layer_norm,
-    }
-    settings |= {"dropout": estimator.dropout, "n_statistics": n_statistics, "generator": generator}
-    if architecture != "mlp":
-        if estimator.image_shape is None:
-            raise ValueError(f"architecture={architecture!r} needs image_shape, such as (28, 28) or (3, 32, 32).")
-        settings["image_shape"] = tuple(estimator.image_shape)
-        if not isinstance(estimator.channels, str):  # "auto": those of the networks
-            settings["channels"] = check_sizes("channels", estimator.channels)
     default = estimator._auto_sizes[architecture]
     sizes = default if isinstance(estimator.hidden_layer_sizes, str) else estimator.hidden_layer_sizes
-    settings["hidden_layer_sizes"] = check_sizes("hidden_layer_sizes", sizes)
-    settings["head_layer_sizes"] = check_sizes("head_layer_sizes", estimator.head_layer_sizes)
-    build = functools.partial(NETWORKS[architecture], n_components=estimator._latent_size)
-    if architecture == "mlp" or not isinstance(likelihood, Observed):
-        return build(n_inputs, n_outputs=n_outputs, **settings)
+    config = NetworkConfig(
+        estimator.activation,
+        generator,
+        hidden_layer_sizes=_check_sizes("hidden_layer_sizes", sizes),
+        head_layer_sizes=_check_sizes("head_layer_sizes", estimator.head_layer_sizes),
+        batch_norm=estimator.batch_norm,
+        layer_norm=estimator.layer_norm,
+        dropout=estimator.dropout,
+        n_statistics=n_statistics,
+    )
+    latent_dim = getattr(estimator, estimator._latent_dim_parameter)
+    if architecture == "mlp":
+        return mlp(n_inputs, latent_dim, n_outputs, config)
+    if estimator.image_shape is None:
+        raise ValueError(f"architecture={architecture!r} needs image_shape, such as (28, 28) or (3, 32, 32).")
+    settings = {"n_components": latent_dim, "config": config}
+    if not isinstance(estimator.channels, str):  # "auto": those of the networks
+        settings["channels"] = _check_sizes("channels", estimator.channels)
+    build = functools.partial(NETWORKS[architecture], **settings)
+    image_shape = tuple(estimator.image_shape)
+    if not isinstance(likelihood, MaskedLikelihood):
+        return build(n_inputs, n_outputs=n_outputs, image_shape=image_shape)
     # The encoder sees the mask of missing values as further channels.
-    channels, *size = check_image_shape(settings.pop("image_shape"), n_features)
-    encoder, _ = build(n_inputs, n_outputs=n_inputs, image_shape=(2 * channels, *size), **settings)
-    _, decoder = build(n_features, n_outputs=n_outputs, image_shape=(channels, *size), **settings)
+    channels, *size = check_image_shape(image_shape, n_features)
+    encoder, _ = build(n_inputs, n_outputs=n_inputs, image_shape=(2 * channels, *size))
+    _, decoder = build(n_features, n_outputs=n_outputs, image_shape=(channels, *size))
     return encoder, decoder
 
 
-def check_sizes(name, sizes):
-    """Sizes as a tuple of positive integers."""
+def _check_sizes(name, sizes):
+    """Return sizes as a tuple of positive integers."""
     sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
     if not all(isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise ValueError(f"{name} should be positive integers, but got {sizes}.")
     return tuple(map(int, sizes))
 
 
-def make_network(name, given, n_inputs, n_outputs):
-    """The user's own network, copied or made, or None.
+def _user_network(name, network, n_inputs, n_outputs):
+    """Return the user's own network, copied or made, or None.
 
     Raises
     ------
@@ -60,12 +140,12 @@ def make_network(name, given, n_inputs, n_outputs):
     ValueError
         If its output has the wrong size.
     """
-    if given is None:
+    if network is None:
         return None
-    network = copy.deepcopy(given) if isinstance(given, nn.Module) else given(n_inputs, n_outputs)
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{name} should be or make a torch.nn.Module, but {given!r} made {network!r}.")
-    probe = copy.deepcopy(network).eval()
+    module = copy.deepcopy(network) if isinstance(network, nn.Module) else network(n_inputs, n_outputs)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} should be or make a torch.nn.Module, but {network!r} made {module!r}.")
+    probe = copy.deepcopy(module).eval()
     try:
         with torch.inference_mode():
             shape = tuple(probe(torch.zeros(2, n_inputs)).shape)
@@ -75,4 +155,4 @@ def make_network(name, given, n_inputs, n_outputs):
         raise ValueError(
             f"{name} should turn 2 rows of {n_inputs} numbers into shape {(2, n_outputs)}, but gave {shape}."
         )
-    return network
+    return module

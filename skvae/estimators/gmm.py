@@ -1,4 +1,4 @@
-"""Gaussian mixtures by expectation-maximisation."""
+"""Gaussian mixtures by expectation-maximization."""
 
 from functools import partial
 from numbers import Integral, Real
@@ -13,40 +13,43 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
-from ..data.chunks import centered, column_means
+from ..data.chunks import column_means, map_samples
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ..data.tables import Table, streamed
-from ..data.weights import counted_rows, weighted_sum
+from ..data.rows import Samples
+from ..data.weights import positive_weight_samples, weighted_sum
 from ..fitting.distributed import current_group
-from ..fitting.em import MixtureFit, fit_mixtures, start_mixture, step_mixture
+from ..fitting.em import MixtureFit, fit_best_mixture, step_mixture
+from ..fitting.em_steps import e_step
 from ..fitting.missing import PatternRows, observed_e_step
-from ..fitting.rows import WhitenedRows, e_step, largest_product
+from ..fitting.mixture_init import INIT_METHODS, draw_responsibilities, initial_mixture
 from ..fitting.squarem import ACCELERATIONS
-from ..fitting.starts import STARTS, draw_starts
 from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
+from ..fitting.whitened_rows import WhitenedRows, largest_product
 from ..models.covariances import COVARIANCES, Mixture
-from ._base import ScoreMixin, TorchEstimator, batch_by_batch, fit_method
-from ._checks import check_enough_rows, check_index, check_processes, check_sample_size, fit_generator, fit_seed
-from ._mixture_starts import (
+from ._base import ScoreMixin, TorchEstimator
+from ._checks import check_enough_rows, check_index, check_processes, check_sample_size, fit_generator
+from ._fit import batch_by_batch, fit_method
+from ._mixture_init import (
     check_component_weights,
     check_init,
     check_precisions_init,
-    given_responsibilities,
-    responsibilities_of,
+    responsibilities_from,
+    responsibility_function,
 )
+from .export import MixtureModel
 
-EXACT = ("_exact_means", "_exact_factor")  # in float64, where float32 is not enough for what is published
-MAX_ON_HOST = 2**17  # numbers in the covariances of a mixture whose M-step for a batch is made on the CPU
+EXACT = ("_exact_means", "_exact_factor")  # in float64, where the published parameters in float32 are not accurate
+MAX_ON_HOST = 2**17  # numbers in the covariances of a mixture whose M-step for a batch is computed on the CPU
 
 
 class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, TorchEstimator):
     """Gaussian mixture fitted by expectation-maximisation on CPU or GPU.
 
-    Parameters, attributes and results are those of :class:`sklearn.mixture.GaussianMixture`. The data are centred, the
-    sums are kept in float64 whatever the dtype of the data, products are made in float64 too where float32 has too few
-    digits for narrow components, and rows are visited in chunks, so that nothing of size
-    ``n_samples x n_components x n_features`` is ever held.
+    Parameters, attributes and results are those of :class:`sklearn.mixture.GaussianMixture`. The data are centred, sums
+    are in float64 whatever the dtype of the data, products are in float64 too where float32 has too few digits for
+    narrow components, and samples are processed in chunks, so that no array of size
+    ``n_samples x n_components x n_features`` is ever in memory.
 
     Values of X may be missing, as NaN: the likelihood is then that of the observed values, exactly.
 
@@ -60,7 +63,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         for each component, one set of feature variances for all components, or one variance for everything.
 
     tol : float, default=1e-3
-        EM stops when the lower bound (mean log-likelihood of a row, in nats) gains less than this.
+        EM stops when the lower bound (mean log-likelihood of a sample, in nats) gains less than this.
 
     reg_covar : float, default=1e-6
         Added to the diagonal of the covariances, in squared units of the data.
@@ -69,47 +72,47 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Largest number of iterations.
 
     n_init : int, default=1
-        Number of starts; the one with the highest lower bound is kept. They are fitted together, in the same passes
-        over the rows. A start that the user gives is made once.
+        Number of initializations; the fit with the highest lower bound is the result. They are fitted together, in the
+        same passes over the samples. There is one fit if the initialization is not random.
 
     init_params : {"kmeans", "k-means++", "random", "random_from_data", "labels"}, array-like of shape \
             (n_samples, n_components) or clusterer, default="kmeans"
-        How responsibilities start: from k-means clusters, from rows chosen by k-means++, at random, from random rows,
-        from the classes that `fit` gets as y (component c starts as the mean and covariance of the c-th class in sorted
-        order; -1, None, NaN, NA and NaT are unlabelled), from given responsibilities, or from the labels of a clone of
+        Initial responsibilities: by k-means clusters, by samples chosen by k-means++, at random, by random samples, by
+        the classes passed to `fit` as y (component c starts as the mean and covariance of the c-th class in sorted
+        order; -1, None, NaN, NA and NaT are unlabelled), an array of responsibilities, or by the labels of a clone of
         the clusterer (below zero: none).
 
     weights_init : array-like of shape (n_components,), default=None
-        Starting weights, summing to one.
+        Initial weights, summing to one.
 
     means_init : array-like of shape (n_components, n_features), default=None
-        Starting means.
+        Initial means.
 
     precisions_init : array-like, default=None
-        Starting precisions (inverse covariances), in the shape of ``precisions_``.
+        Initial precisions (inverse covariances), in the shape of ``precisions_``.
 
     random_state : int, RandomState instance or None, default=None
-        Seeds the start and `sample`. No global random state is used, also with None.
+        Seeds the initialization and `sample`. No global random state is used, also with None.
 
     warm_start : bool, default=False
-        Start the next fit from the result of the last one.
+        Continue from the result of the last fit.
 
     acceleration : {"squarem"} or None, default=None
-        Whether to extrapolate EM steps. It takes fewer iterations to the same ``tol``, far fewer to a small one. The
-        local maximum where it ends may be another one.
+        Whether to extrapolate EM steps. This takes fewer iterations to the same ``tol``, far fewer to a small one, and
+        may end in another local maximum.
 
     learning_decay : float, default=0.7
         How fast `partial_fit` forgets, in (0.5, 1]: a batch after ``b`` equal ones enters with the step
-        ``(b + 1) ** -learning_decay``. With 1 every row seen counts the same for ever.
+        ``(b + 1) ** -learning_decay``. With 1 all samples count the same for ever.
 
     device : str or torch.device, default="auto"
-        Where to compute; "auto" takes cuda if it is there, else cpu (mps has no float64).
+        Where to compute; "auto" is cuda if available, else cpu (mps has no float64).
 
     chunk_size : int, default=None
-        Rows visited at once. It changes memory and speed, never the result; None chooses.
+        Samples processed at once. It changes memory and speed, never the result; None chooses.
 
     verbose : int, default=0
-        Print the iterations; above 1 also the lower bound.
+        Print iterations; above 1 also the lower bound.
 
     verbose_interval : int, default=10
         Iterations between two lines.
@@ -129,11 +132,11 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     precisions_cholesky_ : ndarray
         Upper triangular ``F`` with ``F @ F.T`` the precision, or its square root, in the shape of ``covariances_``.
     converged_ : bool
-        Whether the best start reached ``tol``.
+        Whether the best fit reached ``tol``.
     n_iter_ : int
-        Iterations of the best start.
+        Iterations of the best fit.
     lower_bound_ : float
-        Its last lower bound on the mean log-likelihood of a row, in nats.
+        Its last lower bound on the mean log-likelihood of a sample, in nats.
     lower_bounds_ : list of shape (`n_iter_`,)
         Its lower bound at each iteration.
     n_regularized_ : int
@@ -146,24 +149,24 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     See Also
     --------
     sklearn.mixture.GaussianMixture : The same model in NumPy.
-    VAEEmbedder : Codes on which a mixture finds clusters that it does not find in the data.
+    VAEEmbedder : Latent codes on which a mixture finds clusters that it does not find in the data.
 
     Notes
     -----
     Missing values (NaN) are taken to be missing at random: whether a value is missing may depend on the observed values
-    of its row, not on itself. EM then maximises the likelihood of the observed values, rows being grouped by what they
-    lack, and all methods use the marginal densities of what is observed. Starts are drawn among rows completed by their
-    expectation under a single Gaussian (one of the same kind: without correlations for "diag" and "spherical"), which
-    has seen ten steps of EM; a clusterer given as ``init_params`` sees these rows too. Rows without any value are left
-    out of a fit. A fit with missing values computes in float64 always.
+    of its sample, not on itself. EM then maximizes the likelihood of the observed values, samples being grouped by the
+    values that are missing, and all methods use the marginal densities of observed values. Initializations are drawn
+    from samples imputed by their expectation under a single Gaussian (of the same covariance type), after ten steps of
+    EM; a clusterer passed as ``init_params`` is fitted to these samples too. Samples without any value are ignored in a
+    fit. A fit with missing values always computes in float64.
 
-    Sparse matrices, and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense rows,
-    are read a chunk at a time, and centred and whitened then: one pass over the rows for each iteration, shared by all
-    starts, in an amount of memory that does not depend on their number. The result is that of rows in memory, but for
-    the start. This is looked for in a random sample of 100,000 rows, or as many as need 64 MB, but at least 40 for each
-    component; responsibilities of all rows follow from it. A clusterer given as ``init_params`` is fitted to such a
-    sample, and predicts the labels of all rows. Values can not be missing in rows that are read so; sparse rows with
-    missing values are dense as a whole.
+    Sparse matrices, and arrays on disk (memory maps, HDF5, zarr) that would be larger than a gigabyte as dense arrays,
+    are read a chunk at a time, and centred and whitened then: one pass over the data for each iteration, shared by all
+    initializations, in an amount of memory that does not depend on the number of samples. The result is that of data in
+    memory, except for the initialization, which uses a random sample of 100,000 rows, or as many as need 64 MB, but at
+    least 40 for each component; responsibilities of all samples follow from it. A clusterer passed as ``init_params``
+    is fitted to such a sample, and predicts the labels of all. Values cannot be missing in data that are read a chunk
+    at a time; sparse matrices with missing values are converted to dense arrays as a whole.
 
     References
     ----------
@@ -195,7 +198,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         "reg_covar": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
-        "init_params": [StrOptions({*STARTS, "labels"}), "array-like", HasMethods("fit_predict")],
+        "init_params": [StrOptions({*INIT_METHODS, "labels"}), "array-like", HasMethods("fit_predict")],
         "weights_init": ["array-like", None],
         "means_init": ["array-like", None],
         "precisions_init": ["array-like", Interval(Real, 0.0, None, closed="neither"), None],
@@ -208,6 +211,15 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         "verbose": ["verbose"],
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"weights_": "k", "means_": "km", "_exact_means": "km"},
+        **dict.fromkeys(("covariances_", "precisions_", "precisions_cholesky_", "_exact_factor"), "..."),
+        **{"lower_bound_": float, "lower_bounds_": list, "converged_": bool, "_weight_seen": float},
+        **{"n_iter_": int, "n_regularized_": int},
+    }
+
+    def _export_module(self, dtype):
+        return MixtureModel(self._mixture(torch.float64, "cpu"), COVARIANCES[self.covariance_type])
 
     def __init__(
         self,
@@ -252,7 +264,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     @classmethod
     def from_parameters(cls, weights, means, covariances, **params):
-        """A fitted mixture from known parameters, without data.
+        """Return a fitted mixture with known parameters, without data.
 
         Parameters
         ----------
@@ -268,13 +280,12 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Returns
         -------
         gmm : TorchGMM
-            It predicts, scores and samples; `partial_fit`, and `fit` with ``warm_start``, go on from it.
+            It predicts, scores and samples; `partial_fit`, and `fit` with ``warm_start``, continue from it.
 
         Raises
         ------
         ValueError
-            If the shapes do not belong together, the weights do not sum to one, or a covariance is not positive
-            definite.
+            If shapes are inconsistent, the weights do not sum to one, or a covariance is not positive definite.
 
         Examples
         --------
@@ -293,7 +304,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         covariances = check_init("covariances", covariances, family.compact_shape(*means.shape))
         covariances = family.expand(torch.tensor(covariances))
         factor, positive = family.factor(covariances)
-        if not positive.all() or (covariances.ndim == 3 and not torch.allclose(covariances, covariances.mT)):
+        if not positive.all() or not family.is_symmetric(covariances):
             raise ValueError(
                 f"The covariances should be symmetric and positive definite, in the form of covariance_type="
                 f"{gmm.covariance_type!r}, but those of components {(~positive).nonzero().flatten().tolist()} are not."
@@ -312,10 +323,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         X : array-like of shape (n_samples, n_features)
             Training data; NaN is a missing value.
         y : array-like of shape (n_samples,), default=None
-            Class labels to start from, in any form that `ClusterLabelClassifier.fit` takes; -1, None, NaN, NA or NaT
-            where unlabelled. Used only with ``init_params="labels"``.
+            Class labels for the initialization, in any form that `ClusterLabelClassifier.fit` takes; -1, None, NaN, NA
+            or NaT where unlabelled. Used only with ``init_params="labels"``.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows; an integer weight is as many equal rows, and a weight of zero none.
+            Weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
         Returns
         -------
@@ -325,8 +336,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Raises
         ------
         ValueError
-            If X is not a finite numeric table, but for NaN, with at least ``n_components`` rows, if a column has no
-            value, or if a start does not fit to X.
+            If X is not a numeric array, finite but for NaN, of at least ``n_components`` samples, if a feature has no
+            value, or if the initialization does not fit X.
 
         Warns
         -----
@@ -335,72 +346,102 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         """
         X = self._validate(X, reset=True, min_samples=2)
         check_processes(self, X)
+        samples = self._training_samples(X, sample_weight)
 
-        rows, starts, center = self._begin(X, y, sample_weight, warm=self.warm_start and hasattr(self, "converged_"))
-        with self._threads(X):
-            best = self._best_fit(rows, starts)
+        is_warm = self.warm_start and hasattr(self, "converged_")
+        if is_warm:
+            rows, inits = self._em_rows(samples), [self._current_init(samples.center)]
+        else:
+            rows, inits = self._initialize(samples, y)
 
-        self._publish(best, center, X.dtype)
+        is_verbose = self.verbose and current_group().rank == 0
+        with self._serial_if_small(X):
+            best = fit_best_mixture(
+                rows,
+                inits,
+                self.n_components,
+                tol=self.tol,
+                max_iter=self.max_iter,
+                lower_bound=self.lower_bound_ if is_warm else -np.inf,
+                acceleration=self.acceleration,
+                report=self._print_iteration if is_verbose else None,
+            )
+        if is_verbose:
+            print(f"The best initialization {'converged' if best.converged else 'did not converge'}.")
+        self._warn_if_not_converged(best)
+        self._warn_if_regularized(best)
+
+        self._publish(best, samples.center, X.dtype)
         self._weight_seen = rows.total_weight
         return self
 
     @batch_by_batch
     @fit_method
     def partial_fit(self, X, y=None, sample_weight=None):
-        """Make one step of stepwise EM with a batch of rows.
+        """Take one step of stepwise EM with a batch of samples.
 
-        The first batch also starts the mixture, as `fit` does, so it should hold all clusters. After `fit`, or in a
-        mixture `from_parameters`, the step goes on from there.
+        The first batch also initializes the mixture, as in `fit`, so it should contain all clusters. After `fit`, or in
+        a mixture `from_parameters`, the step continues from there.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            A batch; NaN is a missing value. A `torch.utils.data.DataLoader` or an iterator of batches is one step for
-            each.
+            A batch; NaN is a missing value. For a `torch.utils.data.DataLoader` or an iterator of batches, one step is
+            taken with each.
         y : array-like of shape (n_samples,), default=None
-            Class labels to start from, as in `fit`; used in the first batch only.
+            Class labels for the initialization, as in `fit`; used in the first batch only.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows.
+            Weights of the samples.
 
         Returns
         -------
         self : TorchGMM
             The fitted estimator. ``n_iter_`` counts the batches; ``lower_bounds_`` holds the mean log-likelihood of
-            each before its step, in a mixture whose components are wider where they come from too few rows.
+            each before its step, in a mixture whose components are wider where they come from too few samples.
 
         Raises
         ------
         ValueError
-            If X is not a finite numeric table, but for NaN, with the features of the earlier batches, if it has no
-            value at all, or if the first batch has fewer than ``n_components`` rows or a column without a value.
+            If X is not a numeric array, finite but for NaN, with the features of the earlier batches, if it has no
+            value at all, or if the first batch has fewer than ``n_components`` samples or a feature without a value.
         """
         first = not hasattr(self, "converged_")
         X = self._validate(X, reset=first, min_samples=2 if first else 1)
         check_processes(self, X)
-        seen, before = (0.0, []) if first else (self._weight_seen, self.lower_bounds_)
+        if first:
+            samples = self._training_samples(X, sample_weight)
+            rows, (init, *_) = self._initialize(samples, y)
+            center, dtype, weight_seen, lower_bounds, n_iter = samples.center, X.dtype, 0.0, [], 0
+        else:
+            center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
+            rows, init = self._continue(X, sample_weight, center)
+            dtype, weight_seen, lower_bounds, n_iter = (
+                self.means_.dtype,
+                self._weight_seen,
+                self.lower_bounds_,
+                self.n_iter_,
+            )
 
-        rows, starts, center = self._begin(X, y, sample_weight) if first else self._resume(X, sample_weight)
-        with self._threads(X):
-            step = step_mixture(rows, starts[0](rows), seen, self.learning_decay)
+        with self._serial_if_small(X):
+            step = step_mixture(rows, init(rows), weight_seen, self.learning_decay)
         self._warn_if_regularized(step)
 
-        n_iter = 1 if first else self.n_iter_ + 1
-        self._publish(step, center, X.dtype if first else self.means_.dtype)
-        self._weight_seen, self.n_iter_ = seen + rows.total_weight, n_iter
-        self.lower_bounds_ = [*before, *step.lower_bounds]
+        self._publish(step, center, dtype)
+        self._weight_seen, self.n_iter_ = weight_seen + rows.total_weight, n_iter + 1
+        self.lower_bounds_ = [*lower_bounds, *step.lower_bounds]
         return self
 
     def fit_predict(self, X, y=None, sample_weight=None):
-        """Fit the mixture and return the component of each row.
+        """Fit the mixture and return the component of each sample.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Training data.
         y : array-like of shape (n_samples,), default=None
-            Class labels to start from, as in `fit`.
+            Class labels for the initialization, as in `fit`.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows.
+            Weights of the samples.
 
         Returns
         -------
@@ -410,7 +451,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         return self.fit(X, y, sample_weight).predict(X)
 
     def predict(self, X):
-        """Most probable component of each row.
+        """Return the most probable component of each sample.
 
         Parameters
         ----------
@@ -422,10 +463,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         labels : ndarray of shape (n_samples,)
             Indices of components.
         """
-        return self._e_step(self._validate(X, reset=False), lambda evidence, log_resp: log_resp.argmax(1))
+        return self._e_step(self._validate(X, reset=False), lambda log_likelihoods, log_resp: log_resp.argmax(1))
 
     def predict_proba(self, X):
-        """Posterior probability of each component for each row.
+        """Return the posterior probability of each component for each sample.
 
         Parameters
         ----------
@@ -435,12 +476,12 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Returns
         -------
         resp : ndarray of shape (n_samples, n_components)
-            Responsibilities; rows sum to one.
+            Responsibilities; each row sums to one.
         """
-        return self._e_step(self._validate(X, reset=False), lambda evidence, log_resp: log_resp.exp())
+        return self._e_step(self._validate(X, reset=False), lambda log_likelihoods, log_resp: log_resp.exp())
 
     def transform(self, X):
-        """Responsibilities, as `predict_proba`: what the next step of a pipeline gets.
+        """Return responsibilities, as `predict_proba`, for the next step of a pipeline.
 
         Parameters
         ----------
@@ -450,12 +491,12 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Returns
         -------
         resp : ndarray of shape (n_samples, n_components)
-            Responsibilities; rows sum to one.
+            Responsibilities; each row sums to one.
         """
         return self.predict_proba(X)
 
     def score_samples(self, X):
-        """Log-likelihood of each row; of its observed values, where others are missing.
+        """Return the log-likelihood of each sample; of its observed values, where others are missing.
 
         Parameters
         ----------
@@ -465,15 +506,15 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Returns
         -------
         log_likelihood : ndarray of shape (n_samples,)
-            In nats; zero for a row without any value.
+            In nats; zero for a sample without any value.
         """
         return self._score_valid(self._validate(X, reset=False))
 
     def _score_valid(self, X):
-        return self._e_step(X, lambda evidence, log_resp: evidence)
+        return self._e_step(X, lambda log_likelihoods, log_resp: log_likelihoods)
 
     def impute(self, X):
-        """Replace missing values by their expectation given the observed values of their row.
+        """Replace missing values by their expectation given the observed values of their sample.
 
         It is the mean of the conditional means of the components, weighted by the responsibilities.
 
@@ -485,7 +526,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         Returns
         -------
         X_filled : ndarray of shape (n_samples, n_features)
-            The data without NaN. Observed values are as they were.
+            The data without NaN. Observed values are unchanged.
 
         References
         ----------
@@ -504,10 +545,10 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         device, family = resolve_device(self.device, dtype=torch.float64), COVARIANCES[self.covariance_type]
         mixture = self._mixture(torch.float64, device)
         rows = {"dtype": compute_dtype(X.dtype, device), "device": device, "chunk_size": self.chunk_size}
-        return self._map(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
+        return map_samples(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
 
     def bic(self, X, sample_weight=None):
-        """Bayesian information criterion on X; lower is better.
+        """Return the Bayesian information criterion on X; lower is better.
 
         Parameters
         ----------
@@ -544,7 +585,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         return float(-2 * log_likelihood + self._n_parameters() * np.log(n_samples))
 
     def aic(self, X, sample_weight=None):
-        """Akaike information criterion on X; lower is better.
+        """Return the Akaike information criterion on X; lower is better.
 
         Parameters
         ----------
@@ -566,7 +607,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         return -2 * self._total_score(X, sample_weight)[0] + 2 * self._n_parameters()
 
     def icl(self, X, sample_weight=None):
-        """Integrated completed likelihood on X, as an information criterion; lower is better.
+        """Return the integrated completed likelihood on X, as an information criterion; lower is better.
 
         It is the BIC with a penalty for components that overlap: few, well separated ones have the lowest.
 
@@ -592,8 +633,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         C. Biernacki, G. Celeux and G. Govaert, Assessing a mixture model for clustering with the integrated completed
         likelihood, 2000.
         """
-        rows, weight = self._validate_weighted(X, sample_weight)
-        certainties = host_array(self._e_step(rows, lambda evidence, log_resp: log_resp.amax(1)))
+        valid, weight = self._validate_weighted(X, sample_weight)
+        certainties = host_array(self._e_step(valid, lambda log_likelihoods, log_resp: log_resp.amax(1)))
         return self.bic(X, sample_weight) - 2 * weighted_sum(certainties, weight)
 
     def sample(self, n_samples=1, random_state=None, *, component=None):
@@ -641,130 +682,114 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         x = torch.cat([mixture.means[c] + family.color(noise[y == c], factor[c]) for c in y.unique()])
         return x.numpy().astype(self.means_.dtype), y.numpy()
 
-    def _begin(self, X, y, sample_weight, *, warm=False):
-        """Whitened rows, functions of them that give the mixtures to start from, and the centre of the data."""
-        n_given = len(X)
-        X, weight, counted = counted_rows(X, sample_weight)
+    def _training_samples(self, X, sample_weight):
+        """Return the samples of positive weight, without those that have no value, and their centre."""
+        n_passed = len(X)
+        X, weight, selected = positive_weight_samples(X, sample_weight)
         check_enough_rows(X, self.n_components)
         center = column_means(X, weight)
-        if np.isnan(center).any() and any_missing(X):
-            return self._begin_incomplete(X, y, weight, counted, n_given, warm)
-        given_start = None if warm else self._given_start(X, y, weight, counted, n_given)
-        read = partial(self._centered, X, weight, center)
-        with self._threads(X):  # but not around a clusterer of the user's
-            # In float64 whatever the data are: in another precision other rows may be drawn, and EM may end elsewhere.
-            starts = self._chosen_starts(*read(torch.float64), center, given_start, warm)
-            return self._whitened(*read(), read_again=read), starts, center
+        has_missing = np.isnan(center).any() and any_missing(X)
+        if has_missing:
+            check_columns(self, X)
+            X, weight, selected = rows_with_values(X, weight, selected)
+            check_enough_rows(X, self.n_components)
+            center = observed_means(X, weight)
+        return Samples(X, weight, center, has_missing, selected, n_passed)
 
-    def _begin_incomplete(self, X, y, weight, counted, n_given, warm):
-        """As `_begin`, for rows that count, some with missing values."""
-        check_columns(self, X)
-        X, weight, counted = rows_with_values(X, weight, counted)
-        check_enough_rows(X, self.n_components)
-        center = observed_means(X, weight)
-        rows = self._incomplete(X, weight, center)
-        if warm:
-            return rows, self._chosen_starts(None, None, center, None, warm), center
-        filled = rows.filled()
-        whole = filled_in(X, filled.cpu().numpy() + center)
-        given_start = self._given_start(whole, y, weight, counted, n_given)
-        return rows, self._chosen_starts(filled, rows.weight, center, given_start, warm), center
+    def _em_rows(self, samples, covariance=None):
+        """Return samples as EM visits them.
 
-    def _chosen_starts(self, x, weight, center, given_start, warm):
-        """Functions from whitened rows to the mixtures to start from."""
-        if warm:
-            return [lambda rows: self._current_mixture(rows.x.device, center)]
-        if given_start is None:
-            return self._starts(x, weight, center)
-        resp_of = responsibilities_of(given_start, x.dtype, x.device, self.n_components)
-        return [self._start(resp_of, center)]
+        Parameters
+        ----------
+        samples : Samples
+        covariance : Tensor, optional
+            The covariance in whose coordinates EM runs; that of the samples if None.
 
-    def _resume(self, X, sample_weight):
-        """As `_begin`, but with the centre and the coordinates of the mixture that there is."""
-        X, weight, _ = counted_rows(X, sample_weight)
-        device = resolve_device(self.device, dtype=torch.float64)
-        center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
-        # A small mixture stays on the host, with the M-step: an accelerator is waited for at each decision.
-        mixture = self._current_mixture("cpu" if self.precisions_cholesky_.size <= MAX_ON_HOST else device, center)
-        covariance = COVARIANCES[self.covariance_type].total(mixture)
-        if any_missing(X):
-            X, weight, _ = rows_with_values(X, weight)
-            return self._incomplete(X, weight, center, covariance), [lambda rows: mixture], center
-        read = partial(self._centered, X, weight, center)
-        rows = self._whitened(*read(), covariance=covariance, read_again=read)
-        return rows, [lambda rows: mixture], center
+        Returns
+        -------
+        rows : EMRows
+        """
+        family, device = COVARIANCES[self.covariance_type], resolve_device(self.device, dtype=torch.float64)
+        settings = {"covariance": covariance, "group": current_group()}
+        if samples.has_missing:
+            x, weight = samples.tensors(torch.float64, device)
+            return PatternRows(x, family, self.reg_covar, weight, **settings)
+        read = partial(samples.tensors, device=device, block_size=self.chunk_size)
+        with self._serial_if_small(samples.X):
+            x, weight = read(compute_dtype(samples.X.dtype, device))
+            settings |= {"chunk_size": self.chunk_size, "read_again": read}
+            return WhitenedRows(x, family, self.reg_covar, weight, **settings)
 
-    def _centered(self, X, weight, center, dtype=None):
-        """Centred rows and their weights as tensors, or rows that are read and centred when they are needed."""
-        device = resolve_device(self.device, dtype=torch.float64)
-        dtype = dtype or compute_dtype(X.dtype, device)
-        if isinstance(X, Table):
-            x = streamed(X, dtype, device, center=center, block_size=self.chunk_size)
-        else:
-            x = centered(X, center, dtype, device)
-        return x, None if weight is None else to_tensor(weight, dtype, device)
+    def _initialize(self, samples, y):
+        """Return samples as EM visits them, and functions from these to the mixtures that EM starts from."""
+        if samples.has_missing:
+            rows = self._em_rows(samples)
+            x = rows.imputed()
+            samples = samples._replace(X=filled_in(samples.X, x.cpu().numpy() + samples.center))
+            return rows, self._inits(x, rows.weight, samples.center, self._user_responsibilities(samples, y))
+        resp = self._user_responsibilities(samples, y)
+        with self._serial_if_small(samples.X):  # but not around a clusterer of the user's
+            # In float64 whatever the dtype of X: in another precision, other samples may be drawn.
+            device = resolve_device(self.device, dtype=torch.float64)
+            inits = self._inits(*samples.tensors(torch.float64, device, self.chunk_size), samples.center, resp)
+        return self._em_rows(samples), inits
 
-    def _whitened(self, x, weight, **settings):
-        family = COVARIANCES[self.covariance_type]
-        settings |= {"chunk_size": self.chunk_size, "group": current_group()}
-        return WhitenedRows(x, family, self.reg_covar, weight, **settings)
-
-    def _incomplete(self, X, weight, center, covariance=None):
-        """Rows with missing values as tensors, about a centre."""
-        device = resolve_device(self.device, dtype=torch.float64)
-        x = centered(X, center, torch.float64, device)
-        weight = None if weight is None else to_tensor(weight, torch.float64, device)
-        return PatternRows(x, COVARIANCES[self.covariance_type], self.reg_covar, weight, covariance, current_group())
-
-    def _given_start(self, X, y, weight, counted, n_given):
-        """Labels or responsibilities of the rows that count, None where ``init_params`` is a method."""
-        if isinstance(self.init_params, str) and self.init_params in STARTS:
+    def _user_responsibilities(self, samples, y):
+        """Return labels or responsibilities of samples by ``init_params``; None where these are to be drawn."""
+        if isinstance(self.init_params, str) and self.init_params in INIT_METHODS:
             return None
-        rows = {"weight": weight, "counted": counted, "n_given": n_given}
-        seed = partial(fit_seed, self.random_state)
-        return given_responsibilities(self.init_params, X, y, self.n_components, draw_seed=seed, **rows)
+        return responsibilities_from(self.init_params, samples, y, self.n_components, self.random_state)
 
-    def _starts(self, x, weight, center):
-        """One start, if all its parameters are given, or ``n_init`` drawn ones."""
-        if all(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
-            return [lambda rows: Mixture(*(part.to(rows.x.device) for part in self._given_parameters(center)))]
-        generator = fit_generator(self.random_state)
-        drawn = draw_starts(self.init_params, self.n_init, x, self.n_components, generator, weight, current_group())
-        return [self._start(resp_of, center) for resp_of in drawn]
+    def _inits(self, x, weight, center, resp):
+        """Return a function from `EMRows` to a mixture for each initialization."""
+        n_components, params = self.n_components, self._user_parameters(center)
+        if resp is not None:
+            drawn = [responsibility_function(resp, n_components, x.dtype, x.device)]
+        elif all(param is not None for param in params):
+            drawn = [None]
+        else:
+            settings = {"generator": fit_generator(self.random_state), "weight": weight, "group": current_group()}
+            drawn = draw_responsibilities(self.init_params, self.n_init, x, n_components, **settings)
+        return [partial(initial_mixture, resp_of=each, n_components=n_components, params=params) for each in drawn]
 
-    def _start(self, resp_of, center):
-        """A function from whitened rows to the mixture that responsibilities imply, but for what the user gives."""
-        given = self._given_parameters(center)
+    def _user_parameters(self, center):
+        """Return log-weights, means, covariances and factor of ``*_init`` about a centre, None where they are None."""
+        family, shape = COVARIANCES[self.covariance_type], (self.n_components, len(center))
+        log_weights = means = covariances = factor = None
+        if self.weights_init is not None:
+            weights = check_component_weights("weights_init", self.weights_init, self.n_components)
+            log_weights = torch.tensor(weights).log()
+        if self.means_init is not None:
+            means = torch.tensor(check_init("means_init", self.means_init, shape) - center)
+        if self.precisions_init is not None:
+            covariances, factor = check_precisions_init(self.precisions_init, *shape, self.covariance_type, family)
+        return log_weights, means, covariances, factor
 
-        def start(rows):
-            found = start_mixture(rows, resp_of, self.n_components)
-            pairs = zip(given, found, strict=True)
-            return Mixture(*(theirs if mine is None else mine.to(theirs.device) for mine, theirs in pairs))
+    def _current_init(self, center):
+        """Return a function from `EMRows` to the current mixture, about a centre."""
+        mixture = self._current_mixture("cpu", center)
+        return partial(initial_mixture, resp_of=None, n_components=self.n_components, params=mixture)
 
-        return start
+    def _continue(self, X, sample_weight, center):
+        """Return a further batch as EM visits it, and a function from this to the current mixture."""
+        X, weight, _ = positive_weight_samples(X, sample_weight)
+        # A small mixture stays on the host, with the M-step: an accelerator is waited for at each decision.
+        is_small = self.precisions_cholesky_.size <= MAX_ON_HOST
+        device = "cpu" if is_small else resolve_device(self.device, dtype=torch.float64)
+        mixture = self._current_mixture(device, center)
+        has_missing = any_missing(X)
+        if has_missing:
+            X, weight, _ = rows_with_values(X, weight)
+        covariance = COVARIANCES[self.covariance_type].total(mixture)
+        return self._em_rows(Samples(X, weight, center, has_missing), covariance), lambda rows: mixture
 
-    def _best_fit(self, rows, starts):
-        """Run EM from every start and keep the one with the highest lower bound."""
-        warm = self.warm_start and hasattr(self, "converged_")
-        verbose = self.verbose and current_group().rank == 0
-        previous, report = self.lower_bound_ if warm else -np.inf, self._report if verbose else None
-        settings = {"tol": self.tol, "max_iter": self.max_iter, "acceleration": self.acceleration}
-        fits, together = [], min(current_group().all_gather_int(rows.n_together(self.n_components)))
-        for first in range(0, len(starts), together):
-            report_of = report and partial(report, first)
-            fits += fit_mixtures(rows, starts[first : first + together], previous, report=report_of, **settings)
-            fits = [max(fits, key=lambda fit: fit.lower_bounds[-1:])]
-        best = fits[0]
-        if verbose:
-            print(f"The best start {'converged' if best.converged else 'did not converge'}.")
-        if self.max_iter > 0 and not best.converged and current_group().rank == 0:
+    def _warn_if_not_converged(self, fit):
+        if self.max_iter > 0 and not fit.converged and current_group().rank == 0:
             warn(
                 f"EM did not converge within max_iter={self.max_iter} iterations: the last one still changed the lower "
                 f"bound by tol={self.tol} or more. Increase max_iter or tol, or start elsewhere (init_params, n_init).",
                 ConvergenceWarning,
             )
-        self._warn_if_regularized(best)
-        return best
 
     def _warn_if_regularized(self, fit):
         if fit.regularized and current_group().rank == 0:
@@ -775,28 +800,15 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
                 ConvergenceWarning,
             )
 
-    def _given_parameters(self, center):
-        """Starting parameters from the ``*_init`` parameters, None where there are none."""
-        family, shape = COVARIANCES[self.covariance_type], (self.n_components, len(center))
-        log_weights = means = covariances = factor = None
-        if self.weights_init is not None:
-            log_weights = torch.tensor(
-                check_component_weights("weights_init", self.weights_init, self.n_components)
-            ).log()
-        if self.means_init is not None:
-            means = torch.tensor(check_init("means_init", self.means_init, shape) - center)
-        if self.precisions_init is not None:
-            factor, covariances = check_precisions_init(self.precisions_init, *shape, self.covariance_type, family)
-        return log_weights, means, covariances, factor
-
     def _publish(self, fit, center, dtype):
         """Set the fitted attributes as arrays in the dtype of the data."""
         family, mixture = COVARIANCES[self.covariance_type], fit.mixture.to("cpu")
         precisions = family.precisions(mixture.factor)
         means = mixture.means.numpy() + center
-        wide = (mixture.covariances.flatten(1).abs().amax(1) > np.finfo(dtype).max).nonzero().flatten().tolist()
-        if wide:
-            raise ValueError(f"The covariances of components {wide} are not finite; scale the input data.")
+        too_large = mixture.covariances.flatten(1).abs().amax(1) > np.finfo(dtype).max
+        if too_large.any():
+            components = too_large.nonzero().flatten().tolist()
+            raise ValueError(f"The covariances of components {components} are not finite; scale the input data.")
         for name in EXACT:
             vars(self).pop(name, None)
         if dtype == np.float32 and not family.fits_float32(mixture._replace(means=torch.from_numpy(means))):
@@ -812,13 +824,13 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         self.n_regularized_ = len(fit.regularized)
 
     def _mixture(self, dtype, device, center=0.0):
-        """The fitted mixture as tensors, about a centre."""
+        """Return the fitted mixture as tensors, about a centre."""
         family = COVARIANCES[self.covariance_type]
         expected = family.compact_shape(len(self.means_), self.n_features_in_)
         if self.means_.shape[1] != self.n_features_in_ or self.covariances_.shape != expected:
             raise ValueError(
                 f"The fitted means of shape {self.means_.shape} and covariances of shape {self.covariances_.shape} do "
-                f"not belong to covariance_type={self.covariance_type!r} and {self.n_features_in_} features; fit again "
+                f"not match covariance_type={self.covariance_type!r} and {self.n_features_in_} features; fit again "
                 "with warm_start=False."
             )
         with np.errstate(divide="ignore"):
@@ -836,36 +848,39 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         return Mixture(*(torch.as_tensor(part).to(dtype) for part in parts)).to(device)
 
     def _current_mixture(self, device, center):
-        """The mixture to go on from."""
+        """Return the mixture to continue from."""
         if len(self.means_) != self.n_components:
             raise ValueError(
-                f"The mixture to go on from has {len(self.means_)} components, but n_components={self.n_components}; "
-                "set it back, or fit a clone from the beginning."
+                f"The mixture to continue from has {len(self.means_)} components, but n_components="
+                f"{self.n_components}; set it back, or fit a clone from the beginning."
             )
         return self._mixture(torch.float64, device, center)
 
     def _e_step(self, X, select):
-        """Map the E-step over validated rows and select one of its results."""
+        """Map the E-step over validated data and select one of its results."""
         device = resolve_device(self.device, dtype=torch.float64)
         family = COVARIANCES[self.covariance_type]
         exact = is_exact(self, EXACT, (self.means_, self.precisions_cholesky_))
         dtype = torch.float64 if exact else compute_dtype(X.dtype, device)
-        mixture, wide = self._mixture(dtype, "cpu"), []
+        mixture, in_float64 = self._mixture(dtype, "cpu"), None
 
         def complete(x, *parameters):
             return select(*e_step(x, Mixture(*parameters), family))
 
         def incomplete(x, *parameters):
-            if not wide:
-                wide.append(Mixture(*parameters) if dtype == torch.float64 else self._mixture(torch.float64, device))
-            return select(*observed_e_step(x.double(), *wide, family))
+            nonlocal in_float64
+            if in_float64 is None:
+                in_float64 = Mixture(*parameters) if dtype == torch.float64 else self._mixture(torch.float64, device)
+            return select(*observed_e_step(x.double(), in_float64, family))
 
         rows = {"dtype": dtype, "device": device, "width": 3 * (X.shape[1] + len(mixture.means))}
-        with self._threads(X):
-            return self._map(complete, X, parameters=mixture, incomplete=incomplete, chunk_size=self.chunk_size, **rows)
+        with self._serial_if_small(X):
+            return map_samples(
+                complete, X, parameters=mixture, incomplete=incomplete, chunk_size=self.chunk_size, **rows
+            )
 
-    def _threads(self, X):
-        """Within this, one thread computes where products of samples are too small for several."""
+    def _serial_if_small(self, X):
+        """Return a context in which one thread computes where products of samples are too small for several."""
         n_operations = largest_product(COVARIANCES[self.covariance_type], X.shape[1], self.n_components)
         return serial_if_small(n_operations, resolve_device(self.device, dtype=torch.float64))
 
@@ -876,7 +891,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     @property
     def _n_features_out(self):
-        """Number of responsibilities that `transform` gives."""
+        """Return the number of responsibilities that `transform` returns."""
         return len(self.weights_)
 
     def __sklearn_tags__(self):
@@ -884,7 +899,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _report(self, first, start, iteration, lower_bound, gain):
+    def _print_iteration(self, first, run, iteration, lower_bound, gain):
         if iteration % self.verbose_interval == 0:
             detail = f"\t lower bound {lower_bound:.5f}\t gain {gain:.5f}" if self.verbose > 1 else ""
-            print(f"Start {first + start}, iteration {iteration}{detail}")
+            print(f"Initialization {first + run}, iteration {iteration}{detail}")

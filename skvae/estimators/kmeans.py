@@ -11,45 +11,39 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_device, tensor_dtype, to_dtype, to_tensor
-from ..data.chunks import map_chunks
-from ..data.tables import Table, TensorRows, streamed
+from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_device, to_dtype, to_tensor
+from ..data.chunks import map_chunks, read_chunks
+from ..data.samplers import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
 from ..data.weights import check_weights
-from ..fitting.chunks import blocks_of, row_chunks
+from ..fitting.chunks import row_chunks
 from ..fitting.devices import in_float64, read, to_device, wide_dtype
 from ..fitting.distributed import current_group
 from ..fitting.minibatch import (
     SEEDINGS,
-    WeightedRows,
-    by_counts,
+    best_initialization,
     constant_rate,
     fit_mini_batches,
-    mini_batch_step,
-    reassign,
-    should_reassign,
-    start_centers,
+    partial_fit_step,
+    rate_by_counts,
 )
 from ..fitting.nearest import MAX_CHUNK, NearestCenters, distances, squared_residuals
-from ..fitting.pool import PooledRows
-from ..fitting.streams import draw_indices
 from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
-from ._base import TorchEstimator, batch_by_batch, fit_method
+from ._base import TorchEstimator
 from ._checks import check_processes, fit_seed, row_count
+from ._fit import batch_by_batch, fit_method
+from .export import Centers
 
-NARROW = 1e-4  # mean squared distance within clusters over that of centres: float32 has four digits of such distances
-MAP_BYTES = 2**22  # what a chunk of rows works on stays in a cache
-POOL_BYTES = 2**26  # rows that batches are drawn from, when not all are held
-POOL_BATCHES = 8  # but no fewer rows than so many batches have
-POOL_RUNS = 256  # from so many places at least: from fewer, batches would differ from one another
-LARGEST = {torch.float32: 1e16, torch.float64: 1e150}  # sums of squares of larger numbers can overflow
+MIN_FLOAT32_RATIO = 1e-4  # of the inertia to the spread of the centres: float32 has four digits of such distances
+MAP_BYTES = 2**22  # of a chunk and what is computed from it, which stay in a cache
+MAX_VALUE = {torch.float32: 1e16, torch.float64: 1e150}  # sums of squares of larger numbers can overflow
 
 
 class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, TorchEstimator):
-    """K-means on small random batches of the rows, on CPU or GPU.
+    """K-means on random mini-batches of the samples, on CPU or GPU.
 
-    Parameters, attributes and results are those of :class:`sklearn.cluster.MiniBatchKMeans`. In each step, the rows of
-    a batch are assigned to their nearest centres, and each centre moves towards the mean of its rows.
+    Parameters, attributes and results are those of :class:`sklearn.cluster.MiniBatchKMeans`. In each step, the samples
+    of a batch are assigned to their nearest centres, and each centre moves towards the mean of its samples.
 
     Parameters
     ----------
@@ -57,64 +51,64 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         Number of clusters.
 
     init : {"k-means++", "random"}, array-like of shape (n_clusters, n_features) or callable, default="k-means++"
-        Where to start: rows far from one another, random rows, given centres (whose order the clusters keep), or a
-        function of ``X``, ``n_clusters`` and ``random_state`` that returns centres.
+        Initialization: samples far from one another, random samples, an array of centres (whose order the clusters
+        have), or a function of ``X``, ``n_clusters`` and ``random_state`` that returns centres.
 
     max_iter : int, default=100
-        Largest number of passes over the rows.
+        Maximum number of epochs.
 
     batch_size : int, default=1024
-        Rows in a batch, drawn with replacement and with probability proportional to their weight. If there are no more
-        distinct rows than that, each batch is all rows.
+        Samples in a batch, drawn with replacement and with probability proportional to their weight. If there are no
+        more distinct samples than that, each batch is all samples.
 
     learning_rate : "counts" or float, default="counts"
-        How far a centre moves towards the mean of its rows in the batch. "counts": it becomes the mean of all rows that
-        it has seen. A float is the step of gradient descent on the quantization error, see Notes.
+        How far a centre moves towards the mean of its samples in the batch. "counts": it becomes the mean of all
+        samples that it has seen. A float is the step of gradient descent on the quantization error, see Notes.
 
     tol : float, default=0.0
-        The fit stops when the centres move less in a step: the sum of their squared movements is at most this share of
+        The fit stops when the squared movement of the centres in a step, summed over centres, is at most this share of
         the mean variance of the features. 0: never.
 
     max_no_improvement : int or None, default=10
-        The fit stops when the running mean of the inertia has not fallen for so many steps. None: never.
+        The fit stops when the running mean of the inertia has not decreased for this number of steps. None: never.
 
     init_size : int, default=None
-        Rows in the sample in which a start is looked for; None: three batches, or three rows for each cluster if three
-        batches have fewer rows than there are clusters.
+        Samples drawn for an initialization; None: three batches, or three samples for each cluster if three batches
+        have fewer samples than there are clusters.
 
     n_init : int or "auto", default="auto"
-        Number of starts that are tried; that with the lowest inertia on a sample is kept. "auto": 3 for "random" and
-        for a callable, else 1.
+        Number of initializations; that with the lowest inertia on a sample is used. "auto": 3 for "random" and for a
+        callable, else 1.
 
     reassignment_ratio : float, default=0.01
-        A centre that has seen less than this share of the weight of the busiest one is put elsewhere: on a row of the
+        A centre that has seen less than this share of the weight of the busiest one is reassigned to a sample of the
         batch, drawn with probability proportional to its squared distance to its centre.
 
     compute_labels : bool, default=True
         Label the training data after the fit.
 
     random_state : int, RandomState instance or None, default=None
-        Seeds the fit.
+        Seed of the fit.
 
     verbose : int, default=0
         Print the inertia of each step.
 
     device : str or torch.device, default="auto"
-        Where to compute; "auto" takes the first of cuda, mps (for float32 data) and cpu that is there.
+        Device; "auto" is the first available of cuda, mps (for float32 data) and cpu.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of shape (n_clusters, n_features)
         Centres.
     labels_ : ndarray of shape (n_samples,)
-        Cluster of each training row, if ``compute_labels``.
+        Cluster of each training sample, if ``compute_labels``.
     inertia_ : float
-        Weighted sum of the squared distances of the training rows to their centres; without ``compute_labels`` an
+        Weighted sum of the squared distances of the training samples to their centres; without ``compute_labels`` an
         estimate from the last batches.
     n_iter_ : int
-        Passes over the rows.
+        Number of epochs.
     n_steps_ : int
-        Batches.
+        Number of batches.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -127,21 +121,22 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     Notes
     -----
-    Of a batch of weight B, a centre c has rows of weight b, with mean m. It moves by ``r (m - c)``. For "counts",
-    ``r = b / n`` where n is the weight of all rows that the centre has seen, those of the batch included. For a float
-    eta, ``r = min(1, 2 eta b / B)``. Without the limit this is a step of gradient descent, with the constant step eta,
-    on the quantization error ``mean_i |x_i - c(i)|^2``; with it, no centre moves past the mean of its rows.
+    In a batch of weight B, the samples of a centre c have weight b and mean m. It moves by ``r (m - c)``. For "counts",
+    ``r = b / n`` where n is the weight of all samples that the centre has seen, those of the batch included. For a
+    float eta, ``r = min(1, 2 eta b / B)``. Without the limit this is a step of gradient descent, with the constant step
+    eta, on the quantization error ``mean_i |x_i - c(i)|^2``; with it, no centre moves past the mean of its samples.
 
-    Draws depend neither on the order of the rows nor on whether equal rows are repeated or have a weight: an integer
-    weight is the same as that many equal rows, and passes are counted in distinct rows.
+    Draws depend neither on the order of the samples nor on whether equal samples are repeated or have a weight: an
+    integer weight is the same as that many equal samples, and epochs are counted in distinct samples.
 
-    Of sparse matrices, the rows of a batch are dense, and those in which a start is looked for; a callable as ``init``
-    gets these as X. The draws are those from the dense array. Arrays on disk (memory maps, HDF5, zarr) that would be
-    larger than a gigabyte as dense rows are read a chunk at a time. Batches are then drawn from a pool of rows that is
-    held: as many as need 64 MB, but at least eight batches. The pool begins as a random sample of all rows, in which
-    the start is looked for (a callable gets it as X), and is renewed by every batch with runs of neighbouring rows from
-    random places. Draws then depend on the order of the rows, and passes are counted in rows. So it is with sparse rows
-    of fewer kinds than a batch or a start has rows. `partial_fit` holds its batch.
+    Of sparse matrices, batches are made dense, and the samples drawn for the initialization, which a callable as
+    ``init`` gets as X. The draws are those from the dense array. Arrays on disk (memory maps, HDF5, zarr) that would be
+    larger than a gigabyte as dense arrays are read a chunk at a time. Batches are then drawn from a pool in memory: as
+    many samples as need 64 MB, but at least eight batches. The pool is initialized with a random sample of all samples,
+    which the initialization uses (a callable gets it as X), and is renewed after every batch with runs of neighbouring
+    samples from random places. Draws then depend on the order of the samples, and epochs are counted in samples. The
+    same applies to sparse matrices with fewer distinct samples than a batch or an initialization has. `partial_fit`
+    holds its batch in memory.
 
     References
     ----------
@@ -177,6 +172,13 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         "verbose": ["verbose"],
         "device": [str, torch.device],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"cluster_centers_": "kd", "labels_": ("n", "iu"), "inertia_": float, "n_iter_": int, "n_steps_": int},
+        **{"_counts": "k", "_n_features_out": int, "_partial_seed": int, "_in_float64": bool},
+    }
+
+    def _export_module(self, dtype):
+        return Centers(self.cluster_centers_)
 
     def __init__(
         self,
@@ -213,7 +215,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
     @fit_method
     def fit(self, X, y=None, sample_weight=None):
-        """Find the clusters.
+        """Compute the clusters.
 
         Parameters
         ----------
@@ -222,7 +224,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         y : Ignored
             Present for API consistency.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights of the rows. They do not affect a start from given centres or from a callable.
+            Nonnegative weights of the samples. An initialization by an array or a callable ignores them.
 
         Returns
         -------
@@ -232,37 +234,52 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         Raises
         ------
         ValueError
-            If X is not a finite numeric table with at least ``n_clusters`` rows, or the starting centres do not fit it.
+            If X is not a finite numeric array with at least ``n_clusters`` samples, or initial centres have another
+            shape.
 
         Warns
         -----
         ConvergenceWarning
-            If clusters are left without rows, as they are with fewer distinct rows than clusters.
+            If clusters are empty, as they are with fewer distinct samples than clusters.
         """
         X = self._validate(X, reset=True)
-        check_processes(self, X)
-        self._warn_of_init_size()
-        self._warn_of_n_init()
-        vars(self).pop("_in_float64", None)
+        weight = self._check_data(X, sample_weight, min_samples=self.n_clusters)
+        self._warn_of_unused_parameters()
         seed = fit_seed(self.random_state)
+        vars(self).pop("_in_float64", None)
 
-        with self._threads(X):
-            rows, fit, generator = self._fit_batches(X, sample_weight, seed)
-            if self._loses_digits(fit.centers, fit.counts, fit.mean_inertia):
+        with self._thread_limit(X):
+            while True:  # at most twice
+                generator = torch.Generator().manual_seed(seed)
+                sampler = self._sampler(X, weight, generator)
+                fit = fit_mini_batches(
+                    sampler,
+                    self._initial_centers(X, sampler, generator, self._init_size()),
+                    generator,
+                    max_iter=self.max_iter,
+                    batch_size=self.batch_size,
+                    rates=self._rates(),
+                    tol=self.tol,
+                    max_no_improvement=self.max_no_improvement,
+                    reassignment_ratio=self.reassignment_ratio,
+                    report=_report if self.verbose and current_group().rank == 0 else None,
+                )
+                if not _needs_float64(fit.centers, fit.counts, fit.mean_inertia):
+                    break
                 self._in_float64 = True
-                rows, fit, generator = self._fit_batches(X, sample_weight, seed)
 
-        self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // len(rows))
-        self.inertia_ = fit.mean_inertia * rows.total_weight
+        self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // len(sampler))
+        self.inertia_ = fit.mean_inertia * sampler.total_weight
         self._partial_seed = int(torch.randint(2**62, (), generator=generator))
-        self._publish(fit.centers, fit.counts, rows, X)
-        self._warn_of_empty_clusters(X)
+        self._publish(fit.centers, fit.counts, sampler, X)
+        if self.compute_labels:
+            self._warn_of_empty_clusters(X)
         return self
 
     @batch_by_batch
     @fit_method
     def partial_fit(self, X, y=None, sample_weight=None):
-        """Make one step with X as the batch; the first call chooses the starting centres among its rows.
+        """Make one step with X as the batch; the first call chooses the initial centres among its samples.
 
         Parameters
         ----------
@@ -271,7 +288,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         y : Ignored
             Present for API consistency.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights of the rows.
+            Nonnegative weights of the samples.
 
         Returns
         -------
@@ -281,27 +298,45 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         Raises
         ------
         ValueError
-            As for `fit`; later batches may have fewer rows than there are clusters.
+            As for `fit`; later batches may have fewer samples than there are clusters.
         """
-        first = not hasattr(self, "cluster_centers_")
-        X = self._validate(X, reset=first)[:]  # a batch is held, also where tables are not
-        check_processes(self, X)
-        if first:
-            self._warn_of_n_init()
-        seed, step = (fit_seed(self.random_state), 0) if first else (self._partial_seed, self.n_steps_)
+        is_first = not hasattr(self, "cluster_centers_")
+        X = self._validate(X, reset=is_first)[:]  # as a dense array
+        weight = self._check_data(X, sample_weight, min_samples=self.n_clusters if is_first else 1)
+        if is_first:
+            self._warn_of_unused_parameters(init_size=False)
+        seed, n_done = (fit_seed(self.random_state), 0) if is_first else (self._partial_seed, self.n_steps_)
 
-        with self._threads(X):
-            rows, centers, counts, mean = self._step(X, sample_weight, seed, step)
-            if self._loses_digits(centers, counts, mean):
+        with self._thread_limit(X):
+            while True:  # at most twice
+                generator = torch.Generator().manual_seed(seed + n_done)
+                sampler = self._sampler(X, weight, generator)
+                if is_first:
+                    centers = self._initial_centers(X, sampler, generator, row_count(X))
+                    counts = np.zeros(self.n_clusters)
+                    self._partial_seed = int(torch.randint(2**62, (), generator=generator))
+                else:
+                    centers = sampler.centered(_to_wide_tensor(self.cluster_centers_, sampler.x))
+                    counts = self._counts
+                centers, counts, mean_inertia = partial_fit_step(
+                    sampler,
+                    centers,
+                    _to_wide_tensor(counts, sampler.x),
+                    generator,
+                    n_done=n_done,
+                    rates=self._rates(),
+                    reassignment_ratio=self.reassignment_ratio,
+                )
+                if not _needs_float64(centers, counts, mean_inertia):
+                    break
                 self._in_float64 = True
-                rows, centers, counts, mean = self._step(X, sample_weight, seed, step)
 
-        self.n_steps_, self.n_iter_, self.inertia_ = step + 1, 1, mean * rows.total_weight
-        self._publish(centers, counts, rows, X)
+        self.n_steps_, self.n_iter_, self.inertia_ = n_done + 1, 1, mean_inertia * sampler.total_weight
+        self._publish(centers, counts, sampler, X)
         return self
 
     def fit_predict(self, X, y=None, sample_weight=None):
-        """Find the clusters and return that of each row.
+        """Compute the clusters and return the cluster of each sample.
 
         Parameters
         ----------
@@ -310,7 +345,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         y : Ignored
             Present for API consistency.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights of the rows.
+            Nonnegative weights of the samples.
 
         Returns
         -------
@@ -318,12 +353,12 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             ``fit(X).predict(X)``.
         """
         self.fit(X, sample_weight=sample_weight)
-        if not self.compute_labels or isinstance(X, torch.Tensor):
+        if not self.compute_labels or isinstance(X, torch.Tensor):  # labels of a tensor may be one
             return self.predict(X)
         return self.labels_
 
     def predict(self, X):
-        """Nearest centre of each row.
+        """Predict the nearest centre of each sample.
 
         Parameters
         ----------
@@ -335,10 +370,10 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         labels : ndarray of shape (n_samples,)
             Indices of clusters.
         """
-        return self._labels(self._validate(X, reset=False))
+        return self._map_centered(NearestCenters, self._validate(X, reset=False))
 
     def transform(self, X):
-        """Distances of the rows to the centres.
+        """Compute the distances of the samples to the centres.
 
         Parameters
         ----------
@@ -350,10 +385,11 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         distances : ndarray of shape (n_samples, n_clusters)
             In units of the data; zero between equal points.
         """
-        return self._map_centered(self._validate(X, reset=False), lambda centers: partial(distances, centers=centers))
+        X = self._validate(X, reset=False)
+        return self._map_centered(lambda centers: partial(distances, centers=centers), X)
 
     def score(self, X, y=None, sample_weight=None):
-        """Minus the inertia of X: higher is better.
+        """Return minus the inertia of X: higher is better.
 
         Parameters
         ----------
@@ -375,179 +411,103 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             If the weights are not finite, negative, all zero, or not one for each sample.
         """
         X, weight = self._validate_weighted(X, sample_weight)
-        X = self._on_device(X)
-        return -self._inertia(X, self._labels(X), _weight_tensor(weight, self._device(X.dtype)))
+        device = self._options(X)["device"]
+        X = on_device(X, device)
+        return -self._inertia(X, self._map_centered(NearestCenters, X), _weight_tensor(weight, device))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _rows(self, X, sample_weight, generator=None, n_needed=None):
-        """Weighted rows on the device, to draw batches from: by way of a pool, if there are more than it holds."""
-        n_needed = self.n_clusters if n_needed is None else n_needed
-        if (n_samples := row_count(X)) < n_needed:
+    def _check_data(self, X, sample_weight, min_samples):
+        """Check the data against those of other processes, the number of samples, and the weights; return these."""
+        check_processes(self, X)
+        if (n_samples := row_count(X)) < min_samples:
             raise ValueError(
-                f"n_clusters={n_needed} is more than there are rows: X has {n_samples} sample(s). Decrease n_clusters, "
-                "or add rows."
+                f"n_clusters={min_samples} is larger than n_samples={n_samples}; decrease n_clusters, or add samples."
             )
-        device = self._device(X.dtype)
-        dtype, weight = self._dtype(X.dtype, device), _weight_tensor(_weights(sample_weight, X), device)
-        if current_group().size > 1:
-            return self._shared_rows(X, dtype, device, weight, generator)
-        if isinstance(X, Table) and X.run_length == 1:
-            rows = self._read_rows(X, dtype, device, weight)
-            if rows is not None:
-                return rows
-        if isinstance(X, Table) and len(X) > (size := self._pool_size(X)):
-            run_length = min(X.run_length, max(1, size // POOL_RUNS))
-            rows = PooledRows(streamed(X, dtype, device), weight, size, run_length, generator)
-            _check_range(rows.largest, dtype)
-            return rows
-        x = _as_tensor(X[:], dtype, device)
-        _check_range(_largest(x), dtype)
-        return WeightedRows(x, weight)
+        return None if sample_weight is None else check_weights(sample_weight, X)
 
-    def _read_rows(self, X, dtype, device, weight):
-        """Weighted rows of a table that are read where they are, or None if a batch would be all of them."""
-        x, sample = streamed(X, dtype, device), max(self.batch_size, self._n_init_rows())
-        _check_range(_largest(x), dtype)
-        rows = WeightedRows(x, weight)
-        return rows if len(rows) > sample or len(X) <= sample else None
-
-    def _shared_rows(self, X, dtype, device, weight, generator):
-        """As `_rows`, where several processes have the rows: by way of pools, if one of them has too many to hold."""
-        group, size, lazy = current_group(), self._pool_size(X), isinstance(X, Table)
-        if any(group.all_gather_int(lazy and X.run_length > 1 and len(X) > size)):
-            table = X if lazy else Table(X, X.dtype)
-            run_length = min(table.run_length, max(1, size // POOL_RUNS))
-            stream = streamed(table, dtype, device)
-            rows = PooledRows(stream, weight, min(size, len(X)), run_length, generator, group)
-            _check_range(rows.largest, dtype)
-            return rows
-        x = streamed(X, dtype, device) if lazy and X.run_length == 1 else _as_tensor(X[:], dtype, device)
-        _check_range(_largest(x), dtype)
-        return WeightedRows(x, weight, group)
-
-    def _fit_batches(self, X, sample_weight, seed):
-        """Rows, what mini-batch k-means finds in them, and the generator that it leaves."""
-        generator = torch.Generator().manual_seed(seed)
-        rows = self._rows(X, sample_weight, generator)
-        fit = fit_mini_batches(
-            rows,
-            self._start(X, rows, generator, self._n_init_rows()),
-            generator,
-            max_iter=self.max_iter,
-            batch_size=self.batch_size,
-            rates=self._rates(),
-            tol=self.tol,
-            max_no_improvement=self.max_no_improvement,
-            reassignment_ratio=self.reassignment_ratio,
-            report=self._report if self.verbose and current_group().rank == 0 else None,
-        )
-        return rows, fit, generator
-
-    def _step(self, X, sample_weight, seed, step):
-        """Rows of a batch, and centres, their counts and the mean inertia after a step with it."""
-        first = step == 0
-        rows = self._rows(X, sample_weight, n_needed=self.n_clusters if first else 1)
-        generator = torch.Generator().manual_seed(seed + step)
-        if first:
-            centers, counts = self._start(X, rows, generator, row_count(X)), np.zeros(self.n_clusters)
-            self._partial_seed = int(torch.randint(2**62, (), generator=generator))
-        else:
-            centers = rows.centered(_copied(self.cluster_centers_, rows.x))
-            counts = self._counts
-        x, weight, group = rows.batch(len(rows), generator)
-        counts = _copied(counts, x)
-        centers, counts, mean = mini_batch_step(x, weight, centers, counts, self._rates(), group)
-        mean, looks = read([mean, should_reassign(step + 1, self.reassignment_ratio, counts)])
-        if looks:
-            centers, counts = reassign(x, weight, centers, counts, self.reassignment_ratio, generator, group)
-        return rows, centers, counts, max(0.0, mean)
-
-    def _loses_digits(self, centers, counts, mean_inertia):
-        """Whether clusters are so narrow for their distances that float32 gives too few digits of squared distances."""
-        if centers.dtype != torch.float32 or wide_dtype(centers) != torch.float64:
-            return False
-        squares = centers.double().square().sum(1)
-        (between,) = read([torch.where(counts.any(), counts.double() @ squares / counts.sum(), squares.mean())])
-        return mean_inertia < NARROW * between
-
-    def _threads(self, X):
-        """Within this, one thread computes where products of a batch with the centres are too small for several."""
-        n_rows = max(self.batch_size, MAX_CHUNK)
-        return serial_if_small(n_rows * self.n_clusters * X.shape[1], self._device(X.dtype))
-
-    def _dtype(self, dtype, device):
-        """The dtype in which rows of a dtype are clustered: float64 where float32 has too few digits."""
-        return torch.float64 if hasattr(self, "_in_float64") else compute_dtype(dtype, device)
-
-    def _pool_size(self, X):
-        """Rows that are held of a table: many batches, and the sample in which a start is looked for."""
-        return max(POOL_BYTES // (X.dtype.itemsize * X.shape[1]), POOL_BATCHES * self.batch_size, self._n_init_rows())
-
-    def _device(self, dtype):
-        return resolve_device(self.device, dtype=compute_dtype(dtype, "cpu"))
-
-    def _rates(self):
-        return by_counts if self.learning_rate == "counts" else constant_rate(self.learning_rate)
-
-    def _warn_of_init_size(self):
-        if self.init_size is not None and self.init_size < self.n_clusters:
+    def _warn_of_unused_parameters(self, init_size=True):
+        if init_size and self.init_size is not None and self.init_size < self.n_clusters:
             warn(
-                f"init_size={self.init_size} is smaller than n_clusters={self.n_clusters}; the start is looked for in "
-                f"{3 * self.n_clusters} rows instead.",
+                f"init_size={self.init_size} is smaller than n_clusters={self.n_clusters}; the initialization uses "
+                f"{self._init_size()} samples instead.",
+                RuntimeWarning,
+            )
+        if self._has_init_array() and self.n_init != "auto" and self.n_init > 1:
+            warn(
+                f"n_init={self.n_init} has no effect: with an array as init, there is only one initialization.",
                 RuntimeWarning,
             )
 
-    def _has_given_centers(self):
+    def _has_init_array(self):
         return not isinstance(self.init, str) and not callable(self.init)
 
-    def _warn_of_n_init(self):
-        if self._has_given_centers() and self.n_init != "auto" and self.n_init > 1:
-            warn(
-                f"n_init={self.n_init} has no effect, because init is an array: there is one start.",
-                RuntimeWarning,
-            )
-
-    def _n_init_rows(self):
+    def _init_size(self):
         if self.init_size is None:
             return 3 * (self.batch_size if 3 * self.batch_size >= self.n_clusters else self.n_clusters)
         return self.init_size if self.init_size >= self.n_clusters else 3 * self.n_clusters
 
-    def _start(self, X, rows, generator, init_size):
-        """Centres to start from, less the offset of the rows."""
-        named, group = isinstance(self.init, str), current_group()
-        given = self._has_given_centers()
-        n_init = {"auto": 1 if given or self.init == "k-means++" else 3}.get(self.n_init, self.n_init)
-        n_init = 1 if given else n_init
+    def _rates(self):
+        return rate_by_counts if self.learning_rate == "counts" else constant_rate(self.learning_rate)
 
-        def start(x, weight):
-            if named:
-                return x[SEEDINGS[self.init](x, self.n_clusters, generator, weight)]
-            if given:
-                return rows.centered(group.broadcast(self._checked_centers(self.init, X, rows)))
-            state = np.random.RandomState(int(torch.randint(2**31, (), generator=generator)))
-            if group.size > 1:  # the same sample in each
-                held = to_dtype((x + rows.offset).cpu().numpy(), X.dtype)
-            else:
-                held = self._held(X, rows, generator)
-            centers = self._checked_centers(self.init(held, self.n_clusters, random_state=state), X, rows)
-            return rows.centered(group.broadcast(centers))
+    def _thread_limit(self, X):
+        """Return a context with one thread if products of a batch with the centres are too small for several."""
+        n_rows = max(self.batch_size, MAX_CHUNK)
+        return serial_if_small(n_rows * self.n_clusters * X.shape[1], self._options(X)["device"])
 
-        return start_centers(rows, [start] * n_init, init_size, generator)
+    def _options(self, X):
+        """Return the dtype and the device on which samples are clustered."""
+        device = resolve_device(self.device, dtype=compute_dtype(X.dtype, "cpu"))
+        dtype = torch.float64 if hasattr(self, "_in_float64") else compute_dtype(X.dtype, device)
+        return {"dtype": dtype, "device": device}
 
-    def _held(self, X, rows, generator):
-        """An array of the rows, or of a table those that are held, or a sample."""
-        if not isinstance(X, Table):
-            return X
-        if isinstance(rows.x, torch.Tensor):
-            return rows.x.cpu().numpy()
-        return X[draw_indices(rows.x, min(len(X), self._n_init_rows()), generator, rows.weight).numpy()]
+    def _sampler(self, X, weight, generator):
+        """Return a sampler of batches; raise if squared distances can overflow."""
+        options = self._options(X)
+        sampler = batch_sampler(
+            X,
+            _weight_tensor(weight, options["device"]),
+            **options,
+            generator=generator,
+            batch_size=self.batch_size,
+            init_size=self._init_size(),
+        )
+        if sampler.largest > MAX_VALUE[options["dtype"]]:
+            raise ValueError(
+                f"X has values up to {sampler.largest:.3g}, and squared distances between such numbers overflow in "
+                f"{options['dtype']}; divide X by a constant."
+            )
+        return sampler
 
-    def _checked_centers(self, centers, X, rows):
-        """Starting centres that the user gave, as a tensor."""
+    def _initial_centers(self, X, sampler, generator, init_size):
+        """Return initial centres, less the offset of the sampler."""
+        group, n_init = current_group(), self.n_init
+        if self._has_init_array():
+            n_init = 1
+        elif n_init == "auto":
+            n_init = 1 if self.init == "k-means++" else 3
+
+        def initialize(sample):
+            if isinstance(self.init, str):
+                return sample.x[SEEDINGS[self.init](sample, self.n_clusters, generator)]
+            centers = self.init
+            if callable(self.init):
+                state = np.random.RandomState(int(torch.randint(2**31, (), generator=generator)))
+                if group.size > 1:  # the same sample in all processes
+                    array = to_dtype((sample.x + sampler.offset).cpu().numpy(), X.dtype)
+                else:
+                    array = sample_array(X, sampler, self._init_size(), generator)
+                centers = self.init(array, self.n_clusters, random_state=state)
+            centers = _to_wide_tensor(self._check_centers(centers, X), sampler.x)
+            return sampler.centered(group.broadcast(centers))
+
+        return best_initialization(sampler, initialize, n_init, init_size, generator)
+
+    def _check_centers(self, centers, X):
+        """Check initial centres from the user; return them as an array."""
         with named_in_errors("init"):
             centers = check_array(host_array(centers), dtype=np.float64, input_name="init")
         if centers.shape != (self.n_clusters, X.shape[1]):
@@ -555,145 +515,93 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                 f"init has centres of shape {centers.shape}, but (n_clusters, n_features) = "
                 f"{(self.n_clusters, X.shape[1])} was expected."
             )
-        return _copied(centers, rows.x)
+        return centers
 
-    def _publish(self, centers, counts, rows, X):
+    def _publish(self, centers, counts, sampler, X):
         """Set the fitted attributes."""
-        published = (centers.to(wide_dtype(rows.x)) + rows.offset).cpu().numpy()
-        self.cluster_centers_ = to_dtype(published, X.dtype)
+        centers = (centers.to(wide_dtype(sampler.x)) + sampler.offset).cpu().numpy()
+        self.cluster_centers_ = to_dtype(centers, X.dtype)
         self._counts, self._n_features_out = counts.cpu().numpy(), self.n_clusters
         vars(self).pop("labels_", None)
-        if not self.compute_labels:
-            return
-        X = self._on_device(X)
-        labels = self._labels(X)
-        inertia = self._inertia(X, labels, rows.weight)
-        (self.inertia_,) = current_group().all_reduce_sum(inertia)
-        self.labels_ = host_array(labels)
+        if self.compute_labels:
+            X = on_device(X, self._options(X)["device"])
+            labels = self._map_centered(NearestCenters, X)
+            (self.inertia_,) = current_group().all_reduce_sum(self._inertia(X, labels, sampler.weight))
+            self.labels_ = host_array(labels)
 
     def _warn_of_empty_clusters(self, X):
-        if not self.compute_labels:
+        group = current_group()
+        (sizes,) = group.all_reduce_sum(torch.from_numpy(np.bincount(self.labels_, minlength=self.n_clusters)))
+        n_nonempty = int(sizes.count_nonzero())
+        if n_nonempty == self.n_clusters:
             return
-        (sizes,) = current_group().all_reduce_sum(
-            torch.from_numpy(np.bincount(self.labels_, minlength=self.n_clusters))
-        )
-        n_found = int(sizes.count_nonzero())
-        if n_found == self.n_clusters:
-            return
-        n_distinct = _count_distinct(X, self.n_clusters)
-        if current_group().rank > 0:
+        n_distinct = count_distinct_samples(X, self.n_clusters)
+        if group.rank > 0:
             return
         if n_distinct < self.n_clusters:
-            advice = f"X has only {n_distinct} distinct rows; decrease n_clusters"
+            advice = f"X has only {n_distinct} distinct samples; decrease n_clusters"
         else:
             advice = "the fit was too short for this many clusters; increase max_iter, or decrease n_clusters"
-        warn(
-            f"Only {n_found} of n_clusters={self.n_clusters} clusters have rows: {advice}.",
-            ConvergenceWarning,
-        )
+        warn(f"Only {n_nonempty} of n_clusters={self.n_clusters} clusters have samples: {advice}.", ConvergenceWarning)
 
-    def _report(self, step, n_steps, mean, running_mean):
-        running = "" if running_mean is None else f", running mean {running_mean:.6g}"
-        print(f"Step {step} of at most {n_steps}: mean inertia {mean:.6g}{running}")
-
-    def _labels(self, X):
-        """Nearest centres of validated rows."""
-        return self._map_centered(X, NearestCenters)
-
-    def _map_centered(self, X, function_for):
-        """Apply a function to chunks of validated rows less the mean of the centres; return one array or tensor.
+    def _map_centered(self, make_function, X):
+        """Apply a function to chunks of samples less the mean of the centres; return one array or tensor.
 
         Parameters
         ----------
-        X : ndarray, Table or TensorRows of shape (n, d)
-        function_for : callable, Tensor (k, d) -> (Tensor (b, d) -> Tensor (b, ...))
-            Gives the function for the centres less their mean.
+        make_function : callable, Tensor (k, d) -> (Tensor (b, d) -> Tensor (b, ...))
+            Makes the function from the centres less their mean.
+        X : ndarray, LazySamples or TensorSamples of shape (n, d)
         """
-        device = self._device(X.dtype)
-        dtype, middle = self._dtype(X.dtype, device), self.cluster_centers_.mean(axis=0, dtype=np.float64)
-        middle = middle.astype(X.dtype)  # the very number that is taken from the rows
-        arrays = [to_tensor(array, dtype, "cpu") for array in (self.cluster_centers_, middle[None])]
-        copied = to_device(torch.cat(arrays), device)
-        offset = copied[-1]
-        function = function_for(copied[:-1] - offset)
+        options, mean = self._options(X), self.cluster_centers_.mean(axis=0, dtype=np.float64)
+        mean = mean.astype(X.dtype)  # the very number that is subtracted from the samples
+        arrays = [to_tensor(array, options["dtype"], "cpu") for array in (self.cluster_centers_, mean[None])]
+        tensors = to_device(torch.cat(arrays), options["device"])
+        offset = tensors[-1]
+        function = make_function(tensors[:-1] - offset)
         n_rows = row_chunks(len(X), X.shape[1] + len(self.cluster_centers_), n_bytes=MAP_BYTES)[0].stop
         # Fresh memory for each chunk would cost more than the work.
         buffer = offset.new_empty(min(len(X), n_rows), X.shape[1])
 
-        def apply(found):
-            return function(torch.sub(_as_tensor(found, dtype, device), offset, out=buffer[: len(found)]))
+        def apply(chunk):
+            return function(torch.sub(as_tensor(chunk, **options), offset, out=buffer[: len(chunk)]))
 
-        with self._threads(X):
+        with self._thread_limit(X):
             return map_chunks(apply, X, n_rows)
 
-    def _on_device(self, X):
-        """An array as rows of a tensor on an accelerator, for more than one pass over them; else X itself."""
-        device = self._device(X.dtype)
-        if device.type == "cpu" or not isinstance(X, np.ndarray):
-            return X
-        return TensorRows(_as_tensor(X, tensor_dtype(X.dtype), device))
-
     def _inertia(self, X, labels, weight):
-        """Sum of the squared distances of rows to their centres, times their weights."""
-        device = self._device(X.dtype)
-        dtype = self._dtype(X.dtype, device)
-        centers = to_device(to_tensor(self.cluster_centers_, dtype, "cpu"), device)
-        parts = []
-        for rows in [slice(None)] if isinstance(X, np.ndarray) else row_chunks(*X.shape):
-            x, own = _as_tensor(X[rows], dtype, device), torch.as_tensor(labels[rows]).to(device)
-            squares = in_float64(squared_residuals(x, centers, own))
+        """Compute the weighted sum of the squared distances of samples to their centres."""
+        options, parts = self._options(X), []
+        centers = to_device(to_tensor(self.cluster_centers_, options["dtype"], "cpu"), options["device"])
+        for rows, chunk in read_chunks(X, len(X)):
+            chunk_labels = torch.as_tensor(labels[rows]).to(options["device"])
+            squares = in_float64(squared_residuals(as_tensor(chunk, **options), centers, chunk_labels))
             parts.append(squares.sum() if weight is None else squares @ in_float64(weight[rows]))
         total = 0.0
         for part in read(parts):
-            total += part  # as `sum` adds floats from Python 3.12 on, it has other last bits
+            total += part  # `sum` of floats is compensated from Python 3.12 on, and its last bits differ
         return total
 
 
-def _as_tensor(X, dtype, device):
-    """The array, or tensor, as a tensor of a dtype on a device, shared where that is possible."""
-    if isinstance(X, torch.Tensor):
-        return X.to(device, dtype)
-    if X.flags.writeable and X.flags.c_contiguous:
-        return torch.from_numpy(X).to(device, dtype)
-    return to_tensor(X, dtype, device)
+def _needs_float64(centers, counts, mean_inertia):
+    """Return whether float32 gives too few digits of the squared distances, which are small between far centres."""
+    if centers.dtype != torch.float32 or wide_dtype(centers) != torch.float64:
+        return False
+    squares = centers.double().square().sum(1)
+    (spread,) = read([torch.where(counts.any(), counts.double() @ squares / counts.sum(), squares.mean())])
+    return mean_inertia < MIN_FLOAT32_RATIO * spread
 
 
-def _copied(array, x):
-    """A copy of an array on the device of rows, in the wide dtype."""
+def _to_wide_tensor(array, x):
+    """Copy an array to the device of x, in the wide dtype."""
     return to_device(to_tensor(array, wide_dtype(x), "cpu"), x.device)
 
 
 def _weight_tensor(weight, device):
-    """Weights of rows on a device, None if there are none."""
+    """Copy weights to a device; None if there are none."""
     return None if weight is None else to_device(to_tensor(weight, compute_dtype(np.float64, device), "cpu"), device)
 
 
-def _largest(x):
-    """Largest absolute value of rows."""
-    return max(map(abs, read([extreme for block in blocks_of(x) for extreme in torch.aminmax(x[block])])))
-
-
-def _check_range(largest, dtype):
-    """Raise if squared distances between values of this size can overflow."""
-    if largest > LARGEST[dtype]:
-        raise ValueError(
-            f"X has values up to {largest:.3g}, and squared distances between such numbers overflow in {dtype}; divide "
-            "X by a constant."
-        )
-
-
-def _count_distinct(X, n_enough):
-    """Number of distinct rows, or at least ``n_enough`` if there are that many."""
-    found = np.empty((0, X.shape[1]), X.dtype)
-    for rows in row_chunks(*X.shape):
-        found = np.unique(np.concatenate([found, X[rows]]), axis=0)
-        if len(found) >= n_enough:
-            break
-    return len(np.unique(np.concatenate(current_group().all_gather_object(found)), axis=0))
-
-
-def _weights(sample_weight, X):
-    """Checked weights, None if there are none."""
-    if sample_weight is None:
-        return None
-    return check_weights(sample_weight, X)
+def _report(step, n_steps, mean, running_mean):
+    running = "" if running_mean is None else f", running mean {running_mean:.6g}"
+    print(f"Step {step} of at most {n_steps}: mean inertia {mean:.6g}{running}")

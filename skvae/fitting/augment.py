@@ -1,4 +1,4 @@
-"""Random views of training rows: images that are turned, moved, scaled and sheared a little."""
+"""Augmented views of training rows: images that are rotated, shifted, scaled and sheared a little."""
 
 import functools
 import math
@@ -6,11 +6,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..models.networks import check_image_shape
+from ..models.images import check_image_shape
 
 
 def affine_views(u, image_shape, generator, *, rotation=10.0, shift=0.08, log_scale=0.1, shear=0.1):
-    """Random affine views of images, one draw for each image.
+    """Return random affine views of images, one draw for each image.
 
     Each amount is uniform between plus and minus its limit. Pixels from outside of an image are zero, and others are
     interpolated between their four neighbours.
@@ -43,7 +43,7 @@ def affine_views(u, image_shape, generator, *, rotation=10.0, shift=0.08, log_sc
 
 
 def warp(u, image_shape, angle, shift_x, shift_y, log_scale, shear):
-    """Images, first sheared, then magnified, turned about their centre and shifted.
+    """Shear images, magnify them, rotate them about their centre and shift them.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def warp(u, image_shape, angle, shift_x, shift_y, log_scale, shear):
     views : Tensor of shape (n, d)
     """
     channels, height, width = check_image_shape(image_shape, u.shape[1])
-    # Sampling asks where a pixel of the view comes from, so the inverse: back, turn back, shrink, shear back.
+    # Each pixel of the view is sampled from its origin, hence the inverse: shift, rotate, scale and shear back.
     cos, sin, shrink = angle.cos(), angle.sin(), (-log_scale).exp()
     turned = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)  # (n, 2, 2)
     sheared = torch.stack([turned[:, 0] - shear[:, None] * turned[:, 1], turned[:, 1]], 1)
@@ -83,7 +83,7 @@ AUGMENTATIONS = {"affine": affine_views}
 
 
 def resolve_augment(augment, image_shape, **limits):
-    """A function that makes views of rows, or None.
+    """Return a function that makes augmented views of rows, or None.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def resolve_augment(augment, image_shape, **limits):
     image_shape : tuple of int or None
         Shape of a row as an image, which "affine" needs.
     **limits
-        Other limits of named views than their own.
+        Limits of named augmentations in place of their defaults.
 
     Returns
     -------
@@ -120,12 +120,12 @@ def resolve_augment(augment, image_shape, **limits):
 
 
 def image_views(function, image_shape, u, generator):
-    """Views of rows of images."""
+    """Return augmented views of rows of images."""
     return function(u, image_shape, generator)
 
 
 def checked_views(function, u, generator):
-    """Views from a function of the user's: a tensor of the same shape, or an error."""
+    """Return views from a function of the user's: a tensor of the same shape, or an error."""
     views = function(u, generator)
     if not isinstance(views, torch.Tensor):
         raise TypeError(f"augment should return a tensor of views, but returned {type(views).__name__}.")

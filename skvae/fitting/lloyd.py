@@ -1,265 +1,199 @@
-"""k-means: order and draws of rows, seeding, Lloyd's iterations."""
+"""k-means: seeding, and Lloyd's algorithm on growing samples."""
 
 import math
 from functools import partial
 
 import torch
 
-from .chunks import row_chunks
-from .devices import read, to_device, wide_dtype
-from .distributed import SINGLE_PROCESS
-from .nearest import BoundedRows, assign, cluster_sums, squared_residuals
+from .devices import read, to_device
+from .nearest import HamerlySums, assign, cluster_sums, squared_residuals
+from .weighted_rows import MIN_SAMPLE_PER_CLUSTER, WeightedRows, count_distinct, draw_rows, project, rows_at_quantiles
 
-PROJECT_BYTES = 2**20  # rows that are projected at once, in float64
-BOUNDS_FROM = 100_000  # scores in a pass from which bounds save more than they cost, on a CPU
-GROWTH, MIN_SAMPLE_PER_CLUSTER = 4, 40  # samples of `kmeans`: from one to the next, and rows for each cluster
-N_STARTS, START_ITERATIONS = 3, 8  # starts that it tries with the smallest sample
-ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}  # share of the projections that can tell no rows apart
-MAX_DRAWS = 20  # times that more rows are drawn to find distinct ones
+MIN_BOUNDED_SCORES = 100_000  # scores in an iteration from which bounds save more than they cost, on a CPU
+SAMPLE_GROWTH = 4  # of the samples of `kmeans`, from one to the next
+N_SEEDINGS, SEEDING_ITERATIONS = 3, 8  # of the smallest sample
+MAX_DRAWS = 20  # attempts to draw distinct rows
 
 
-def projection(x):
-    """A fixed direction (d,), on which distinct rows hardly ever have the same projection."""
-    generator = torch.Generator().manual_seed(0)
-    return to_device(torch.randn(x.shape[1], dtype=torch.float64, generator=generator).to(wide_dtype(x)), x.device)
-
-
-def project(x, unit=1.0):
-    """Projections of the rows, in units of each feature, on the fixed direction, (n,)."""
-    direction = projection(x) / unit
-    chunks = row_chunks(len(x), x.shape[1], n_bytes=PROJECT_BYTES)
-    return torch.cat([x[rows].to(direction) @ direction for rows in chunks])
-
-
-def canonical_order(x, weight=None, unit=1.0):
-    """Indices of the rows that count, in an order that depends on the rows and not on where they stand.
-
-    With units of the features, (d,), it does not depend on how they are scaled either.
-
-    Rows are sorted by their projection on a fixed direction, so that equal rows are neighbours. Rows of zero weight are
-    left out. What is drawn along this order with probability proportional to the weights is the same for a row of
-    weight two and for a row that is there twice.
-    """
-    return _order(project(x, unit), weight)
-
-
-def _order(projections, weight):
-    order = projections.argsort()
-    return order if weight is None else order[weight[order] > 0]
-
-
-def count_distinct(projections):
-    """Number of rows that are told apart by their sorted projections (m,)."""
-    rounding = ROUNDING[projections.dtype] * projections.abs().max()
-    return 1 + int((projections.diff() > rounding).sum())
-
-
-def draw_rows(order, mass, n_draws, generator, *, stratified=False):
-    """Draw rows with replacement, with probability proportional to mass: their indices (n_draws,).
-
-    Parameters
-    ----------
-    order : Tensor of shape (m,)
-        Canonical order of the rows that can be drawn.
-    mass : Tensor of shape (n,)
-        Nonnegative; not all are zero along the order.
-    n_draws : int
-    generator : torch.Generator
-    stratified : bool
-        One draw from each of n_draws parts of the order of equal mass.
-    """
-    draws = torch.rand(n_draws, dtype=torch.float64, generator=generator)
-    draws = (torch.arange(n_draws) + draws) / n_draws if stratified else draws
-    return _rows_at(order, mass, to_device(draws.to(wide_dtype(mass)), mass.device))
-
-
-def _rows_at(order, mass, shares):
-    """Rows at which the cumulative mass along the order passes shares of the total (m,), in the wide dtype."""
-    cumulative = mass[order].to(shares).cumsum(0)
-    total = cumulative[-1]
-    # Rounding must not carry a draw to the very end, behind the last row that has any mass.
-    draws = torch.minimum(shares * total, torch.nextafter(total, torch.zeros_like(total)))
-    return order[torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(order) - 1)]
-
-
-def rows_of_all(x, weight=None, group=SINGLE_PROCESS):
-    """Canonical order of the rows of all processes, their weights, and their projections."""
-    projections = group.all_gather(project(x))
-    if weight is None:
-        mass = torch.ones(len(projections), dtype=wide_dtype(x), device=x.device)
-        return _order(projections, None), mass, projections
-    mass = group.all_gather(weight)
-    return _order(projections, mass), mass, projections
-
-
-def seed_centers(x, n_clusters, generator, weight=None, group=SINGLE_PROCESS):
-    """Greedy k-means++ (Arthur and Vassilvitskii 2007): indices of rows far from one another (n_clusters,).
+def kmeans_plusplus(rows, n_clusters, generator):
+    """Choose rows far from one another as centres, by greedy k-means++ (Arthur and Vassilvitskii 2007).
 
     Each new centre is the best of ``2 + log(n_clusters)`` candidates drawn with probability proportional to the
     squared distance to the nearest centre, times the weight of the row. A row of zero weight is never chosen.
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
-        Rows, best centred.
+    rows : WeightedRows
+        Best centred.
     n_clusters : int
     generator : torch.Generator
-    weight : Tensor of shape (n,), optional
-        Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
-    group : SingleProcess or Group
-        The processes that have shards of the rows; indices are those among the rows of all.
+
+    Returns
+    -------
+    indices : Tensor of shape (n_clusters,)
+        Among the rows of all processes.
     """
-    n_trials, wide = 2 + int(math.log(n_clusters)), wide_dtype(x)
-    order, of_all, _ = rows_of_all(x, weight, group)
-    of_all = of_all.to(wide)
-    weight = torch.ones(len(x), dtype=wide, device=x.device) if weight is None else weight.to(wide)
+    x, group, n_trials = rows.x, rows.group, 2 + int(math.log(n_clusters))
+    order, global_weight, _ = rows.global_order()
+    weight = rows.wide_weight()
+    global_weight = global_weight.to(weight)
     squares = torch.linalg.vector_norm(x, dim=1).square_()
     noise = 8 * torch.finfo(x.dtype).eps * squares  # a distance below this is rounding
     sizes = [1] + [n_trials] * (n_clusters - 1)
     draws = torch.cat([torch.rand(size, dtype=torch.float64, generator=generator) for size in sizes])
-    first, *others = to_device(draws.to(wide), x.device).split(sizes)
-    chosen = [_rows_at(order, of_all, first)]
-    nearest = _distances_with(x, squares, group.take_global(x, chosen[0]), torch.full_like(squares, torch.inf))[0]
-    for shares in others:
+    first, *others = to_device(draws.to(weight.dtype), x.device).split(sizes)
+    chosen = [rows_at_quantiles(order, global_weight, first)]
+    nearest = _distances_with(x, squares, rows.take_global(chosen[0]), torch.full_like(squares, torch.inf))[0]
+    for quantiles in others:
         mass = group.all_gather(torch.where(nearest > noise, nearest, 0) * weight)
-        mass = torch.where(mass.any(), mass, of_all)  # every row coincides with a centre
-        candidates = _rows_at(order, mass, shares)
-        distances = _distances_with(x, squares, group.take_global(x, candidates), nearest)
-        (left,) = group.all_reduce_sum(distances.to(wide) @ weight)
-        best = left.argmin(0, keepdim=True)
+        mass = torch.where(mass.any(), mass, global_weight)  # every row coincides with a centre
+        candidates = rows_at_quantiles(order, mass, quantiles)
+        distances = _distances_with(x, squares, rows.take_global(candidates), nearest)
+        (inertias,) = group.all_reduce_sum(distances.to(weight) @ weight)
+        best = inertias.argmin(0, keepdim=True)
         chosen.append(candidates.index_select(0, best))
         nearest = distances.index_select(0, best).squeeze(0)
     return torch.cat(chosen)
 
 
 def _distances_with(x, squares, candidates, nearest):
-    """Squared distance of each row to the nearest centre if a candidate became one, (c, n) for c candidates."""
+    """Compute squared distances of the rows to their nearest centres with each of c candidates added (c, n)."""
     distances = torch.addmm(candidates.square().sum(1, keepdim=True), candidates, x.T, alpha=-2).add_(squares)
     return torch.minimum(distances.clamp_(min=0), nearest, out=distances)
 
 
-def distinct_rows(x, n_clusters, generator, weight=None, group=SINGLE_PROCESS):
-    """Indices of rows drawn with probability proportional to weight (n_clusters,), distinct if that many are found."""
-    order, mass, _ = rows_of_all(x, weight, group)
-    drawn = draw_rows(order, mass, n_clusters, generator)
-    for _ in range(MAX_DRAWS):
-        firsts = _first_places(group.take_global(x, drawn).cpu())
-        distinct = drawn[to_device(firsts[:n_clusters], drawn.device)]
-        if len(firsts) >= n_clusters:
-            return distinct
-        drawn = torch.cat([distinct, draw_rows(order, mass, n_clusters, generator)])
-    return drawn[:n_clusters]
-
-
-def _first_places(x):
-    """Where each distinct row is for the first time, ascending."""
-    places = {}
-    for place, kind in enumerate(x.unique(dim=0, return_inverse=True)[1].tolist()):
-        places.setdefault(kind, place)
-    return torch.tensor([*places.values()])
-
-
-def lloyd(x, centers, *, max_iter=300, tol=1e-4, weight=None, group=SINGLE_PROCESS):
-    """Lloyd's algorithm from given centres (Lloyd 1982).
-
-    A centre that no row is nearest to moves to the row that is farthest from all centres. The rows that it then takes
-    from others leave them in the next iteration.
+def draw_distinct_rows(rows, n_clusters, generator):
+    """Draw rows with probability proportional to weight (n_clusters,), distinct ones if there are enough.
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
-        Rows, best centred.
+    rows : WeightedRows
+    n_clusters : int
+    generator : torch.Generator
+
+    Returns
+    -------
+    indices : Tensor of shape (n_clusters,)
+        Among the rows of all processes.
+    """
+    order, weight, _ = rows.global_order()
+    drawn = draw_rows(order, weight, n_clusters, generator)
+    for _ in range(MAX_DRAWS):
+        positions = _first_occurrences(rows.take_global(drawn).cpu())
+        distinct = drawn[to_device(positions[:n_clusters], drawn.device)]
+        if len(positions) >= n_clusters:
+            return distinct
+        drawn = torch.cat([distinct, draw_rows(order, weight, n_clusters, generator)])
+    return drawn[:n_clusters]
+
+
+def _first_occurrences(x):
+    """Return the ascending positions of the first occurrence of each distinct row."""
+    positions = {}
+    for position, label in enumerate(x.unique(dim=0, return_inverse=True)[1].tolist()):
+        positions.setdefault(label, position)
+    return torch.tensor([*positions.values()])
+
+
+def lloyd(rows, centers, *, max_iter=300, tol=1e-4):
+    """Improve centres by Lloyd's algorithm (Lloyd 1982).
+
+    The centre of an empty cluster moves to the row that is farthest from all centres. The rows nearest to it leave
+    other clusters in the next iteration.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        Best centred.
     centers : Tensor of shape (k, d)
+        Initial centres.
     max_iter : int
         Largest number of iterations.
     tol : float
-        Stops when the squared movement of the centres is at most this share of the mean variance of the features.
-    weight : Tensor of shape (n,), optional
-        Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
-    group : SingleProcess or Group
-        The processes that have shards of the rows.
+        Stop when the squared movement of the centres is at most this share of the mean variance of the features.
 
     Returns
     -------
     centers : Tensor of shape (k, d)
     labels : Tensor of shape (n,)
     """
-    threshold = tol * _mean_variance(x, weight, group) if tol else 0.0
-    bounded = x.device.type == "cpu" and len(x) * len(centers) >= BOUNDS_FROM
-    sums_of = BoundedRows(x, weight).sums if bounded else partial(cluster_sums, x, weight=weight)
+    x, weight, group = rows
+    threshold = tol * _mean_variance(rows) if tol else 0.0
+    bounded = x.device.type == "cpu" and len(x) * len(centers) >= MIN_BOUNDED_SCORES
+    sums_of = HamerlySums(x, weight) if bounded else partial(cluster_sums, x, weight=weight)
     for _ in range(max_iter):
         sums, counts = group.all_reduce_sum(*sums_of(centers))
         moved = torch.where(counts[:, None] > 0, (sums / counts[:, None]).to(centers), centers)
-        stops, has_empty = read([squared_shift(moved, centers) <= threshold, ~(counts > 0).all()])
+        has_converged, has_empty = read([squared_shift(moved, centers) <= threshold, ~(counts > 0).all()])
         if has_empty:
-            moved = _relocate(x, moved, counts == 0, weight, group)
-            (stops,) = read([squared_shift(moved, centers) <= threshold])
+            moved = _move_empty_centers(rows, moved, counts == 0)
+            (has_converged,) = read([squared_shift(moved, centers) <= threshold])
         centers = moved
-        if stops:
+        if has_converged:
             break
     return centers, assign(x, centers)
 
 
 def squared_shift(moved, centers):
-    """Squared movement of the centres."""
+    """Return the squared movement of the centres."""
     return (moved - centers).square().sum()
 
 
-def kmeans(x, n_clusters, generator, weight=None, group=SINGLE_PROCESS):
-    """k-means++ and Lloyd's algorithm, first on samples of the rows and then on all of them.
+def kmeans(rows, n_clusters, generator):
+    """Cluster by k-means++ and Lloyd's algorithm, first on samples of the rows and then on all of them.
 
-    The samples grow by a factor, and each starts from the centres of the one before; the smallest one tries a few
-    seedings. The result is a fixed point of Lloyd's algorithm on all rows, to its tolerance, but most iterations are
+    The samples grow by a factor, and each is initialized with the centres of the previous one; the smallest is seeded a
+    few times. The result is a fixed point of Lloyd's algorithm on all rows, to its tolerance, but most iterations are
     made with few rows.
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
-        Rows, best centred.
+    rows : WeightedRows
+        Best centred. Every process has the smallest sample, and its share of the others.
     n_clusters : int
     generator : torch.Generator
-    weight : Tensor of shape (n,), optional
-        Nonnegative weights of the rows, not all zero; an integer weight is as many equal rows.
-    group : SingleProcess or Group
-        The processes that have shards of the rows. All have the smallest sample, and parts of the others.
 
     Returns
     -------
     centers : Tensor of shape (k, d)
     labels : Tensor of shape (n,)
     """
-    order, mass, projections = rows_of_all(x, weight, group)
-    sizes, size = [], count_distinct(projections[order]) // GROWTH  # equal rows count once, as one with a weight would
+    x, _, group = rows
+    order, weight, projections = rows.global_order()
+    # Equal rows count once, as one row with their weight would.
+    sizes, size = [], count_distinct(projections[order]) // SAMPLE_GROWTH
     while size >= MIN_SAMPLE_PER_CLUSTER * n_clusters:
-        sizes, size = [size, *sizes], size // GROWTH
+        sizes, size = [size, *sizes], size // SAMPLE_GROWTH
     if not sizes:
-        chosen = seed_centers(x, n_clusters, generator, weight, group)
-        return lloyd(x, group.take_global(x, chosen), weight=weight, group=group)
-    sample = group.take_global(x, draw_rows(order, mass, sizes[0], generator, stratified=True))
-    centers, _ = lloyd(sample, _best_start(sample, n_clusters, generator))
-    centers, start = group.broadcast(centers), group.row_offset(len(x))
+        return lloyd(rows, rows.take_global(kmeans_plusplus(rows, n_clusters, generator)))
+    sample = rows.take_global(draw_rows(order, weight, sizes[0], generator, stratified=True))
+    centers, _ = lloyd(WeightedRows(sample), _best_seeding(WeightedRows(sample), n_clusters, generator))
+    centers, offset = group.broadcast(centers), group.row_offset(len(x))
     for size in sizes[1:]:
-        drawn, _ = group.shard_indices(draw_rows(order, mass, size, generator, stratified=True), start, len(x))
-        own = {} if len(drawn) else {"weight": mass.new_zeros(1)}  # a row of no weight stands for none
-        centers, _ = lloyd(x.index_select(0, drawn) if len(drawn) else x[:1], centers, group=group, **own)
-    return lloyd(x, centers, weight=weight, group=group)
+        own, _ = group.shard_indices(draw_rows(order, weight, size, generator, stratified=True), offset, len(x))
+        sample = WeightedRows(x.index_select(0, own), None, group)
+        if not len(own):  # a row of zero weight is a placeholder
+            sample = WeightedRows(x[:1], weight.new_zeros(1), group)
+        centers, _ = lloyd(sample, centers)
+    return lloyd(rows, centers)
 
 
-def _best_start(x, n_clusters, generator):
-    """Centres after a few iterations from the best of a few seedings."""
-    starts, inertias = [], []
-    for _ in range(N_STARTS):
-        centers, labels = lloyd(x, x[seed_centers(x, n_clusters, generator)], max_iter=START_ITERATIONS)
-        starts.append(centers)
-        inertias.append(squared_residuals(x, centers, labels).sum())
+def _best_seeding(rows, n_clusters, generator):
+    """Return the centres with the lowest inertia after a few iterations from each of a few seedings."""
+    candidates, inertias = [], []
+    for _ in range(N_SEEDINGS):
+        seeds = rows.x[kmeans_plusplus(rows, n_clusters, generator)]
+        centers, labels = lloyd(rows, seeds, max_iter=SEEDING_ITERATIONS)
+        candidates.append(centers)
+        inertias.append(squared_residuals(rows.x, centers, labels).sum())
     inertias = read(inertias)
-    return starts[inertias.index(min(inertias))]
+    return candidates[inertias.index(min(inertias))]
 
 
-def _mean_variance(x, weight=None, group=SINGLE_PROCESS):
-    """Mean over the features of the variance of the rows, which are centred."""
-    weight = torch.ones(len(x), dtype=wide_dtype(x), device=x.device) if weight is None else weight.to(wide_dtype(x))
-    squares, sums, total = group.all_reduce_sum(
+def _mean_variance(rows):
+    """Return the mean variance of the features of centred rows."""
+    x, weight = rows.x, rows.wide_weight()
+    squares, sums, total = rows.group.all_reduce_sum(
         torch.linalg.vector_norm(x, dim=1).square_().to(weight) @ weight, (weight.to(x) @ x).to(weight), weight.sum()
     )
     squares, mean = squares / total, sums / total
@@ -267,12 +201,13 @@ def _mean_variance(x, weight=None, group=SINGLE_PROCESS):
     return torch.where(variances > 0, variances, 0) / x.shape[1]
 
 
-def _relocate(x, centers, empty, weight=None, group=SINGLE_PROCESS):
-    """Move empty centres, one after another, to the row that is farthest from all centres.
+def _move_empty_centers(rows, centers, empty):
+    """Move the centres of empty clusters, one after another, to the row that is farthest from all centres.
 
-    Rows that are equally far but for rounding are told apart by their projection, so that the choice does not depend on
-    the order of the rows. A centre stays where it is when every row coincides with a centre.
+    Rows that are equally far up to rounding are told apart by their projections, so that the choice does not depend on
+    their order. A centre stays where it is when every row coincides with a centre.
     """
+    x, weight, group = rows
     centers, distances = centers.clone(), squared_residuals(x, centers, assign(x, centers))
     noise = torch.linalg.vector_norm(x, dim=1).mul_(8 * torch.finfo(x.dtype).eps).square_()
     counted = torch.ones_like(distances, dtype=torch.bool) if weight is None else weight > 0
@@ -282,10 +217,10 @@ def _relocate(x, centers, empty, weight=None, group=SINGLE_PROCESS):
         largest = group.all_gather(distances.max()[None]).max()
         if not largest > 0:
             break
-        places = torch.where(distances >= largest * (1 - 1e-6), projections, -torch.inf)
-        row = places.argmax()  # the candidate of this process
-        best = group.all_gather(places[row, None]).argmax()
-        found = group.all_gather(x[row, None])[best]
-        centers[cluster] = found
-        distances = torch.minimum(distances, squared_residuals(x, found[None], torch.zeros_like(projections).long()))
+        scores = torch.where(distances >= largest * (1 - 1e-6), projections, -torch.inf)
+        candidate = scores.argmax()  # of this process
+        best = group.all_gather(scores[candidate, None]).argmax()
+        centers[cluster] = group.all_gather(x[candidate, None])[best]
+        to_center = squared_residuals(x, centers[cluster, None], torch.zeros_like(projections).long())
+        distances = torch.minimum(distances, to_center)
     return centers

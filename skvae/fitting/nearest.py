@@ -1,24 +1,24 @@
-"""Nearest centres of rows: labels, distances, and sums of the rows of each centre."""
+"""Nearest centres: labels, distances, and sums of the rows of each cluster."""
 
 import torch
 
 from .chunks import row_chunks
 from .devices import wide_dtype
 
-CHUNK_BYTES, MIN_CHUNK, MAX_CHUNK = 2**22, 1024, 4096  # on a CPU, rows of a chunk and their scores stay in a cache
+CHUNK_BYTES, MIN_CHUNK, MAX_CHUNK = 2**22, 1024, 4096  # on a CPU, a chunk and its scores stay in a cache
 DEVICE_CHUNK_BYTES = 2**27  # on an accelerator, few large products
-CLOSE = 1e-2  # squared distance of close points, as a share of their squared norms
-MAX_ACTIVE = 0.5  # share of the rows from which on all are visited
+MAX_CANCELLATION = 1e-2  # squared distance over squared norms below which a difference of squares is inaccurate
+MAX_ACTIVE = 0.5  # share of the rows from which all are assigned again
 
 
 def assign(x, centers):
-    """Nearest centre of each row (n,)."""
+    """Return the index of the nearest centre of each row (n,)."""
     nearest = NearestCenters(centers)
     return torch.cat([nearest(x[rows]) for rows in _chunks(x, centers)])
 
 
 def squared_residuals(x, centers, labels):
-    """Squared distance of each row to the centre that it is labelled with (n,), exact for the closest rows."""
+    """Compute the squared distance of each row to the centre of its label (n,), exact for the closest rows."""
     parts, chunks = [], _chunks(x, centers)
     buffer = torch.empty_like(x[chunks[0]])
     for rows in chunks:
@@ -28,22 +28,21 @@ def squared_residuals(x, centers, labels):
 
 
 def distances(x, centers):
-    """Distances of the rows to the centres (n, k), zero between equal ones.
+    """Compute the distances of the rows to the centres (n, k), zero between equal points.
 
-    The difference of squares is fast, but between close points little of it is left but rounding; these are measured
-    again by their residuals.
+    A difference of squares is fast, but cancels between close points; their distances are computed from residuals.
     """
     squares, center_squares = x.square().sum(1, keepdim=True), centers.square().sum(1)
-    found = torch.addmm(squares, x, centers.T, alpha=-2).add_(center_squares)
-    rows, columns = (found < CLOSE * (squares + center_squares)).nonzero(as_tuple=True)
+    result = torch.addmm(squares, x, centers.T, alpha=-2).add_(center_squares)
+    rows, columns = (result < MAX_CANCELLATION * (squares + center_squares)).nonzero(as_tuple=True)
     for pairs in row_chunks(len(rows), x.shape[1]):
         residuals = x[rows[pairs]] - centers[columns[pairs]]
-        found[rows[pairs], columns[pairs]] = residuals.square_().sum(1)
-    return found.sqrt_()
+        result[rows[pairs], columns[pairs]] = residuals.square_().sum(1)
+    return result.sqrt_()
 
 
 def cluster_sums(x, centers, weight=None):
-    """Weighted sum of the rows nearest to each centre (k, d), and their weight (k,), in float64 where there is one."""
+    """Sum the rows nearest to each centre, with weights (k, d), and their weights (k,), in the wide dtype."""
     nearest, wide = NearestCenters(centers), wide_dtype(x)
     sums, counts = torch.zeros_like(centers, dtype=wide), torch.zeros(len(centers), dtype=wide, device=x.device)
     for rows in _chunks(x, centers):
@@ -53,29 +52,30 @@ def cluster_sums(x, centers, weight=None):
 
 
 def _add_rows(x, labels, weight, sums, counts, sign=1):
-    """Add rows to the sums, and their weights to the counts, of their labels."""
+    """Add rows to the sums, and their weights to the counts, of their clusters."""
     # Adding by index has no fixed order on an accelerator.
-    found = (sums_by_index if x.device.type == "cpu" else sums_by_product)(x, labels, weight, len(counts))
-    sums.add_(found[0], alpha=sign)
-    counts.add_(found[1], alpha=sign)
+    sums_of_labels = sums_by_index if x.device.type == "cpu" else sums_by_product
+    chunk_sums, chunk_counts = sums_of_labels(x, labels, weight, len(counts))
+    sums.add_(chunk_sums, alpha=sign)
+    counts.add_(chunk_counts, alpha=sign)
 
 
 def sums_by_index(x, labels, weight, n_labels):
-    """Weighted sum of the rows of each label (k, d), and their weight (k,), in about n d operations."""
+    """Sum the rows of each label, with weights (k, d), and their weights (k,), in about n d operations."""
     weighted = x if weight is None else x * weight.to(x)[:, None]
     sums = x.new_zeros(n_labels, x.shape[1]).index_add_(0, labels, weighted)
     return sums, torch.bincount(labels, weight, minlength=n_labels)
 
 
 def sums_by_product(x, labels, weight, n_labels):
-    """What `sums_by_index` gives, as a matrix product."""
+    """Compute the sums of `sums_by_index` as a matrix product."""
     members = (labels == torch.arange(n_labels, device=x.device)[:, None]).to(x.dtype)  # (k, b)
     members = members if weight is None else members * weight.to(x)
     return members @ x, members.sum(1)
 
 
 class NearestCenters:
-    """Index of the nearest centre of each row of a chunk, from |x - c|^2 / 2 less the part that all centres share.
+    """Assignment of rows to their nearest centres, by |x - c|^2 / 2 less the term that all centres share.
 
     Parameters
     ----------
@@ -90,16 +90,18 @@ class NearestCenters:
             self.buffers = [centers.new_empty(0)] * 2
 
     def __call__(self, x):
-        """Labels (b,) of rows (b, d)."""
+        """Return the labels (b,) of rows (b, d)."""
         if x.device.type != "cpu":
             return self._scores(x).argmin(0)
-        # A CPU is slow to find where a minimum is, but not to multiply the ones at the minima with all indices.
+        # argmin is slow on a CPU; the product of the indices with a mask of the minima is fast.
         scores = self._scores(x, self._buffer(0, len(x)))
         indices, n_lowest = self.indices_and_ones @ torch.le(scores, scores.amin(0), out=scores)
         return self._scores(x, scores).argmin(0) if n_lowest.max() > 1 else indices.long()
 
-    def with_gaps(self, x, squares):
-        """Labels (b,) of rows (b, d) on a CPU, and how much nearer their centres are than any other, at least (b,).
+    def labels_and_margins(self, x, squares):
+        """Return the labels (b,) of rows (b, d) on a CPU, and lower bounds of their margins (b,).
+
+        The margin of a row is its distance to the second nearest centre less that to the nearest.
 
         Parameters
         ----------
@@ -113,27 +115,25 @@ class NearestCenters:
         labels = scores.argmin(0) if n_lowest.max() > 1 else indices.long()
         second = scores.add_(lowest, alpha=limits.max / 4).amin(0)
         noise = 8 * limits.eps * (squares + 2 * self.half_squares.max())
-        gaps = (squares + 2 * second - noise).clamp_(min=0).sqrt_() - (squares + 2 * first + noise).clamp_(
-            min=0
-        ).sqrt_()
-        return labels, torch.where(n_lowest > 1, 0, gaps)
+        to_second = (squares + 2 * second - noise).clamp_(min=0).sqrt_()
+        to_first = (squares + 2 * first + noise).clamp_(min=0).sqrt_()
+        return labels, torch.where(n_lowest > 1, 0, to_second - to_first)
 
-    def _buffer(self, which, n_rows):
+    def _buffer(self, number, n_rows):
         size = n_rows * len(self.centers)
-        if len(self.buffers[which]) < size:
-            self.buffers[which] = self.centers.new_empty(size)
-        return self.buffers[which][:size].view(len(self.centers), n_rows)
+        if len(self.buffers[number]) < size:
+            self.buffers[number] = self.centers.new_empty(size)
+        return self.buffers[number][:size].view(len(self.centers), n_rows)
 
     def _scores(self, x, out=None):
         return torch.addmm(self.half_squares, self.centers, x.T, alpha=-1, out=out)  # (k, b)
 
 
-class BoundedRows:
-    """Sums of the rows nearest to each centre, for centres that move: only rows that can have a new one are visited.
+class HamerlySums:
+    """`cluster_sums` for centres that move: only rows whose label can change are assigned again (after Hamerly 2010).
 
-    Of each row is kept how much nearer its centre is than any other, at least. When the centres move, this becomes
-    smaller by the movement of the own centre and the largest movement of all. While it is positive, the row keeps its
-    label (after Hamerly 2010). For rows on a CPU.
+    A lower bound of the margin is stored for each row. When the centres move, it decreases by the movement of the
+    row's own centre and the largest movement of any; while it is positive, the row keeps its label. For rows on a CPU.
 
     Parameters
     ----------
@@ -144,54 +144,50 @@ class BoundedRows:
     def __init__(self, x, weight=None):
         self.x, self.weight, self.centers = x, weight, None
         self.squares = torch.linalg.vector_norm(x, dim=1).square_()
-        self.labels, self.gaps = torch.zeros(len(x), dtype=torch.long), x.new_zeros(len(x))
+        self.labels, self.margins = torch.zeros(len(x), dtype=torch.long), x.new_zeros(len(x))
 
-    def sums(self, centers):
-        """Weighted sum of the rows nearest to each centre (k, d), and their weight (k,), in float64."""
-        active = self._active(centers)
-        self.centers = centers
-        if len(active) > MAX_ACTIVE * len(self.x):
-            self._start(centers)
-        else:
-            self._update(centers, active)
-        return self.totals
-
-    def _active(self, centers):
-        """Indices of the rows that can be nearer to another centre than to their own."""
+    def __call__(self, centers):
+        """Return the weighted sums of the rows nearest to each centre (k, d), and their weights (k,), in float64."""
         if self.centers is not None:
             shifts = torch.linalg.vector_norm(centers - self.centers, dim=1)
-            self.gaps -= (shifts + shifts.max()).index_select(0, self.labels)
-        return (self.gaps <= 0).nonzero().flatten()
+            self.margins -= (shifts + shifts.max()).index_select(0, self.labels)
+        active = (self.margins <= 0).nonzero().flatten()
+        self.centers = centers
+        if len(active) > MAX_ACTIVE * len(self.x):
+            self._assign_all(centers)
+        else:
+            self._assign(centers, active)
+        return self.sums, self.counts
 
-    def _start(self, centers):
+    def _assign_all(self, centers):
         nearest = NearestCenters(centers)
         for rows in _chunks(self.x, centers):
-            self.labels[rows], self.gaps[rows] = nearest.with_gaps(self.x[rows], self.squares[rows])
-        self._add_all()
+            self.labels[rows], self.margins[rows] = nearest.labels_and_margins(self.x[rows], self.squares[rows])
+        self._sum_all()
 
-    def _update(self, centers, active):
+    def _assign(self, centers, active):
         nearest = NearestCenters(centers)
         for chunk in _chunks(self.x[: len(active)], centers):
             rows = active[chunk]
             x, before = self.x.index_select(0, rows), self.labels[rows]
-            self.labels[rows], self.gaps[rows] = nearest.with_gaps(x, self.squares[rows])
+            self.labels[rows], self.margins[rows] = nearest.labels_and_margins(x, self.squares[rows])
             moved = (self.labels[rows] != before).nonzero().flatten()
             if self.weight is None and len(moved):
-                _add_rows(x[moved], before[moved], None, *self.totals, sign=-1)
-                _add_rows(x[moved], self.labels[rows[moved]], None, *self.totals)
-        if self.weight is not None:  # differences would leave a remainder of the weight of a cluster that is empty
-            self._add_all()
+                _add_rows(x[moved], before[moved], None, self.sums, self.counts, sign=-1)
+                _add_rows(x[moved], self.labels[rows[moved]], None, self.sums, self.counts)
+        if self.weight is not None:  # differences would leave a remainder of the weight of an empty cluster
+            self._sum_all()
 
-    def _add_all(self):
-        shape, options = self.centers.shape, {"dtype": wide_dtype(self.x)}
-        self.totals = torch.zeros(shape, **options), torch.zeros(shape[0], **options)
+    def _sum_all(self):
+        self.sums = torch.zeros_like(self.centers, dtype=wide_dtype(self.x))
+        self.counts = self.sums.new_zeros(len(self.centers))
         for rows in _chunks(self.x, self.centers):
             weight = None if self.weight is None else self.weight[rows]
-            _add_rows(self.x[rows], self.labels[rows], weight, *self.totals)
+            _add_rows(self.x[rows], self.labels[rows], weight, self.sums, self.counts)
 
 
 def _chunks(x, centers):
-    """Slices of the rows that are worked on at once."""
+    """Return slices of the rows that are processed at once."""
     n_columns = x.shape[1] + len(centers)
     if x.device.type != "cpu":
         return row_chunks(len(x), n_columns, n_bytes=DEVICE_CHUNK_BYTES)

@@ -1,91 +1,123 @@
-"""Squared extrapolation of EM steps."""
+"""Acceleration of EM: extrapolation of its steps by SQUAREM."""
+
+from abc import ABC, abstractmethod
 
 import torch
 
 from ..models.covariances import Mixture
 
 
-class PlainSteps:
-    """EM as it is: the next mixture is what the M-step gave."""
+class PlainEM:
+    """EM without acceleration: the next model is that of the M-step."""
 
     is_extrapolated = keeps_path = False
 
-    def __init__(self, family):
-        pass
+    def extrapolate(self, before, after):
+        """Return None: no model is extrapolated."""
 
-    def leap(self, before, after):
-        """No mixture beyond."""
-        return None
-
-    def propose(self, before, after, leap):
-        """The mixture to go on from."""
+    def propose(self, before, after, extrapolated):
+        """Return the model of the M-step."""
         return after
 
 
 class Squarem:
-    """SQUAREM (Varadhan and Roland 2008, scheme S3) on log-weights, means and factors with the log of their diagonal.
+    """SQUAREM (Varadhan and Roland 2008, scheme S3).
 
-    After two EM steps from a mixture their curvature says how far to leap. The leap is kept if the likelihood there is
-    no lower than at the last mixture that was looked at, else EM goes on from where it was.
+    After two EM steps from a model, their curvature determines how far to extrapolate. If the likelihood of the
+    extrapolated model is lower than that of the last model with an E-step, EM resumes from where it was.
+
+    Parameters
+    ----------
+    coordinates : Coordinates
     """
 
     keeps_path = True
 
-    def __init__(self, family):
-        self.family, self.path, self.fallback = family, [], None
+    def __init__(self, coordinates):
+        self.coordinates, self.path, self.fallback = coordinates, [], None
 
     @property
     def is_extrapolated(self):
-        """Whether the mixture proposed last is a leap, with an EM step to fall back to."""
+        """Whether the last proposed model is extrapolated, with an EM step to fall back to."""
         return self.fallback is not None
 
     def reject(self):
-        """Give up the leap: the mixture that EM had reached."""
-        mixture, self.fallback = self.fallback, None
-        self.path = []
-        return mixture
+        """Discard the extrapolated model; return that of the last EM step."""
+        model, self.fallback, self.path = self.fallback, None, []
+        return model
 
-    def leap(self, before, after):
-        """The extrapolated mixture, and whether it is finite (), where an EM step completes a path; else None.
+    def extrapolate(self, before, after):
+        """Return the extrapolated model and whether it is valid (), or None where the path has fewer than two steps.
 
-        It changes nothing, and does not wait for the device: see `propose`.
+        The path stays as it is, and the host does not wait for the device: see `propose`.
         """
         path = self._extended(before, after)
-        return self._extrapolate(*map(self._coordinates, path)) if len(path) == 3 else None
+        if len(path) < 3:
+            return None
+        start, middle, end = map(self.coordinates.of, path)
+        steps = [one - zero for zero, one in zip(start, middle, strict=True)]
+        curvatures = list(map(self.coordinates.curvature, start, middle, end))
+        scale = (self.coordinates.norm(steps) / self.coordinates.norm(curvatures)).clamp(min=1.0)
+        parts = zip(start, steps, curvatures, strict=True)
+        extrapolated = [zero + 2 * scale * step + scale**2 * curve for zero, step, curve in parts]
+        return self.coordinates.model_at(extrapolated, after)
 
-    def propose(self, before, after, leap):
-        """The mixture to go on from after an EM step, ``before`` being None where the path has a break.
+    def propose(self, before, after, extrapolated):
+        """Return the model for the next E-step.
 
         Parameters
         ----------
-        before, after : Mixture
-        leap : Mixture or None
-            None where the path is incomplete, or the extrapolated mixture not finite.
+        before, after : Mixture or PPCA
+            The models before and after an EM step; ``before`` is None where the path is interrupted.
+        extrapolated : Mixture or PPCA, optional
+            None where the path is incomplete or the extrapolated model not valid.
         """
-        path, self.fallback = self._extended(before, after), None
+        path = self._extended(before, after)
         self.path = path if len(path) < 3 else []
-        if leap is None:
-            return after
-        self.fallback = after
-        return leap
+        self.fallback = None if extrapolated is None else after
+        return after if extrapolated is None else extrapolated
 
     def _extended(self, before, after):
         return [] if before is None else [*(self.path or [before]), after]
 
-    def _coordinates(self, mixture):
-        """Parameters without constraints but the sum of the weights."""
+
+class Coordinates(ABC):
+    """Unconstrained coordinates of models, in which EM steps are extrapolated."""
+
+    @abstractmethod
+    def of(self, model):
+        """Return the coordinates of a model, a sequence of tensors."""
+
+    @abstractmethod
+    def model_at(self, coordinates, template):
+        """Return the model at these coordinates, and whether it is finite ()."""
+
+    # Subclasses may use other orders of operations, so that the last bits of seeded fits stay the same.
+    def curvature(self, start, middle, end):
+        """Return the difference of two consecutive steps."""
+        return end - middle - (middle - start)
+
+    def norm(self, tensors):
+        """Return the Euclidean norm () of all tensors together."""
+        return sum(part.square().sum() for part in tensors).sqrt()
+
+
+class MixtureCoordinates(Coordinates):
+    """Log-weights, means, and factors with the logarithm of their diagonal; only the sum of weights is constrained."""
+
+    def __init__(self, family):
+        self.family = family
+
+    def of(self, mixture):
+        """See `Coordinates`."""
         return mixture.log_weights, mixture.means, self.family.log_factor(mixture.factor)
 
-    def _extrapolate(self, start, middle, end):
-        steps = [one - zero for zero, one in zip(start, middle, strict=True)]
-        curvatures = [two - one - step for one, two, step in zip(middle, end, steps, strict=True)]
-        lengths = [sum(part.square().sum() for part in parts).sqrt() for parts in (steps, curvatures)]
-        scale = (lengths[0] / lengths[1]).clamp(min=1.0)
-        parts = zip(start, steps, curvatures, strict=True)
-        log_weights, means, log_factor = (zero + 2 * scale * step + scale**2 * curve for zero, step, curve in parts)
+    def model_at(self, coordinates, template):
+        """See `Coordinates`."""
+        log_weights, means, log_factor = coordinates
         factor = self.family.exp_factor(log_factor)
         mixture = Mixture(log_weights.log_softmax(0), means, self.family.covariances(factor), factor)
-        return mixture, torch.stack([torch.isfinite(part).all() for part in (scale, *mixture)]).all()
+        return mixture, torch.stack([torch.isfinite(part).all() for part in mixture]).all()
 
 
-ACCELERATIONS = {None: PlainSteps, "squarem": Squarem}
+ACCELERATIONS = {None: lambda family: PlainEM(), "squarem": lambda family: Squarem(MixtureCoordinates(family))}

@@ -1,25 +1,25 @@
-"""Threads of torch: one for work that is too small for several."""
+"""Threads of torch: a single one for work that is too small for several."""
 
 import threading
 from contextlib import contextmanager
 
 import torch
 
-SERIAL_OPERATIONS = 5e7  # multiplications of a product: about 5 ms of a core
+MAX_SERIAL_OPERATIONS = 5e7  # multiplications of a product, about 5 ms on one core
 
-_lock, _inside = threading.Lock(), {}  # numbers that threads of Python had before, by their identifiers
+_lock, _numbers_before = threading.Lock(), {}  # by the identifiers of the Python threads in the context
 
 
 @contextmanager
 def serial_if_small(n_operations, device):
-    """Compute with one thread where products are too small for several, and with as many as before afterwards.
+    """Limit torch to one thread within the context if products are too small for several.
 
-    After every product threads wait for one another. On a machine with other work, the one whose core is taken keeps
-    all others waiting, for far longer than a small product takes.
+    Threads are synchronized after every product. On a busy machine, one whose core is taken delays all others for far
+    longer than a small product takes.
 
-    torch's number of threads belongs partly to a thread of Python and partly to the process. A thread that begins while
-    another one is in here takes over the one thread; if it enters before the other leaves, it gets back the number from
-    before, and so does a thread that had chosen one thread itself. Where there is one thread, nothing changes.
+    torch's number of threads belongs partly to a Python thread and partly to the process. A Python thread that starts
+    while another is in this context inherits one thread; if it enters the context before the other leaves, the number
+    from before is restored, even if it had set the number to one itself. With one thread nothing changes.
 
     Parameters
     ----------
@@ -29,13 +29,13 @@ def serial_if_small(n_operations, device):
         On an accelerator nothing changes.
     """
     own = threading.get_ident()
-    if n_operations >= SERIAL_OPERATIONS or device.type != "cpu" or own in _inside:
+    if n_operations >= MAX_SERIAL_OPERATIONS or device.type != "cpu" or own in _numbers_before:
         yield
         return
     with _lock:
-        before = max([torch.get_num_threads(), *_inside.values()])
+        before = max([torch.get_num_threads(), *_numbers_before.values()])
         if before > 1:
-            _inside[own] = before
+            _numbers_before[own] = before
     if before == 1:
         yield
         return
@@ -44,5 +44,5 @@ def serial_if_small(n_operations, device):
         yield
     finally:
         with _lock:
-            del _inside[own]
+            del _numbers_before[own]
         torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Training of VaDE: codes in their own units, mixtures to start from, and the fall of the worst of them."""
+"""Training of VaDE: codes of unit scale, initial mixtures, and the elimination of the worst of them."""
 
 import math
 
@@ -7,18 +7,19 @@ from torch import nn
 
 from ..models import Mixture
 from ..models.networks import Affine
-from .callbacks import Resumable
+from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
-from .lloyd import distinct_rows
+from .lloyd import draw_distinct_rows
+from .weighted_rows import WeightedRows
 
-POSTERIOR_SHARE = 0.1  # of the variance of codes: that of posteriors when the mixture comes in
-WINDOW = 100  # steps over which mixtures are compared
-LAST_SHARE = 0.25  # of the training, at the end, in which views matter less
-LAST_WEIGHT = 0.1  # how much less
+POSTERIOR_SHARE = 0.1  # initial variance of posteriors, of that of the codes
+WINDOW = 100  # iterations over which mixtures are compared
+LAST_SHARE = 0.25  # of the training, at the end, with a smaller weight of the consistency of views
+LAST_WEIGHT = 0.1  # factor of this weight
 
 
 def standardize_codes(model, mean, log_scale, group=SINGLE_PROCESS):
-    """Give codes mean zero and standard deviation one, and posteriors a spread; decoded rows stay what they are.
+    """Scale the codes to mean zero and standard deviation one, and the posteriors; decoded rows do not change.
 
     Parameters
     ----------
@@ -27,7 +28,7 @@ def standardize_codes(model, mean, log_scale, group=SINGLE_PROCESS):
     mean : Tensor of shape (n, d)
         Posterior means of training rows.
     log_scale : Tensor of shape (n, d)
-        Raw log-scales of the same rows, of a head that was not trained yet.
+        Raw log-scales of the same rows, of an untrained head.
     group : SingleProcess or Group
         The processes that have shards of the rows.
 
@@ -47,7 +48,7 @@ def standardize_codes(model, mean, log_scale, group=SINGLE_PROCESS):
 
 
 def mean_and_scale(z, group):
-    """Means and standard deviations of the columns (d,) of the rows of all processes."""
+    """Return means and standard deviations of the columns (d,) over the rows of all processes."""
     if group.size == 1:
         return z.mean(0), z.std(0, correction=0)
     sums, n_rows = group.all_reduce_sum(z.sum(0, dtype=torch.float64), len(z))
@@ -57,7 +58,7 @@ def mean_and_scale(z, group):
 
 
 def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3, group=SINGLE_PROCESS):
-    """Mixtures with means at random rows, all with the covariance of all rows, so that responsibilities are soft.
+    """Return mixtures with means at random rows and the covariance of all rows, so that responsibilities are soft.
 
     Parameters
     ----------
@@ -80,21 +81,22 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
     factor, _ = family.factor(covariance)
     shape = (n_components, *factor.shape[1:])
     weights = z.new_full((n_components,), -math.log(n_components))
-    means = (group.take_global(z, distinct_rows(z, n_components, generator, None, group)) for _ in range(n_mixtures))
+    rows = WeightedRows(z, None, group)
+    means = (rows.take_global(draw_distinct_rows(rows, n_components, generator)) for _ in range(n_mixtures))
     return [Mixture(weights, mean, covariance.expand(shape), factor.expand(shape)) for mean in means]
 
 
 class PruneMixtures(Resumable):
-    """Drop the mixtures with the largest loss at given steps.
+    """Drop the mixtures with the largest loss after some iterations.
 
-    Their losses share the reconstruction, so what is left is compared: the divergence from the prior, less what views
-    agree on. No labels are used.
+    Their losses share the reconstruction, so that the other terms are compared: the divergence from the prior, less the
+    mutual information between augmented views. No labels are used.
 
     Parameters
     ----------
     prior : GaussianMixturePrior
     stages : list of (int, int)
-        Steps after which mixtures are dropped, and how many are kept.
+        Iterations after which mixtures are dropped, and numbers of mixtures that stay.
     group : SingleProcess or Group
         The processes that train.
     """
@@ -103,11 +105,11 @@ class PruneMixtures(Resumable):
         self.prior, self.stages, self.group = prior, stages, group
 
     def on_train_begin(self, net, **kwargs):
-        """Start to count."""
+        """Reset the state."""
         self.step_, self.begun_, self.losses_, self.scores_ = 0, 0, [], []
 
     def on_batch_end(self, net, training, y_pred, **kwargs):
-        """Look at the losses of a batch, and drop mixtures if it is time."""
+        """Record the losses of a batch, and drop mixtures at the end of a stage."""
         if not training or len(self.prior.means) == 1:
             return
         criterion, parts = net.criterion_, y_pred.kl_parts.detach()
@@ -116,23 +118,23 @@ class PruneMixtures(Resumable):
             loss = loss - criterion.consistency * y_pred.agreement.detach()
         self.losses_.append(loss)
         self.step_ += 1
-        due = [n_kept for step, n_kept in self.stages if self.begun_ < step <= self.step_]
+        due = [n_remaining for step, n_remaining in self.stages if self.begun_ < step <= self.step_]
         if due:
             self._drop(net, min(due))
 
     def on_epoch_end(self, net, **kwargs):
-        """Let all processes have the same losses."""
+        """Average the losses over processes."""
         if self.losses_ and self.group.size > 1:
             self.losses_ = list(self._shared(torch.stack(self.losses_)))
 
     def state(self, net):
-        """What `resume` needs."""
+        """Return the state that `resume` needs."""
         state = {name: getattr(self, name) for name in ("step_", "begun_")}
-        kept = {"losses_": list(self.losses_), "scores_": list(self.scores_)}
-        return state | kept | {"n_mixtures": len(self.prior.means)}
+        lists = {"losses_": list(self.losses_), "scores_": list(self.scores_)}
+        return state | lists | {"n_mixtures": len(self.prior.means)}
 
     def resume(self, net, state):
-        """Go on from a state, with as many mixtures as there were then; their parameters are to be set afterwards."""
+        """Continue from a state, with as many mixtures as it has; their parameters are to be set afterwards."""
         device = self.prior.means.device
         n_mixtures = state["n_mixtures"]
         if n_mixtures != len(self.prior.means):
@@ -143,27 +145,27 @@ class PruneMixtures(Resumable):
         self.losses_ = [loss.to(device) for loss in state["losses_"]]
 
     def on_train_end(self, net, **kwargs):
-        """Leave one mixture, if the training was stopped before there was one."""
+        """Reduce the mixtures to one, if the training was stopped before."""
         if self.losses_ and self.stages:
             self._drop(net, 1)
 
-    def _drop(self, net, n_kept):
+    def _drop(self, net, n_remaining):
         window = min(WINDOW, math.ceil(len(self.losses_) / 2))
         scores = self._shared(torch.stack(self.losses_[-window:]).mean(0))
-        replace_parameters(net.optimizer_, self.prior.keep(scores.argsort()[:n_kept]))
+        replace_parameters(net.optimizer_, self.prior.keep(scores.argsort()[:n_remaining]))
         self.scores_.append(scores.tolist())
         self.begun_, self.losses_ = self.step_, []
 
     def _shared(self, losses):
-        """Means of the losses of all processes."""
+        """Return the means of the losses over processes."""
         losses, n_processes = self.group.all_reduce_sum(losses, 1)
         return losses / n_processes
 
 
 def replace_parameters(optimizer, replaced):
-    """Let an optimizer go on with new parameters instead of old ones, whose state it forgets.
+    """Replace parameters of an optimizer by new ones, and drop the state of the old ones.
 
-    Gradients of a mixture grow when there are fewer, so that what is remembered of them would be wrong.
+    Gradients of a mixture grow when there are fewer, so that moments of the old gradients would be wrong.
     """
     for group in optimizer.param_groups:
         group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
@@ -172,25 +174,25 @@ def replace_parameters(optimizer, replaced):
 
 
 class ConsistencyDecay(Resumable):
-    """Lower the weight of the agreement of views for the last steps, so that the bound has the last word."""
+    """Lower the weight of the consistency of views for the last iterations, so that the ELBO decides at the end."""
 
     def __init__(self, n_steps):
         self.n_steps = n_steps
 
     def on_train_begin(self, net, **kwargs):
-        """Start to count."""
+        """Reset the state."""
         self.step_, self.weight_ = 0, net.criterion_.consistency
 
     def state(self, net):
-        """What `resume` needs."""
+        """Return the state that `resume` needs."""
         return {"step_": self.step_, "weight_": self.weight_}
 
     def resume(self, net, state):
-        """Go on from a state."""
+        """Continue from a state."""
         vars(self).update(state)
 
     def on_batch_begin(self, net, training, **kwargs):
-        """Set the weight for this step."""
+        """Set the weight of this iteration."""
         if training:
             last = self.step_ >= (1 - LAST_SHARE) * self.n_steps
             net.criterion_.consistency = self.weight_ * (LAST_WEIGHT if last else 1.0)
@@ -198,7 +200,7 @@ class ConsistencyDecay(Resumable):
 
 
 def one_cycle(share):
-    """Factor of the learning rate: up in a line for the first tenth, then down along a cosine to a fiftieth."""
+    """Return the factor of the learning rate: linear warm-up for the first tenth, then a cosine to a fiftieth."""
     if share < 0.1:
         return 0.1 + 9 * share
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (share - 0.1) / 0.9))

@@ -14,33 +14,33 @@ from .covariances import LOG_2PI, Mixture
 
 
 class PPCA(NamedTuple):
-    """Parameters: a value, with no memory of how it was found."""
+    """Parameters of probabilistic PCA."""
 
     mean: Tensor  # (d,)
     axes: Tensor  # (q, d), orthonormal
-    variances: Tensor  # (q,), along the axes, noise included
+    variances: Tensor  # (q,), along the axes, including noise
     noise_variance: Tensor  # ()
 
     @property
-    def weights(self):
-        """W' (q, d)."""
+    def loadings(self):
+        """Transposed loading matrix W' (q, d)."""
         return (self.variances - self.noise_variance).clamp(min=0).sqrt()[:, None] * self.axes
 
     @property
     def posterior_variance(self):
-        """Variances of z given x, the same for every row: noise_variance / variances (q,)."""
+        """Variances of p(z | x) (q,), the same for every sample: noise_variance / variances."""
         return self.noise_variance / self.variances
 
     def posterior_mean(self, x):
-        """E[z | x] (n, q), Tipping and Bishop 1999, equation 13."""
-        return (x - self.mean) @ (self.weights / self.variances[:, None]).mT
+        """Return E[z | x] (n, q), Tipping and Bishop 1999, equation 13."""
+        return (x - self.mean) @ (self.loadings / self.variances[:, None]).mT
 
     def decode(self, z):
-        """E[x | z] (n, d)."""
-        return z @ self.weights + self.mean
+        """Return E[x | z] (n, d)."""
+        return z @ self.loadings + self.mean
 
     def log_prob(self, x):
-        """Log-density of the rows in nats (n,), Tipping and Bishop 1999, equation 6."""
+        """Return the log-density of samples in nats (n,), Tipping and Bishop 1999, equation 6."""
         n_components, n_features = self.axes.shape
         residual = x - self.mean
         along = residual @ self.axes.mT
@@ -52,28 +52,28 @@ class PPCA(NamedTuple):
         return -0.5 * (squares + log_det + n_features * LOG_2PI)
 
     def as_mixture(self):
-        """The density of x as a mixture of one component with a full covariance.
+        """Return the density of x as a mixture of one component with a full covariance.
 
-        Its factor is made from the axes, so that it keeps its digits where the noise is small.
+        Its factor is computed from the axes, so that it is accurate where the noise is small.
         """
         n_components, n_features = self.axes.shape
-        basis = torch.linalg.qr(self.axes.mT, mode="complete").Q  # the axes, and what is orthogonal to them
+        basis = torch.linalg.qr(self.axes.mT, mode="complete").Q  # the axes and their orthogonal complement
         noise = self.noise_variance.expand(n_features - n_components)
         variances = torch.cat([self.variances, noise])
-        # Rows of noise first: a decomposition keeps the digits of small rows that come after large ones.
+        # Rows of noise first: the decomposition is accurate for small rows after large ones.
         root = (basis * variances.rsqrt()).flip(0, 1)
-        lower = torch.linalg.qr(root.mT, mode="r").R.mT  # reversed in both axes, the triangle that is wanted
+        lower = torch.linalg.qr(root.mT, mode="r").R.mT  # the required triangle, reversed in both axes
         factor = (lower * lower.diagonal().sign()).flip(0, 1)
         covariance = (basis * variances) @ basis.mT
         return Mixture(self.mean.new_zeros(1), self.mean[None], covariance[None], factor[None])
 
     def sample(self, noise_z, noise_x):
-        """Rows from standard normal noise (n, q) and (n, d)."""
+        """Return samples (n, d) from standard normal noise (n, q) and (n, d)."""
         return self.decode(noise_z) + self.noise_variance.sqrt() * noise_x
 
 
-def evidence_of_dimension(spectrum, n_components, n_samples):
-    """Log-evidence of a number of components, by Laplace's approximation (Minka 2000, equation 30).
+def log_evidence(spectrum, n_components, n_samples):
+    """Return Laplace's approximation to the log-evidence of a number of components (Minka 2000, equation 30).
 
     Parameters
     ----------
@@ -82,13 +82,12 @@ def evidence_of_dimension(spectrum, n_components, n_samples):
     n_components : int
         Between 1 and d - 1.
     n_samples : float
-        Number of rows.
     """
     d, k = len(spectrum), n_components
     noise = spectrum[k:].mean()
     half = (d - torch.arange(k, dtype=spectrum.dtype)) / 2
-    log_volume = (half.lgamma() - half * math.log(math.pi)).sum() - k * math.log(2)  # of the frames of axes
-    n_free = d * k - k * (k + 1) / 2
+    log_volume = (half.lgamma() - half * math.log(math.pi)).sum() - k * math.log(2)  # of the Stiefel manifold
+    n_parameters = d * k - k * (k + 1) / 2
     smoothed = torch.cat([spectrum[:k], noise.expand(d - k)])
     i, j = torch.triu_indices(d, d, offset=1)
     i, j = i[i < k], j[i < k]
@@ -96,4 +95,4 @@ def evidence_of_dimension(spectrum, n_components, n_samples):
         (1 / smoothed[j] - 1 / smoothed[i]).log() + (spectrum[i] - spectrum[j]).log() + math.log(n_samples)
     ).sum()
     fit = -0.5 * n_samples * (spectrum[:k].log().sum() + (d - k) * noise.log())
-    return log_volume + fit + 0.5 * ((n_free + k) * LOG_2PI - curvature - k * math.log(n_samples))
+    return log_volume + fit + 0.5 * ((n_parameters + k) * LOG_2PI - curvature - k * math.log(n_samples))

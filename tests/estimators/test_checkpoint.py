@@ -14,7 +14,7 @@ from sklearn.base import clone
 from skorch.callbacks import Callback, EarlyStopping
 
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
-from skvae.fitting.snapshots import read_checkpoint
+from skvae.fitting.checkpoint import read_checkpoint
 
 SMALL = {"hidden_layer_sizes": (8,), "batch_size": 32, "max_epochs": 6, "dropout": 0.1, "random_state": 0}
 

@@ -14,7 +14,7 @@ from skorch.callbacks import GradientNormClipping
 from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, VAEEmbedder
-from skvae.fitting.quadrature import normal_points
+from skvae.fitting.evaluation import normal_points
 from skvae.models import LatentModel
 
 
@@ -93,7 +93,7 @@ def test_bernoulli_refuses_other_data(digits):
     vae = VAEEmbedder(2, **SMALL).fit(X)
     with pytest.raises(ValueError, match=r"X has values from 0 to 2"):
         vae.score(2 * X)
-    with pytest.warns(UserWarning, match="rows of X have values that likelihood='bernoulli' does not know"):
+    with pytest.warns(UserWarning, match="samples of X have values outside the support of likelihood='bernoulli'"):
         assert np.isfinite(vae.transform(2 * X)).all()
 
 
@@ -224,7 +224,7 @@ def test_wrong_number_of_latent_features(fitted):
 
 
 def test_automatic_epochs_grow_slowly():
-    from skvae.estimators._trainings import choose_epochs
+    from skvae.estimators._embedder_training import choose_epochs
 
     epochs = [choose_epochs("auto", n, 128) for n in (100, 1_000, 10_000, 1_000_000)]
     assert epochs[:2] == [300, 100]  # one batch an epoch, then as many as small tables bear

@@ -33,8 +33,9 @@ from skorch.callbacks import (
 from torch import nn
 
 from skvae import AutoencoderEmbedder, VAEEmbedder
-from skvae.estimators import _trainings
-from skvae.fitting.callbacks import BestWeights
+from skvae.data.chunks import map_samples
+from skvae.estimators import _embedder_training
+from skvae.fitting import early_stopping
 from skvae.models import LIKELIHOODS, LatentModel
 
 SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 3, "random_state": 0}
@@ -180,7 +181,7 @@ def test_weight_of_the_kl_is_used():
     X = load_iris().data
     settings = {"hidden_layer_sizes": (16,), "max_epochs": 250, "lr": 3e-3, "random_state": 0}
     free, usual = (VAEEmbedder(2, beta=beta, **settings).fit(X) for beta in (0.0, 1.0))
-    with pytest.warns(ConvergenceWarning, match="carry nothing"):
+    with pytest.warns(ConvergenceWarning, match="carry no information"):
         tight = VAEEmbedder(2, beta=10.0, **settings).fit(X)
     variances = [vae.posterior_variance(X).mean() for vae in (free, usual, tight)]
     assert variances[0] < 0.5 * variances[1] < 0.5 * variances[2]
@@ -367,7 +368,7 @@ def test_one_row_is_a_clear_error(cls, X):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_low_precision_is_for_the_networks_alone(likelihood, monkeypatch):
     """Cross-entropies and densities in half precision were unsafe; their terms are float32 here, and close."""
-    monkeypatch.setattr(_trainings, "has_bf16", lambda device: True)
+    monkeypatch.setattr(_embedder_training, "_has_bf16", lambda device: True)
     seen, original = [], LatentModel.forward
 
     def spy(self, *args, **kwargs):
@@ -631,7 +632,7 @@ def test_device_is_handed_on(X, monkeypatch):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_improvements_are_absolute_and_may_be_of_negative_losses(sign):
     """A threshold relative to a negative loss takes what is worse for an improvement."""
-    stopping = BestWeights(patience=2, tol=1e-3)
+    stopping = early_stopping.EarlyStopping(patience=2, tol=1e-3)
 
     class Net:
         module_ = nn.Linear(1, 1)
@@ -1054,7 +1055,7 @@ def test_devices_may_change_between_calls(fitted_on, used_on, X):
         assert np.isfinite(embedder.partial_fit(rows, torch.zeros(len(X))).loss_curve_).all()
     embedder.set_params(warm_start=True).fit(X)
     embedder.set_params(device="cuda:99")
-    with pytest.raises(ValueError, match="device='cuda:99' can not be used here; use 'auto' or one of"):
+    with pytest.raises(ValueError, match="device='cuda:99' cannot be used here; use 'auto' or one of"):
         embedder.transform(X)
 
 
@@ -1150,7 +1151,7 @@ def test_memory_of_results_does_not_grow_with_hidden_layers():
     X[::2] = 1
     vae = VAEEmbedder(2, hidden_layer_sizes=(16,), max_epochs=1, random_state=0).fit(X[:200])
     model, calls = vae.module_, []
-    vae._map(lambda x: calls.append(len(x)) or x, X, dtype=torch.float32, device="cpu", width=8, chunk_size=300)
+    map_samples(lambda x: calls.append(len(x)) or x, X, dtype=torch.float32, device="cpu", width=8, chunk_size=300)
     assert sum(calls) == 4_000
     assert max(calls) == 300
     assert vae.transform(X).base is None

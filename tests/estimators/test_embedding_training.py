@@ -15,7 +15,7 @@ from skorch.callbacks import Callback, Checkpoint, EarlyStopping
 from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, TorchPPCA, VAEEmbedder
-from skvae.estimators import _trainings
+from skvae.estimators import _embedder_training
 from skvae.fitting import batches
 from skvae.models import LatentModel
 
@@ -91,7 +91,8 @@ def test_kl_of_dimensions_is_the_kl(fitted):
 def test_collapse_is_said_and_free_bits_help(X):
     settings = {"hidden_layer_sizes": (16,), "max_epochs": 300, "beta": 50.0, "random_state": 0}
     with pytest.warns(
-        ConvergenceWarning, match=r"carry nothing of X: all 2 latent dimensions .*kl_warmup_epochs or free"
+        ConvergenceWarning,
+        match=r"carry no information about X, since all 2 latent dimensions .*kl_warmup_epochs or free",
     ) as caught:
         vae = VAEEmbedder(2, **settings).fit(X)
     assert caught[0].filename == __file__
@@ -174,7 +175,7 @@ def test_failed_warm_start_keeps_the_networks(X, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skvae.fitting.training.check_result", interrupt)
+    monkeypatch.setattr("skvae.fitting.training.check_finite", interrupt)
     with pytest.raises(KeyboardInterrupt):
         vae.fit(X)
     assert_array_equal(vae.transform(X), before)
@@ -476,13 +477,13 @@ def test_pixels_between_counts_are_refused(X):
 
 
 def test_low_precision_is_refused_where_it_is_slow(X, monkeypatch):
-    monkeypatch.setattr(_trainings, "has_bf16", lambda device: False)
+    monkeypatch.setattr(_embedder_training, "_has_bf16", lambda device: False)
     with pytest.raises(ValueError, match="precision='bf16' is far slower than float32 on this cpu"):
         VAEEmbedder(2, precision="bf16", device="cpu", **SMALL).fit(X)
 
 
 def test_low_precision_is_close(X, monkeypatch):
-    monkeypatch.setattr(_trainings, "has_bf16", lambda device: True)
+    monkeypatch.setattr(_embedder_training, "_has_bf16", lambda device: True)
     settings = SMALL | {"max_epochs": 30, "hidden_layer_sizes": (32,)}
     full, low = (VAEEmbedder(2, precision=precision, **settings).fit(X) for precision in ("float32", "bf16"))
     assert not same_weights(full, low)
@@ -532,13 +533,13 @@ def test_bytes_stay_bytes_until_the_batch(monkeypatch):
     """Images of one byte a pixel are never stored as floats, and the result is that of floats."""
     X = (16 * load_digits().data[:300]).clip(0, 255).astype(np.uint8)
     stored = []
-    original = batches.RowBatches.__init__
+    original = batches.TrainingBatches.__init__
 
     def spy(self, dataset, *args, **kwargs):
         stored.append(dataset.rows.dtype)
         original(self, dataset, *args, **kwargs)
 
-    monkeypatch.setattr(batches.RowBatches, "__init__", spy)
+    monkeypatch.setattr(batches.TrainingBatches, "__init__", spy)
     settings = {"max_epochs": 2, "hidden_layer_sizes": (8,), "random_state": 0}
     of_bytes, of_floats = (VAEEmbedder(2, **settings).fit(rows) for rows in (X, X.astype(np.float64)))
     assert stored == [torch.uint8, torch.uint8, torch.float32, torch.float32]  # one for each epoch

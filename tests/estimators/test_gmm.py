@@ -303,7 +303,7 @@ def test_verbose_prints_iterations(correlated, capsys):
     assert capsys.readouterr().out == ""
     TorchGMM(3, random_state=0, verbose=2, verbose_interval=1).fit(correlated)
     shown = capsys.readouterr().out
-    assert "Start 0, iteration 1\t lower bound" in shown
+    assert "Initialization 0, iteration 1\t lower bound" in shown
     assert "converged" in shown
 
 

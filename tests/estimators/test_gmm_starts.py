@@ -14,9 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import shuffle
 
 from skvae import TorchGMM
-from skvae.estimators._mixture_starts import given_responsibilities
-from skvae.fitting.em import START_JITTER
-from skvae.fitting.starts import STARTS
+from skvae.estimators._mixture_init import responsibilities_from
+from skvae.fitting.mixture_init import INIT_JITTER, INIT_METHODS
 from skvae.models import COVARIANCES
 
 ATTRIBUTES = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_")
@@ -91,7 +90,7 @@ def test_single_rows_start_a_mixture_without_regularization(covariance_type, ini
     for seed in range(8):
         start = TorchGMM(4, reg_covar=0.0, random_state=seed, **options).fit(correlated)
         assert_allclose(start.weights_, 0.25)
-        assert_allclose(start.covariances_ / whole, START_JITTER, rtol=1e-2)
+        assert_allclose(start.covariances_ / whole, INIT_JITTER, rtol=1e-2)
         distance = np.abs(correlated[:, None] - start.means_).max(2)
         assert_array_equal((distance < 1e-9).sum(0), 1)
         if covariance_type == "full":
@@ -184,9 +183,9 @@ def test_a_given_start_is_made_once(blobs, monkeypatch):
 
     def spy(*args, **kwargs):
         calls.append(args)
-        return given_responsibilities(*args, **kwargs)
+        return responsibilities_from(*args, **kwargs)
 
-    monkeypatch.setattr("skvae.estimators.gmm.given_responsibilities", spy)
+    monkeypatch.setattr("skvae.estimators.gmm.responsibilities_from", spy)
     TorchGMM(3, init_params="labels", n_init=5).fit(*blobs)
     assert len(calls) == 1
 
@@ -219,7 +218,7 @@ def test_wrong_known_parameters(weights, means, covariances, params, match):
 
 
 @over_all_types
-@pytest.mark.parametrize("init_params", STARTS)
+@pytest.mark.parametrize("init_params", INIT_METHODS)
 def test_integer_weights_are_repeated_rows(covariance_type, init_params, correlated):
     """Also where the start is drawn, and in any order."""
     rng = np.random.default_rng(0)
@@ -381,7 +380,7 @@ def test_restarts_together_are_restarts_alone(covariance_type, correlated, monke
     gmm = TorchGMM(3, n_init=6, max_iter=500, **options)
     together = gmm.fit(correlated)
     bounds = together.lower_bounds_
-    monkeypatch.setattr("skvae.fitting.rows.WhitenedRows.n_together", lambda self, n_components: 1)
+    monkeypatch.setattr("skvae.fitting.whitened_rows.WhitenedRows.n_together", lambda self, n_components: 1)
     alone = TorchGMM(3, n_init=6, max_iter=500, **options).fit(correlated)
     assert_allclose(alone.lower_bounds_, bounds, rtol=1e-10)
     assert_same_fit(alone, together)

@@ -1,4 +1,4 @@
-"""TorchMiniBatchKMeans, against scikit-learn where the algorithms coincide, and against its promises."""
+"""TorchMiniBatchKMeans, against scikit-learn where the algorithms coincide, and its documented behaviour."""
 
 import warnings
 
@@ -31,7 +31,7 @@ def test_one_full_step_is_scikit_learns(blobs):
     assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-12)
 
 
-def test_chunks_are_scikit_learns(overlapping):
+def test_partial_fit_is_scikit_learns(overlapping):
     start, weight = overlapping[:6], np.random.default_rng(0).uniform(0.5, 2, len(overlapping))
     ours = TorchMiniBatchKMeans(6, init=start, reassignment_ratio=0)
     theirs = MiniBatchKMeans(6, init=start, n_init=1, reassignment_ratio=0)
@@ -43,7 +43,7 @@ def test_chunks_are_scikit_learns(overlapping):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
-def test_answers_are_scikit_learns_for_equal_centres(overlapping, offset):
+def test_predictions_are_scikit_learns_for_equal_centres(overlapping, offset):
     X = overlapping + offset
     ours = TorchMiniBatchKMeans(6, random_state=0).fit(X)
     theirs = KMeans(6, init=ours.cluster_centers_, n_init=1, max_iter=1, tol=1e9).fit(X)
@@ -80,7 +80,7 @@ def test_partial_fit_continues_a_fit(overlapping):
     assert 0 < np.abs(estimator.cluster_centers_ - before).max() < 1
 
 
-def test_labels_are_of_the_last_data(blobs):
+def test_labels_are_of_the_last_batch(blobs):
     estimator = TorchMiniBatchKMeans(3, random_state=0)
     X = blobs[0]
     np.testing.assert_array_equal(estimator.fit_predict(X), estimator.predict(X))
@@ -105,7 +105,7 @@ def test_distance_of_a_point_to_itself(dtype, offset):
 
 
 @pytest.mark.parametrize("settings", [{}, {"learning_rate": 0.2}, {"batch_size": 64}], ids=str)
-def test_offsets_change_nothing(overlapping, settings):
+def test_offset_changes_nothing(overlapping, settings):
     estimator = TorchMiniBatchKMeans(6, random_state=0, **settings)
     near = clone(estimator).fit(overlapping)
     far = clone(estimator).fit(overlapping + 1e6)
@@ -115,7 +115,7 @@ def test_offsets_change_nothing(overlapping, settings):
 
 @pytest.mark.parametrize("batch_size", [16, 100, 1000])
 @pytest.mark.parametrize("settings", [{}, {"init": "random"}, {"learning_rate": 0.2}, {"tol": 1e-4}], ids=str)
-def test_integer_weights_are_repeated_rows(batch_size, settings):
+def test_integer_weights_are_repeated_samples(batch_size, settings):
     rng = np.random.default_rng(0)
     X, weight = rng.normal(size=(300, 3)), rng.integers(0, 4, 300)
     repeated = rng.permutation(X.repeat(weight, axis=0))
@@ -126,53 +126,55 @@ def test_integer_weights_are_repeated_rows(batch_size, settings):
     assert one.n_steps_ == two.n_steps_
 
 
-def test_given_centres_keep_their_order():
+def test_clusters_have_the_order_of_an_init_array():
     X, y = make_blobs(n_samples=3000, centers=10, n_features=8, cluster_std=0.5, random_state=0)
     exemplars = X[[np.flatnonzero(y == label)[0] for label in range(10)]]
     for settings in ({}, {"learning_rate": 0.1}):
         np.testing.assert_array_equal(TorchMiniBatchKMeans(10, init=exemplars, **settings).fit(X).labels_, y)
 
 
-def test_far_centres_come_back(blobs):
+def test_far_centres_are_reassigned(blobs):
     X, y = blobs
     start = np.array([X[0], X[0] + 1e4, X[0] - 1e4])
     assert adjusted_rand_score(TorchMiniBatchKMeans(3, init=start, random_state=0).fit(X).labels_, y) == 1
 
 
-def test_start_from_a_callable(blobs):
+def test_init_by_a_callable(blobs):
     X, calls = blobs[0], []
 
-    def first_rows(X, n_clusters, random_state):
+    def first_samples(X, n_clusters, random_state):
         calls.append(random_state.randint(1000))
         return X[:n_clusters]
 
-    estimator = TorchMiniBatchKMeans(3, init=first_rows, random_state=0).fit(X)
+    estimator = TorchMiniBatchKMeans(3, init=first_samples, random_state=0).fit(X)
     assert len(calls) == 3
     assert len(set(calls)) == 3
-    given = TorchMiniBatchKMeans(3, init=X[:3], random_state=0).fit(X)
-    np.testing.assert_allclose(estimator.cluster_centers_, given.cluster_centers_, rtol=0.1, atol=0.1)
+    from_array = TorchMiniBatchKMeans(3, init=X[:3], random_state=0).fit(X)
+    np.testing.assert_allclose(estimator.cluster_centers_, from_array.cluster_centers_, rtol=0.1, atol=0.1)
 
 
-def test_fewer_distinct_rows_than_clusters():
+def test_fewer_distinct_samples_than_clusters():
     X = np.repeat([[0.1, 0.2], [0.3, 0.7], [1.1, 0.1]], 20, axis=0)
     for settings in ({}, {"init": "random"}, {"batch_size": 2}):
         estimator = TorchMiniBatchKMeans(5, random_state=0, **settings)
-        with pytest.warns(ConvergenceWarning, match=r"of n_clusters=5 clusters have rows: X has only 3 distinct rows"):
+        with pytest.warns(
+            ConvergenceWarning, match=r"of n_clusters=5 clusters have samples: X has only 3 distinct samples"
+        ):
             estimator.fit(X)
         assert np.isfinite(estimator.cluster_centers_).all()
         assert len(set(estimator.labels_)) == 3
         assert estimator.inertia_ < 1e-12
 
 
-TABLES = arrays(
+MATRICES = arrays(
     np.float64,
     st.tuples(st.integers(3, 12), st.integers(1, 3)),
     elements=st.floats(-1e100, 1e100, allow_nan=False) | st.sampled_from([0.0, 1.0, -1.0]),
 )
 
 
-@given(TABLES, st.sampled_from(["counts", 0.5]), st.sampled_from([2, 100]))
-def test_any_finite_table_ends_in_finite_centres(X, learning_rate, batch_size):
+@given(MATRICES, st.sampled_from(["counts", 0.5]), st.sampled_from([2, 100]))
+def test_centres_of_finite_data_are_finite(X, learning_rate, batch_size):
     estimator = TorchMiniBatchKMeans(3, learning_rate=learning_rate, batch_size=batch_size, max_iter=5, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -183,18 +185,18 @@ def test_any_finite_table_ends_in_finite_centres(X, learning_rate, batch_size):
     np.testing.assert_array_equal(labels, estimator.predict(X))
 
 
-WRONG = {
+INVALID = {
     "shape of init": ({"init": np.zeros((3, 2))}, {}, r"init has centres of shape \(3, 2\), but .* = \(3, 4\)"),
     "number of inits": ({"init": np.zeros((2, 4))}, {}, r"init has centres of shape \(2, 4\)"),
     "init is not finite": ({"init": np.full((3, 4), np.nan)}, {}, "init contains NaN"),
     "callable": ({"init": lambda X, k, random_state: X[:1]}, {}, r"init has centres of shape \(1, 4\)"),
-    "too few rows": ({"n_clusters": 301}, {}, r"n_clusters=301 is more than there are rows: X has 300 sample"),
+    "too few samples": ({"n_clusters": 301}, {}, r"n_clusters=301 is larger than n_samples=300"),
     "negative weights": ({}, {"sample_weight": -np.ones(300)}, "Negative values in data passed to `sample_weight`"),
-    "no weight at all": ({}, {"sample_weight": np.zeros(300)}, "at least one (non-zero|row should count)"),
+    "zero weights": ({}, {"sample_weight": np.zeros(300)}, "at least one (non-zero|row should count|sample)"),
 }
 
 
-@pytest.mark.parametrize(("parameters", "arguments", "match"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("parameters", "arguments", "match"), INVALID.values(), ids=INVALID)
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])
 def test_errors_are_clear_and_change_nothing(method, parameters, arguments, match, blobs):
     estimator = TorchMiniBatchKMeans(**({"n_clusters": 3} | parameters))
@@ -206,7 +208,7 @@ def test_errors_are_clear_and_change_nothing(method, parameters, arguments, matc
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, "fast", None])
-def test_wrong_learning_rates(rate, blobs):
+def test_invalid_learning_rates(rate, blobs):
     with pytest.raises(InvalidParameterError, match="learning_rate"):
         TorchMiniBatchKMeans(3, learning_rate=rate).fit(blobs[0])
 
@@ -216,7 +218,7 @@ def test_numbers_whose_squares_overflow(blobs):
         TorchMiniBatchKMeans(3).fit((blobs[0] * 1e20).astype(np.float32))
 
 
-def test_parameters_without_effect_are_told(blobs):
+def test_parameters_without_effect_emit_warnings(blobs):
     with pytest.warns(RuntimeWarning, match="init_size=2 is smaller than n_clusters=3") as small:
         TorchMiniBatchKMeans(3, init_size=2, random_state=0).fit(blobs[0])
     with pytest.warns(RuntimeWarning, match="n_init=4 has no effect") as idle:
@@ -224,21 +226,21 @@ def test_parameters_without_effect_are_told(blobs):
     assert small[0].filename == idle[0].filename == __file__
 
 
-def test_seeds(overlapping):
+def test_random_state_determines_the_fit(overlapping):
     estimator = TorchMiniBatchKMeans(6, random_state=0)
     one, two, other = (clone(estimator).set_params(random_state=s).fit(overlapping) for s in (0, 0, 1))
     np.testing.assert_array_equal(one.cluster_centers_, two.cluster_centers_)
     assert not np.array_equal(one.cluster_centers_, other.cluster_centers_)
 
 
-def test_names_and_frames(blobs):
+def test_feature_names_and_data_frames(blobs):
     estimator = TorchMiniBatchKMeans(3, random_state=0).fit(blobs[0])
     assert estimator.get_feature_names_out().tolist() == [f"torchminibatchkmeans{i}" for i in range(3)]
     frame = clone(estimator).set_output(transform="pandas").fit_transform(blobs[0], sample_weight=np.ones(300))
     np.testing.assert_allclose(frame.to_numpy(), estimator.transform(blobs[0]), rtol=1e-6)
 
 
-def test_counts_of_work(overlapping):
+def test_numbers_of_steps_and_epochs(overlapping):
     estimator = TorchMiniBatchKMeans(6, batch_size=500, max_iter=3, max_no_improvement=None, random_state=0)
     estimator.fit(overlapping)
     assert (estimator.n_steps_, estimator.n_iter_) == (18, 3)

@@ -267,7 +267,7 @@ def test_messages_show_the_digits_that_tell_counts_apart(name, convert):
     ):
         VAEEmbedder(2, **settings).fit(convert(X))
     vae = VAEEmbedder(2, **settings).fit(convert(np.rint(X)))
-    with pytest.warns(UserWarning, match=r"2 of 3 rows .* such as 6\.0000005: it knows .* np\.rint makes counts"):
+    with pytest.warns(UserWarning, match=r"2 of 3 rows .* such as 6\.0000005: it has .* np\.rint makes counts"):
         vae.transform(convert(X))
     with pytest.raises(ValueError, match=r"X has 6\.0000005, and values up to 1\.5e-05 away .*; round X"):
         vae.score(convert(X))

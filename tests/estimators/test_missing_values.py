@@ -377,7 +377,7 @@ def test_what_has_no_exact_meaning_is_an_error(X):
     with pytest.raises(ValueError, match="n_components='mle' supposes complete rows"):
         TorchPPCA("mle").fit(X)
     for n_components in (None, 0.9):
-        with pytest.raises(ValueError, match="needs more rows than features where values are missing"):
+        with pytest.raises(ValueError, match="needs more samples than features where values are missing"):
             TorchPPCA(n_components).fit(hide(np.random.default_rng(0).normal(size=(8, 9))))
 
 

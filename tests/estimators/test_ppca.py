@@ -1,4 +1,4 @@
-"""TorchPPCA against scikit-learn's PCA, and against its own model."""
+"""TorchPPCA compared with scikit-learn's PCA and with its own model."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from sklearn.decomposition import PCA
 
 from skvae import TorchGMM, TorchPPCA
 
-TABLES = {"iris": load_iris, "wine": load_wine, "breast_cancer": load_breast_cancer, "digits": load_digits}
+DATASETS = {"iris": load_iris, "wine": load_wine, "breast_cancer": load_breast_cancer, "digits": load_digits}
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("n_components", [1, 2, 3])
-def test_equal_to_scikit_learn(table, n_components):
-    X = TABLES[table]().data
+def test_equal_to_scikit_learn(dataset, n_components):
+    X = DATASETS[dataset]().data
     ours, theirs = TorchPPCA(n_components).fit(X), PCA(n_components, svd_solver="covariance_eigh").fit(X)
     assert_allclose(ours.score_samples(X), theirs.score_samples(X), rtol=1e-8)
     for name in ("explained_variance_", "explained_variance_ratio_", "noise_variance_", "mean_"):
@@ -32,15 +32,15 @@ def test_all_components_are_one_gaussian():
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.95, 0.99])
-@pytest.mark.parametrize("table", TABLES)
-def test_share_of_variance(table, share):
-    X = TABLES[table]().data
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_share_of_variance_as_in_scikit_learn(dataset, share):
+    X = DATASETS[dataset]().data
     assert TorchPPCA(share).fit(X).n_components_ == PCA(share, svd_solver="full").fit(X).n_components_
 
 
-@pytest.mark.parametrize("table", ["iris", "wine", "breast_cancer"])
-def test_minkas_choice(table):
-    X = TABLES[table]().data
+@pytest.mark.parametrize("dataset", ["iris", "wine", "breast_cancer"])
+def test_minkas_choice_as_in_scikit_learn(dataset):
+    X = DATASETS[dataset]().data
     X = (X - X.mean(0)) / X.std(0)
     assert TorchPPCA("mle").fit(X).n_components_ == PCA("mle").fit(X).n_components_
 
@@ -63,7 +63,7 @@ def test_float32_variances_are_accurate():
     assert np.abs(ours / exact - 1).max() < np.abs(theirs / exact - 1).max() / 100
 
 
-def test_integer_weights_are_repeated_rows():
+def test_integer_weights_are_repeated_samples():
     X, counts = load_wine().data, np.arange(178) % 4
     weighted, repeated = TorchPPCA(3).fit(X, sample_weight=counts), TorchPPCA(3).fit(np.repeat(X, counts, axis=0))
     assert_allclose(weighted.score_samples(X), repeated.score_samples(X), rtol=1e-9)
@@ -71,14 +71,14 @@ def test_integer_weights_are_repeated_rows():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 1000])
-def test_chunks_change_nothing(chunk_size):
+def test_results_do_not_depend_on_chunk_size(chunk_size):
     X = load_wine().data
     one, two = TorchPPCA(3).fit(X), TorchPPCA(3, chunk_size=chunk_size).fit(X)
     assert_allclose(one.components_, two.components_, atol=1e-10)
     assert_allclose(one.transform(X), two.transform(X), atol=1e-10)
 
 
-def test_more_features_than_rows():
+def test_more_features_than_samples():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(30, 3)) @ rng.normal(size=(3, 200)) + 0.1 * rng.normal(size=(30, 200))
     ours = TorchPPCA(3).fit(X)
@@ -116,8 +116,8 @@ def test_samples_have_the_covariance():
     assert_allclose(drawn.mean(0), X.mean(0), atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["constant", "duplicated", "huge", "tiny", "all equal"])
-def test_odd_tables_stay_finite(kind):
+@pytest.mark.parametrize("name", ["constant", "duplicated", "huge", "tiny", "all equal"])
+def test_results_are_finite_for_degenerate_data(name):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 4))
     X = {
@@ -126,11 +126,11 @@ def test_odd_tables_stay_finite(kind):
         "huge": X * 1e30,
         "tiny": X * 1e-30,
         "all equal": np.ones((60, 4)),
-    }[kind]
+    }[name]
     for n_components in (2, None, "mle"):
         ppca = TorchPPCA(n_components).fit(X)
-        for found in (ppca.transform(X), ppca.score_samples(X), ppca.inverse_transform(ppca.transform(X))):
-            assert np.isfinite(found).all()
+        for result in (ppca.transform(X), ppca.score_samples(X), ppca.inverse_transform(ppca.transform(X))):
+            assert np.isfinite(result).all()
 
 
 @pytest.mark.parametrize("shape", [(3, 10), (10, 3)])
@@ -139,7 +139,7 @@ def test_too_many_components(shape):
         TorchPPCA(4).fit(np.random.default_rng(0).normal(size=shape))
 
 
-def test_wrong_weights():
+def test_invalid_weights_and_codes():
     X = load_iris().data
     with pytest.raises(ValueError, match="zero"):
         TorchPPCA(2).fit(X, sample_weight=np.zeros(150))
@@ -151,27 +151,27 @@ def test_wrong_weights():
 
 @pytest.mark.parametrize("n_components", [None, "mle", 0.5, 0.95])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("row", [np.ones(6), np.full(6, 0.1), 1e4 + np.arange(6.0)], ids=["ones", "0.1", "large"])
-def test_equal_rows_have_one_component(n_components, dtype, row):
-    X = np.tile(row, (9, 1)).astype(dtype)
-    hidden = X.copy()
-    hidden[np.arange(9), np.arange(9) % 6] = np.nan
-    for rows in [X] if n_components == "mle" else [X, hidden]:
-        ppca = TorchPPCA(n_components).fit(rows)
+@pytest.mark.parametrize("sample", [np.ones(6), np.full(6, 0.1), 1e4 + np.arange(6.0)], ids=["ones", "0.1", "large"])
+def test_equal_samples_have_one_component(n_components, dtype, sample):
+    X = np.tile(sample, (9, 1)).astype(dtype)
+    X_missing = X.copy()
+    X_missing[np.arange(9), np.arange(9) % 6] = np.nan
+    for data in [X] if n_components == "mle" else [X, X_missing]:
+        ppca = TorchPPCA(n_components).fit(data)
         assert ppca.n_components_ == 1
         assert_allclose(ppca.explained_variance_ratio_, [1.0])
-        assert_allclose(ppca.mean_, row, rtol=1e-6)
+        assert_allclose(ppca.mean_, sample, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("n_components", [None, 0.999, 4])
-def test_no_noise_is_left_of_fewer_samples_than_features(dtype, n_components):
+def test_scores_of_a_degenerate_density_emit_a_warning(dtype, n_components):
     X, others = np.random.default_rng(0).normal(size=(2, 5, 20)).astype(dtype)
     ppca = TorchPPCA(n_components).fit(X)
     assert np.isfinite(ppca.score(X))
     for score in (ppca.score_samples, ppca.score):
-        with pytest.warns(RuntimeWarning, match="noise variance is zero .* 4 components explain all of") as found:
+        with pytest.warns(RuntimeWarning, match="noise variance is zero .* 4 components explain all of") as record:
             score(others)
-        assert [warning.filename for warning in found] == [__file__]
+        assert [warning.filename for warning in record] == [__file__]
     for fewer in (3, "mle"):
         TorchPPCA(fewer).fit(X).score(others)  # without a warning

@@ -16,8 +16,9 @@ from skvae import (
     VaDEClusterer,
     VAEEmbedder,
 )
-from skvae.data.tables import ONE_CHUNK, Table, sparse_rows
-from skvae.data.weights import order_of
+from skvae.data.inputs import MAX_DENSE_BYTES, sparse_samples
+from skvae.data.samples import LazySamples
+from skvae.data.weights import canonical_sample_order
 
 NETS = {"hidden_layer_sizes": (8,), "batch_size": 64, "max_epochs": 2, "random_state": 0}
 EMBEDDERS = [
@@ -55,7 +56,7 @@ def random_rows(n_rows, n_columns, density=0.1):
 @pytest.fixture
 def in_chunks(monkeypatch):
     """As if every sparse table were larger than a chunk."""
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
 
 
 @pytest.fixture
@@ -73,9 +74,11 @@ def largest(monkeypatch):
 
 @over_estimators
 def test_the_whole_is_never_dense(estimator, largest, monkeypatch):
-    monkeypatch.setattr("skvae.fitting.streams.SAMPLE_ROWS", 3_000)  # a start is looked for in a sample, which is
+    monkeypatch.setattr(
+        "skvae.fitting.weighted_rows.MAX_SAMPLE_ROWS", 3_000
+    )  # a start is looked for in a sample, which is
     X = random_rows(10_000, 250, density=0.02)
-    n_chunk = ONE_CHUNK // X.dtype.itemsize
+    n_chunk = MAX_DENSE_BYTES // X.dtype.itemsize
     outputs(clone(estimator).fit(X, np.arange(X.shape[0]) % 2), X, NARROW)
     assert max(largest) <= n_chunk < X.shape[0] * X.shape[1] / 2
     assert len(largest) > 5
@@ -109,11 +112,11 @@ def test_components_of_wide_tables(n_components, weighted, dtype, in_chunks):
 
 def test_what_is_no_more_than_a_chunk_is_dense():
     X = sparse.csr_array((2**10, 2**10))
-    assert isinstance(sparse_rows(X, allow_nan=False, together=False), np.ndarray)
-    assert isinstance(sparse_rows(X.astype(np.float32), allow_nan=False, together=False), np.ndarray)
+    assert isinstance(sparse_samples(X, allow_nan=False, stream_nan=True), np.ndarray)
+    assert isinstance(sparse_samples(X.astype(np.float32), allow_nan=False, stream_nan=True), np.ndarray)
     larger = sparse.csr_array((2**10 + 1, 2**10))
-    assert isinstance(sparse_rows(larger, allow_nan=False, together=False), Table)
-    assert isinstance(sparse_rows(larger.astype(np.float32), allow_nan=False, together=False), np.ndarray)
+    assert isinstance(sparse_samples(larger, allow_nan=False, stream_nan=True), LazySamples)
+    assert isinstance(sparse_samples(larger.astype(np.float32), allow_nan=False, stream_nan=True), np.ndarray)
 
 
 @over_embedders
@@ -147,7 +150,7 @@ def test_kmeans_draws_the_same_batches(settings, weighted, in_chunks):
 
 def test_few_kinds_of_rows_do_not_make_a_batch_of_all(in_chunks, monkeypatch, largest):
     """With fewer distinct rows than a batch has, it would be all rows."""
-    monkeypatch.setattr("skvae.estimators.kmeans.POOL_BYTES", 0)
+    monkeypatch.setattr("skvae.data.samplers.POOL_BYTES", 0)
     X = sparse.csr_array(np.repeat(np.eye(4), 5_000, axis=0))
     kmeans = TorchMiniBatchKMeans(4, batch_size=100, n_init=3, random_state=0).fit(X)
     assert_allclose(np.sort(kmeans.cluster_centers_, axis=0), np.sort(np.eye(4), axis=0), atol=1e-9)
@@ -179,7 +182,9 @@ def test_order_of_rows(unit, missing):
     X = unit * random_rows(5_000, 40)
     if missing:
         X.data[::50] = np.nan
-    assert_array_equal(order_of(Table(X, X.dtype, allow_nan=True)), order_of(X.toarray()))
+    assert_array_equal(
+        canonical_sample_order(LazySamples(X, X.dtype, allow_nan=True)), canonical_sample_order(X.toarray())
+    )
 
 
 @pytest.mark.parametrize("estimator", [TorchGMM(2, random_state=0), TorchPPCA(2)], ids=str)
@@ -189,7 +194,7 @@ def test_missing_values_that_need_all_rows(estimator, in_chunks, monkeypatch):
     one, two = clone(estimator).fit(X), clone(estimator).fit(X.toarray())
     for name, found in outputs(one, X, NARROW).items():
         assert_allclose(found, outputs(two, X.toarray(), NARROW)[name], rtol=1e-9, err_msg=name)
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
     for method in (clone(estimator).fit, one.transform):
         with pytest.raises(ValueError, match="X is sparse and contains NaN, and as a dense array, which missing"):
             method(X)

@@ -50,8 +50,8 @@ def X():
 @pytest.fixture(params=["memmap float64", "memmap float32", "memmap uint8", "sparse float", "sparse int", "slices"])
 def source(request, X, tmp_path, monkeypatch):
     """Rows that are read a chunk at a time, and the same in memory."""
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     kind, _, dtype = request.param.partition(" ")
     if kind == "sparse":
         return csr_matrix(X.astype(dtype)), X
@@ -119,7 +119,7 @@ def test_starts_from_a_few_rows(init_params, weighted, monkeypatch):
     X, y = make_blobs(n_samples=2000, centers=K, n_features=4, cluster_std=0.7, random_state=1)
     X = X[np.argsort(y)]
     weight = np.random.default_rng(0).uniform(0, 2, size=len(X)) if weighted else None
-    monkeypatch.setattr("skvae.fitting.streams.SAMPLE_ROWS", 50)
+    monkeypatch.setattr("skvae.fitting.weighted_rows.MAX_SAMPLE_ROWS", 50)
     gmm = TorchGMM(K, init_params=init_params, n_init=5, max_iter=200, random_state=0, chunk_size=300)
     streamed, held = clone(gmm).fit(Slices(X), sample_weight=weight), clone(gmm).fit(X, sample_weight=weight)
     assert_allclose(streamed.lower_bound_, held.lower_bound_, atol=2e-3)
@@ -140,7 +140,7 @@ def test_given_labels_and_responsibilities(X):
 def test_a_clusterer_is_fitted_to_a_sample(weighted, monkeypatch):
     X, y = make_blobs(n_samples=1000, centers=K, n_features=4, cluster_std=0.7, random_state=1)
     X = X[np.argsort(y)]
-    monkeypatch.setattr("skvae.fitting.streams.SAMPLE_ROWS", 50)
+    monkeypatch.setattr("skvae.fitting.weighted_rows.MAX_SAMPLE_ROWS", 50)
     weight = np.random.default_rng(0).uniform(0, 2, size=len(X)) if weighted else None
     monkeypatch.setattr(RecordedKMeans, "n_rows", [])
     gmm = TorchGMM(K, init_params=RecordedKMeans(K, n_init=5), random_state=0, chunk_size=300)
@@ -217,7 +217,7 @@ def test_bad_values_are_found_when_they_are_read(estimator, bad, X):
 @pytest.fixture
 def small_pool(monkeypatch):
     """Fewer rows are held than there are."""
-    monkeypatch.setattr("skvae.estimators.kmeans.POOL_BYTES", 0)
+    monkeypatch.setattr("skvae.data.samplers.POOL_BYTES", 0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -279,9 +279,9 @@ def test_large_numbers_in_a_pool(small_pool):
         TorchMiniBatchKMeans(K, batch_size=100).fit(Slices(X))
 
 
-def test_empty_clusters_of_a_pool_are_told(small_pool):
+def test_warning_of_empty_clusters_from_a_pool(small_pool):
     X = np.repeat([[0.0, 0.0], [1.0, 1.0]], 2500, axis=0)
-    with pytest.warns(ConvergenceWarning, match="Only 2 of n_clusters=3 clusters.*X has only 2 distinct rows"):
+    with pytest.warns(ConvergenceWarning, match="Only 2 of n_clusters=3 clusters.*X has only 2 distinct samples"):
         TorchMiniBatchKMeans(3, batch_size=100, max_iter=2, random_state=0).fit(Slices(X))
 
 
@@ -296,7 +296,7 @@ import sys, warnings
 from pathlib import Path
 import numpy as np
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA
-from skvae.data import tables
+from skvae.data import inputs
 
 def resident(field):
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith(field))
@@ -312,7 +312,7 @@ estimator.fit(np.random.default_rng(0).normal(size=(500, 5)))
 X = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
 Path("/proc/self/clear_refs").write_text("5")
 before = resident("VmRSS")
-tables.IN_MEMORY = 0
+inputs.MAX_HELD_BYTES = 0
 estimator.fit(X).transform(X)
 print(resident("VmHWM") - before)
 """

@@ -23,10 +23,11 @@ from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
-from skvae.data.weights import repeated_rows
+from skvae.data.weights import resample_by_weight
 from skvae.estimators import vade as module
-from skvae.fitting.training import mean_elbo
+from skvae.fitting.evaluation import mean_elbo
 from skvae.models import LIKELIHOODS, NETWORKS
+from skvae.models.networks import NetworkConfig
 
 SMALL = {
     "latent_dim": 2,
@@ -199,11 +200,11 @@ def test_networks_for_images(images):
 
 
 @pytest.mark.parametrize("n_outputs", [1, 64, 100])
-@pytest.mark.parametrize("settings", [{}, {"channels": (3,), "kernel_size": 3}, {"head_layer_sizes": (5,)}])
-def test_hybrid_networks_have_the_shapes_asked_for(n_outputs, settings):
+@pytest.mark.parametrize(("settings", "heads"), [({}, ()), ({"channels": (3,), "kernel_size": 3}, ()), ({}, (5,))])
+def test_shapes_of_hybrid_networks(n_outputs, settings, heads):
     generator = torch.Generator().manual_seed(0)
-    sizes = {"image_shape": (8, 8), "hidden_layer_sizes": (7, 5), "activation": "relu", "generator": generator}
-    encoder, decoder = NETWORKS["hybrid"](64, 2, n_outputs, **sizes | settings)
+    config = NetworkConfig("relu", generator, hidden_layer_sizes=(7, 5), head_layer_sizes=heads)
+    encoder, decoder = NETWORKS["hybrid"](64, 2, n_outputs, config, image_shape=(8, 8), **settings)
     codes = encoder(torch.zeros(3, 64))
     assert codes.shape == (3, 4)
     assert decoder(codes[:, :2]).shape == (3, n_outputs)
@@ -506,12 +507,14 @@ def test_weights_are_rounded_at_random(seed):
     """To one of the two whole numbers beside them; the sum is kept."""
     X, rng = np.arange(200.0)[:, None], np.random.default_rng(seed)
     weight = rng.uniform(0, 5, 200)
-    counts = np.bincount(repeated_rows(X, weight, seed).ravel().astype(int), minlength=200)
+    counts = np.bincount(resample_by_weight(X, weight, seed).ravel().astype(int), minlength=200)
     assert (np.abs(counts - weight) < 1).all()
     assert abs(counts.sum() - weight.sum()) < 1
     order = rng.permutation(200)
-    assert_array_equal(repeated_rows(X[order], weight[order], seed), repeated_rows(X, weight, seed))
-    mean = np.mean([np.bincount(repeated_rows(X, weight, s).ravel().astype(int), minlength=200) for s in range(200)], 0)
+    assert_array_equal(resample_by_weight(X[order], weight[order], seed), resample_by_weight(X, weight, seed))
+    mean = np.mean(
+        [np.bincount(resample_by_weight(X, weight, s).ravel().astype(int), minlength=200) for s in range(200)], 0
+    )
     assert np.abs(mean - weight).max() < 0.2
 
 
@@ -551,7 +554,7 @@ def test_rows_that_can_not_be_written(sample_weight, groups):
 
 def test_dead_clusters_are_named(groups):
     X = np.repeat(groups[0][:3], 40, axis=0)
-    with pytest.warns(ConvergenceWarning, match=r"Clusters \[.*\] have almost no rows \(\d+ of 12\)") as caught:
+    with pytest.warns(ConvergenceWarning, match=r"Clusters \[.*\] have almost no samples \(\d+ of 12\)") as caught:
         VaDEClusterer(12, **SMALL).fit(X)
     assert [warning.filename for warning in caught] == [__file__], "it does not point at the caller"
 
@@ -560,7 +563,7 @@ def test_clusters_that_are_all_alike_are_told():
     """Soft mixtures begin so, and nothing was learned."""
     X = np.random.default_rng(0).normal(size=(200, 4))
     vade = VaDEClusterer(5, consistency=1.0, augment=lambda u, generator: u, **SMALL | FROZEN)
-    with pytest.warns(ConvergenceWarning, match="Rows belong to all clusters alike: the mean of their largest resp"):
+    with pytest.warns(ConvergenceWarning, match="Clusters overlap: the mean of the largest resp"):
         vade.fit(X)
 
 
@@ -658,13 +661,13 @@ def test_beta_weighs_the_divergence(groups):
 
 def test_automatic_epochs():
     """Few rows that are always the same are learned by heart, but not views of them."""
-    sizes, steps = (100, 1_000, 10_000, 1_000_000), {"n_steps": 800, "least": 6}
-    assert [VaDEClusterer()._passes("auto", n, **steps) for n in sizes] == [60, 100, 20, 6]
+    sizes, steps = (100, 1_000, 10_000, 1_000_000), {"n_iterations": 800, "min_epochs": 6}
+    assert [VaDEClusterer()._choose_epochs("auto", n, **steps) for n in sizes] == [60, 100, 20, 6]
     for views in ({"image_shape": (8, 8)}, {"augment": lambda x, generator: x}):
-        assert [VaDEClusterer(**views)._passes("auto", n, **steps) for n in sizes] == [300, 100, 20, 6]
+        assert [VaDEClusterer(**views)._choose_epochs("auto", n, **steps) for n in sizes] == [300, 100, 20, 6]
     for none in ({"augment": None}, {"likelihood": "poisson"}, {"likelihood": LIKELIHOODS["categorical"]}):
-        assert VaDEClusterer(image_shape=(8, 8), **none)._passes("auto", 100, **steps) == 60
-    assert VaDEClusterer()._passes(7, 10_000, **steps) == 7
+        assert VaDEClusterer(image_shape=(8, 8), **none)._choose_epochs("auto", 100, **steps) == 60
+    assert VaDEClusterer()._choose_epochs(7, 10_000, **steps) == 7
 
 
 class Interrupts(Callback):

@@ -14,7 +14,7 @@ from skorch.callbacks import EarlyStopping
 from torch import nn
 
 from skvae import TorchGMM, VaDEClusterer
-from skvae.fitting.nets import NegativeELBO
+from skvae.fitting.net import NegativeELBO
 
 SMALL = {
     "latent_dim": 2,

@@ -5,13 +5,16 @@ import torch
 from helpers import assert_same_mixture
 from torch.testing import assert_close
 
-from skvae.fitting import rows as em
+from skvae.fitting import whitened_rows
 from skvae.fitting.chunks import row_chunks
-from skvae.fitting.em import fit_mixtures, start_mixture, step_mixture
-from skvae.fitting.rows import WhitenedRows, e_step, read_numbers
-from skvae.fitting.squarem import Squarem
+from skvae.fitting.devices import read_numbers
+from skvae.fitting.em import fit_mixtures, step_mixture
+from skvae.fitting.em_steps import e_step
+from skvae.fitting.mixture_init import mixture_from_resp
+from skvae.fitting.squarem import ACCELERATIONS
+from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
-from skvae.models.covariances import moved
+from skvae.models.tensors import copy_to_device
 
 K = 3
 over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVARIANCES)
@@ -31,7 +34,7 @@ def random_resp(x):
 def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, **settings):
     resp = random_resp(x) if resp is None else resp
     rows = WhitenedRows(x.clone(), family, reg_covar, **settings)
-    mixture = start_mixture(rows, lambda chunk: resp[chunk], resp.shape[1])
+    mixture = mixture_from_resp(rows, lambda chunk: resp[chunk], resp.shape[1])
     return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter)[0]
 
 
@@ -70,7 +73,7 @@ def test_integer_weights_are_repeated_rows(family, x):
 def test_both_forms_agree(family, x, dtype, monkeypatch):
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
     linear = fit(x.to(dtype), family, max_iter=10)
-    monkeypatch.setattr(em, "MAX_SPREAD", {torch.float32: -1.0, torch.float64: -1.0})
+    monkeypatch.setattr(whitened_rows, "MAX_LINEAR_CONDITION", {torch.float32: -1.0, torch.float64: -1.0})
     residual = fit(x.to(dtype), family, max_iter=10)
     assert_same_mixture(linear.mixture, residual.mixture, **tolerance)
     monkeypatch.setattr(type(family), "prefers_linear", lambda self, n_features: False)
@@ -161,10 +164,10 @@ def test_numbers_of_tensors_on_the_host():
 
 def test_tensors_are_moved_in_one_piece(x, monkeypatch):
     mixture = fit(x, COVARIANCES["full"], max_iter=1).mixture
-    assert moved(mixture, "cpu")[2] is mixture.covariances
+    assert copy_to_device(mixture, "cpu")[2] is mixture.covariances
     for most in (2**20, 0):
-        monkeypatch.setattr("skvae.models.covariances.MAX_STACKED", most)
-        there = moved(mixture, "meta")
+        monkeypatch.setattr("skvae.models.tensors.MAX_STACKED", most)
+        there = copy_to_device(mixture, "meta")
         assert [part.shape for part in there] == [part.shape for part in mixture]
         assert {part.device.type for part in there} == {"meta"}
 
@@ -177,7 +180,7 @@ def test_several_runs_are_as_each_alone(family, x):
     for seed in range(3):
         resp = torch.rand(len(x), K, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         resp = resp / resp.sum(1, keepdim=True)
-        starts.append(start_mixture(rows, lambda chunk, resp=resp: resp[chunk], K))
+        starts.append(mixture_from_resp(rows, lambda chunk, resp=resp: resp[chunk], K))
     for acceleration in (None, "squarem"):
         settings = {"tol": 1e-6, "max_iter": 60, "acceleration": acceleration}
         together = fit_mixtures(rows, [lambda rows, start=start: start for start in starts], **settings)
@@ -189,23 +192,23 @@ def test_several_runs_are_as_each_alone(family, x):
 def test_an_extrapolation_changes_nothing_before_it_is_taken(x):
     family = COVARIANCES["full"]
     path = [fit(x, family, max_iter=n).mixture for n in (1, 2, 3)]
-    squarem = Squarem(family)
-    assert squarem.leap(path[0], path[1]) is None
+    squarem = ACCELERATIONS["squarem"](family)
+    assert squarem.extrapolate(path[0], path[1]) is None
     assert squarem.propose(path[0], path[1], None) is path[1]
-    (leap, is_finite), (again, _) = squarem.leap(*path[1:]), squarem.leap(*path[1:])
+    (leap, is_finite), (again, _) = squarem.extrapolate(*path[1:]), squarem.extrapolate(*path[1:])
     assert is_finite
     assert_same_mixture(leap, again, rtol=0, atol=0)
     assert not squarem.is_extrapolated
     assert squarem.propose(*path[1:], leap) is leap
     assert squarem.is_extrapolated
-    assert squarem.leap(leap, path[0]) is None
+    assert squarem.extrapolate(leap, path[0]) is None
     assert squarem.reject() is path[2]
 
 
 def test_an_extrapolation_from_a_fixed_point_is_not_finite(x):
-    mixture, squarem = fit(x, COVARIANCES["full"]).mixture, Squarem(COVARIANCES["full"])
+    mixture, squarem = fit(x, COVARIANCES["full"]).mixture, ACCELERATIONS["squarem"](COVARIANCES["full"])
     squarem.propose(mixture, mixture, None)
-    _, is_finite = squarem.leap(mixture, mixture)
+    _, is_finite = squarem.extrapolate(mixture, mixture)
     assert not is_finite
     assert squarem.propose(mixture, mixture, None) is mixture
     assert not squarem.is_extrapolated
@@ -221,7 +224,7 @@ def test_singular_covariances_are_regularized_in_a_leap_s_path(family):
     resp[:10, 0], resp[10:, 1] = 1, 1
     found = fit(x, family, resp=resp, max_iter=12)
     rows = WhitenedRows(x.clone(), family, 0.0)
-    start = start_mixture(rows, lambda chunk: resp[chunk], 2)
+    start = mixture_from_resp(rows, lambda chunk: resp[chunk], 2)
     fast = fit_mixtures(rows, [lambda rows: start], tol=0.0, max_iter=12, acceleration="squarem")[0]
     assert all(torch.isfinite(part).all() for part in fast.mixture)
     assert fast.regularized == found.regularized
@@ -231,7 +234,7 @@ def test_singular_covariances_are_regularized_in_a_leap_s_path(family):
 def test_a_batch_of_all_rows_is_an_m_step(family, x):
     """With rows seen before that count nothing."""
     rows, resp = WhitenedRows(x.clone(), family, 0.0), random_resp(x)
-    start = start_mixture(rows, lambda chunk: resp[chunk], K)
+    start = mixture_from_resp(rows, lambda chunk: resp[chunk], K)
     one = fit_mixtures(rows, [lambda rows: start], tol=0.0, max_iter=1)[0]
     two = step_mixture(rows, start, 0.0, 0.7)
     assert one.lower_bounds == pytest.approx(two.lower_bounds)

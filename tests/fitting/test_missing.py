@@ -8,15 +8,17 @@ from helpers import assert_same_mixture, generator
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
-from skvae.fitting.em import fit_mixtures, start_mixture, step_mixture
-from skvae.fitting.missing import PatternRows, Patterns, completed, observed_e_step, pattern_codes
-from skvae.fitting.ppca import Rounding, axes_of_scatter, choose_observed, fit_ppca, fit_ppca_observed
-from skvae.fitting.rows import WhitenedRows
+from skvae.fitting.em import fit_mixtures, step_mixture
+from skvae.fitting.missing import PatternRows, Patterns, impute, observed_e_step, pattern_codes
+from skvae.fitting.mixture_init import mixture_from_resp
+from skvae.fitting.ppca import VarianceFloor, fit_ppca, fit_ppca_em, scatter_spectrum
+from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
-from skvae.models.covariances import Mixture, _gram_root
+from skvae.models.covariances import Mixture
+from skvae.models.matrix_covariances import gram_root
 from skvae.models.ppca import PPCA
 
-ROUNDING = Rounding.of(torch.float64)
+FLOOR = VarianceFloor.of(torch.float64)
 K = 3
 FULL = COVARIANCES["full"]
 over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVARIANCES)
@@ -78,7 +80,7 @@ def marginal_log_probs(row, log_weights, means, matrices):
 def fit(x, family, resp=None, max_iter=30, tol=0.0, reg_covar=0.0, weight=None, acceleration=None):
     rows = PatternRows(x.clone(), family, reg_covar, weight)
     resp = random_resp(len(x)) if resp is None else resp
-    mixture = start_mixture(rows, lambda chunk: resp[chunk], resp.shape[1])
+    mixture = mixture_from_resp(rows, lambda chunk: resp[chunk], resp.shape[1])
     return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter, acceleration=acceleration)[0]
 
 
@@ -127,7 +129,7 @@ def test_completed_rows_are_conditional_means(family):
     x = hide(randn(80, 4), share=0.5)
     x[0] = torch.nan
     mixture = random_mixture(family)
-    matrices, filled = as_matrices(mixture.covariances, K, 4), completed(x, mixture, family)
+    matrices, filled = as_matrices(mixture.covariances, K, 4), impute(x, mixture, family)
     resp = observed_e_step(x, mixture, family)[1].exp()
     for row, found, share in zip(x, filled, resp, strict=True):
         o, m = ~row.isnan(), row.isnan()
@@ -145,7 +147,7 @@ def test_expected_moments_are_those_of_the_textbook(family, x_missing):
     x, mixture = x_missing[:100], random_mixture(family, d=3)
     rows = PatternRows(x.clone(), family, 0.0)
     inside = family.whiten_mixture(mixture, rows.whitener)
-    moments, reference, *_ = rows.expect([inside])[0]
+    moments, reference, *_ = rows.e_step_sums([inside])[0]
     x, matrices = x * rows.scales, as_matrices(inside.covariances, K, 3)
     resp = observed_e_step(x, inside, family)[1].exp()
     weight, first, second = resp.sum(0), torch.zeros(K, 3).double(), torch.zeros(K, 3, 3).double()
@@ -172,7 +174,7 @@ def test_nearly_dependent_rows_have_a_root():
     """Their products no longer tell them apart, and have no Cholesky factor."""
     rows = torch.tensor([[1.0, 0, 0], [1, 1e-9, 0]], dtype=torch.float64)
     assert torch.linalg.cholesky_ex(rows @ rows.mT).info > 0
-    root = _gram_root(rows)
+    root = gram_root(rows)
     assert root[1, 1].abs().item() == pytest.approx(1e-9, rel=1e-6)
     assert_close(root @ root.mT, rows @ rows.mT)
 
@@ -184,7 +186,7 @@ def test_nearly_singular_covariances_keep_their_digits(noise):
     mixture = Mixture(torch.zeros(1).double(), torch.zeros(1, 3).double(), FULL.covariances(factor), factor)
     x = torch.tensor([[0.5, torch.nan, 0.1]], dtype=torch.float64)
     evidence, _ = observed_e_step(x, mixture, FULL)
-    filled = completed(x, mixture, FULL)[0, 1].item()
+    filled = impute(x, mixture, FULL)[0, 1].item()
     # By hand: the whitened residuals are x1, (x2 - x1) / noise and 0.3 x1 + 0.2 x2 + x3; x2 is missing.
     a, b = 1 / noise**2 + 0.04, 0.5 / noise**2 - 0.2 * (0.15 + 0.1)
     square = 0.25 + ((b / a - 0.5) / noise) ** 2 + (0.15 + 0.2 * b / a + 0.1) ** 2
@@ -201,7 +203,7 @@ def test_nearly_singular_covariances_keep_their_digits(noise):
 def test_complete_rows_are_as_without_patterns(family, x, reg_covar):
     weight, resp = torch.rand(len(x), generator=generator()).double(), random_resp(len(x))
     mine, theirs = (kind(x.clone(), family, reg_covar, weight) for kind in (PatternRows, WhitenedRows))
-    starts = [start_mixture(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
+    starts = [mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
     assert_same_mixture(*starts, rtol=1e-8, atol=1e-8)
     fits = [
         fit_mixtures(rows, [lambda rows, start=start: start], tol=0.0, max_iter=10)
@@ -286,20 +288,20 @@ def no_unchecked_roots(monkeypatch):
 
     def root_of(rows, failures=None):
         if failures is None:
-            return _gram_root(rows)
+            return gram_root(rows)
         failures.append(torch.tensor(True))
         return torch.full((*rows.shape[:-1], rows.shape[-2]), torch.nan, dtype=rows.dtype)
 
-    monkeypatch.setattr("skvae.models.covariances._gram_root", root_of)
+    monkeypatch.setattr("skvae.models.matrix_covariances.gram_root", root_of)
 
 
 @over_families
 def test_unchecked_roots_give_the_same_sums(family, x_missing):
     mixture = random_mixture(family, d=3)
     checked, rows = (PatternRows(x_missing.clone(), family, 0.0) for _ in range(2))
-    one, two = checked.expect([mixture])[0], unchecked(rows).expect([mixture])[0]
-    assert one.failed == two.failed == 0
-    assert_close(one.total, two.total)
+    one, two = checked.e_step_sums([mixture])[0], unchecked(rows).e_step_sums([mixture])[0]
+    assert one.n_failed == two.n_failed == 0
+    assert_close(one.log_likelihood, two.log_likelihood)
     for mine, theirs in zip(one.moments, two.moments, strict=True):
         assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
@@ -311,9 +313,9 @@ def test_roots_that_do_not_exist_are_counted():
     x = randn(60, 3)
     x[:20, :2], x[20:30, 2] = torch.nan, torch.nan
     rows = PatternRows(x, FULL, 0.0)
-    assert unchecked(rows).expect([mixture])[0].failed == 1
+    assert unchecked(rows).e_step_sums([mixture])[0].n_failed == 1
     rows.check_roots()
-    assert rows.expect([mixture])[0].failed == 0
+    assert rows.e_step_sums([mixture])[0].n_failed == 0
 
 
 @pytest.mark.parametrize("acceleration", [None, "squarem"])
@@ -331,7 +333,7 @@ def test_a_pass_is_repeated_if_a_root_does_not_exist(x_missing, acceleration, no
 def test_a_start_is_repeated_if_a_root_does_not_exist(x_missing, no_unchecked_roots):
     resp = random_resp(len(x_missing))
     one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
-    mine, theirs = (start_mixture(rows, lambda chunk: resp[chunk], K) for rows in (one, unchecked(two)))
+    mine, theirs = (mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (one, unchecked(two)))
     assert two.checks_roots
     assert_same_mixture(mine, theirs, rtol=0, atol=0)
 
@@ -344,10 +346,10 @@ def test_a_step_is_repeated_if_a_root_does_not_exist(x_missing, no_unchecked_roo
     assert_same_mixture(mine.mixture, theirs.mixture, rtol=0, atol=0)
 
 
-def test_a_step_of_ppca_is_repeated_if_a_root_does_not_exist(no_unchecked_roots):
+def test_an_em_step_of_ppca_is_repeated_if_a_root_does_not_exist(no_unchecked_roots):
     x = hide(low_rank())
     one, two = ppca_rows(x), unchecked(ppca_rows(x))
-    mine, theirs = (fit_ppca_observed(rows, 2, ROUNDING, tol=0.0, max_iter=8) for rows in (one, two))
+    mine, theirs = (fit_ppca_em(rows, 2, FLOOR, tol=0.0, max_iter=8) for rows in (one, two))
     assert two.checks_roots
     assert mine.lower_bounds == theirs.lower_bounds
     assert_close(mine.model.axes, theirs.model.axes, rtol=0, atol=0)
@@ -357,13 +359,13 @@ def test_a_step_of_ppca_is_repeated_if_a_root_does_not_exist(no_unchecked_roots)
 def test_unchecked_roots_give_the_same_ppca(n_components):
     x, settings = hide(low_rank()), {"tol": 1e-8, "max_iter": 500}
     one, two = ppca_rows(x), unchecked(ppca_rows(x))
-    mine, theirs = (fit_ppca_observed(rows, n_components, ROUNDING, **settings) for rows in (one, two))
+    mine, theirs = (fit_ppca_em(rows, n_components, FLOOR, **settings) for rows in (one, two))
     assert not two.checks_roots
     assert mine.lower_bounds[-1] == pytest.approx(theirs.lower_bounds[-1], abs=1e-6)
     assert_close(covariance_of(mine.model), covariance_of(theirs.model), rtol=1e-8, atol=1e-8)
 
 
-# Probabilistic principal components.
+# PPCA.
 
 
 def ppca_rows(x, weight=None):
@@ -381,7 +383,7 @@ def covariance_of(model):
 @pytest.mark.parametrize("n_components", [1, 3, 5, 6])
 def test_density_of_ppca_as_a_mixture(n_components):
     x = low_rank()
-    model, _ = fit_ppca(*axes_of_scatter(x.mT @ x), len(x), n_components, ROUNDING)
+    model, _ = fit_ppca(scatter_spectrum(x.mT @ x), len(x), n_components, FLOOR)
     mixture = model.as_mixture()
     assert_close(FULL.log_prob(x, mixture.means, mixture.factor)[:, 0], model.log_prob(x))
     assert_close(FULL.covariances(mixture.factor), mixture.covariances)
@@ -390,63 +392,63 @@ def test_density_of_ppca_as_a_mixture(n_components):
 
 @pytest.mark.parametrize("n_components", [1, 3, 6])
 @pytest.mark.parametrize("far", [False, True])
-def test_complete_rows_give_the_closed_form(n_components, far):
-    """In one step, wherever EM begins."""
+def test_em_solves_complete_data_in_one_step(n_components, far):
     x = low_rank()
     x = x - x.mean(0)
-    expected, total = fit_ppca(*axes_of_scatter(x.mT @ x), len(x), n_components, ROUNDING)
+    expected, total = fit_ppca(scatter_spectrum(x.mT @ x), len(x), n_components, FLOOR)
     start = PPCA(randn(6), torch.eye(2, 6).double(), torch.tensor([9.0, 4.0]).double(), torch.tensor(0.1).double())
-    settings = {"tol": 1e-12, "max_iter": 1, "start": start if far else None}
-    found = fit_ppca_observed(ppca_rows(x), n_components, ROUNDING, **settings)
+    settings = {"tol": 1e-12, "max_iter": 1, "init": start if far else None}
+    found = fit_ppca_em(ppca_rows(x), n_components, FLOOR, **settings)
     for mine, theirs in zip(found.model, expected, strict=True):
         assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
     assert_close(found.total_variance, total)
 
 
 @pytest.mark.parametrize("n_components", [1, 2, 4])
-def test_ppca_is_a_stationary_point(n_components):
-    """With variances that count all rows, the gradient of the log-likelihood of the observed values is zero."""
+def test_ppca_converges_to_a_stationary_point(n_components):
+    """With variances over the number of samples, the gradient of the log-likelihood of the observed values is zero."""
     x = hide(low_rank())
-    found = fit_ppca_observed(ppca_rows(x), n_components, ROUNDING, tol=1e-14, max_iter=5000)
-    assert found.converged
-    assert (torch.tensor(found.lower_bounds).double().diff() > -1e-12).all()
+    fitted = fit_ppca_em(ppca_rows(x), n_components, FLOOR, tol=1e-14, max_iter=5000)
+    assert fitted.converged
+    assert (torch.tensor(fitted.lower_bounds).double().diff() > -1e-12).all()
     share = (len(x) - 1) / len(x)
-    model = found.model._replace(
-        variances=share * found.model.variances, noise_variance=share * found.model.noise_variance
+    model = fitted.model._replace(
+        variances=share * fitted.model.variances, noise_variance=share * fitted.model.noise_variance
     )
-    mean, weights, noise = (part.clone().requires_grad_() for part in (model.mean, model.weights, model.noise_variance))
+    parts = model.mean, model.loadings, model.noise_variance
+    mean, loadings, noise = (part.clone().requires_grad_() for part in parts)
 
     def log_likelihood(mean):
-        covariance = weights.mT @ weights + noise * torch.eye(6).double()
+        covariance = loadings.mT @ loadings + noise * torch.eye(6).double()
         zero = torch.zeros(1, dtype=torch.float64)
         return torch.cat([marginal_log_probs(row, zero, mean[None], covariance[None]) for row in x]).mean()
 
     value = log_likelihood(mean)
-    assert value.item() == pytest.approx(found.lower_bounds[-1], abs=1e-9)
-    for gradient in torch.autograd.grad(value, (mean, weights, noise)):
+    assert value.item() == pytest.approx(fitted.lower_bounds[-1], abs=1e-9)
+    for gradient in torch.autograd.grad(value, (mean, loadings, noise)):
         assert gradient.abs().max() < 1e-5
     moved = torch.autograd.grad(log_likelihood(mean + 0.1), mean)[0]
     assert moved.abs().max() > 1e-2
 
 
-def test_ppca_ends_in_the_same_place_from_elsewhere():
+def test_ppca_converges_to_the_same_optimum_from_other_inits():
     x, settings = hide(low_rank()), {"tol": 1e-13, "max_iter": 5000}
     start = PPCA(randn(6), torch.eye(2, 6).double(), torch.tensor([9.0, 4.0]).double(), torch.tensor(0.1).double())
-    one, two = (fit_ppca_observed(ppca_rows(x), 2, ROUNDING, start=at, **settings) for at in (None, start))
+    one, two = (fit_ppca_em(ppca_rows(x), 2, FLOOR, init=at, **settings) for at in (None, start))
     assert_close(covariance_of(one.model), covariance_of(two.model), rtol=1e-5, atol=1e-5)
     assert_close(one.model.mean, two.model.mean, rtol=1e-5, atol=1e-5)
 
 
-def test_all_components_are_one_gaussian(x_missing):
-    model = fit_ppca_observed(ppca_rows(x_missing), 3, ROUNDING, tol=1e-13, max_iter=5000).model
+def test_ppca_with_all_components_is_one_gaussian(x_missing):
+    model = fit_ppca_em(ppca_rows(x_missing), 3, FLOOR, tol=1e-13, max_iter=5000).model
     one = fit(x_missing, FULL, torch.ones(len(x_missing), 1).double(), max_iter=5000, tol=1e-13).mixture
     share = (len(x_missing) - 1) / len(x_missing)
     assert_close(share * covariance_of(model), one.covariances[0], rtol=1e-5, atol=1e-5)
     assert_close(model.mean, one.means[0], rtol=1e-5, atol=1e-5)
 
 
-def test_share_of_the_variance_is_chosen():
+def test_share_of_the_variance_determines_the_number_of_components():
     x = hide(low_rank(n_rows=400, noise=0.05), share=0.2)
-    q, full = choose_observed(ppca_rows(x), 0.95, ROUNDING, tol=1e-6, max_iter=1000)
-    assert q == 2
-    assert len(full.model.variances) == 6
+    fit = fit_ppca_em(ppca_rows(x), 0.95, FLOOR, tol=1e-6, max_iter=1000)
+    assert len(fit.model.variances) == 2
+    assert fit.n_iter > len(fit.lower_bounds)

@@ -8,7 +8,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from skvae import TorchGMM, TorchMiniBatchKMeans
-from skvae.fitting.threads import SERIAL_OPERATIONS, serial_if_small
+from skvae.fitting.threads import MAX_SERIAL_OPERATIONS, serial_if_small
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def two_threads():
 
 
 def test_small_work_has_one_thread():
-    for size, n_threads in ((SERIAL_OPERATIONS / 2, 1), (SERIAL_OPERATIONS, 2)):
+    for size, n_threads in ((MAX_SERIAL_OPERATIONS / 2, 1), (MAX_SERIAL_OPERATIONS, 2)):
         with serial_if_small(size, CPU):
             assert torch.get_num_threads() == n_threads
         assert torch.get_num_threads() == 2

@@ -6,33 +6,33 @@ import pytest
 import torch
 from skorch.callbacks import Callback
 
-from skvae.fitting.batches import RowBatches, Rows
-from skvae.fitting.nets import EpochNet, NegativeELBO
-from skvae.fitting.quadrature import balanced_points
-from skvae.fitting.training import Plan, fit_module
+from skvae.fitting.batches import RowDataset, TrainingBatches
+from skvae.fitting.evaluation import balanced_points
+from skvae.fitting.net import EpochNet, NegativeELBO
+from skvae.fitting.training import Plan, TrainingData, fit_module
 from skvae.models import ELBO, NETWORKS, Bernoulli, LatentModel, StandardNormal
+from skvae.models.networks import NetworkConfig
 
 
 def make_model(seed=0, n_features=4):
     generator = torch.Generator().manual_seed(seed)
-    nets = NETWORKS["mlp"](
-        n_features, 2, n_features, hidden_layer_sizes=(8,), activation="relu", batch_norm=True, generator=generator
-    )
+    config = NetworkConfig("relu", generator, hidden_layer_sizes=(8,), batch_norm=True)
+    nets = NETWORKS["mlp"](n_features, 2, n_features, config)
     return LatentModel(*nets, Bernoulli(), StandardNormal())
 
 
 def train(model, rows, **settings):
-    plan = Plan(**{"max_epochs": 3, "batch_size": 16, "lr": 1e-2} | settings)
-    generator = torch.Generator().manual_seed(1)
-    return fit_module(model, rows, plan, noise_size=2, generator=generator, device="cpu")
+    plan = Plan(**{"max_epochs": 3, "latent_dim": 2, "batch_size": 16, "lr": 1e-2} | settings)
+    data = TrainingData(rows, torch.Generator().manual_seed(1), torch.device("cpu"))
+    return fit_module(model, plan, data)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
 @pytest.mark.parametrize("n_rows", range(2, 18))
 def test_batches_deal_every_row_once_and_never_alone(n_rows, batch_size):
     rows = torch.arange(n_rows, dtype=torch.float32)[:, None]
-    batches = RowBatches(
-        Rows(rows),
+    batches = TrainingBatches(
+        RowDataset(rows),
         batch_size,
         noise_shape=(3,),
         generator=torch.Generator().manual_seed(0),
@@ -62,7 +62,7 @@ def test_blocks_of_batches_are_the_batches():
 
     def batches(n_block):
         generator = torch.Generator().manual_seed(1)
-        found = RowBatches(Rows(rows), 4, (3,), generator, standardize=torch.clone, n_block=n_block)
+        found = TrainingBatches(RowDataset(rows), 4, (3,), generator, standardize=torch.clone, n_block=n_block)
         return [batch for _ in range(2) for batch, _ in found]
 
     for alone, blocked in zip(batches(1), batches(4), strict=True):
@@ -81,15 +81,9 @@ def test_losses_that_stay_on_the_device_are_the_same(monkeypatch):
     rows, histories = torch.rand(40, 4, generator=torch.Generator().manual_seed(0)), []
     for later in (False, True):
         monkeypatch.setattr(EpochNet, "_reads_losses_later", lambda self, later=later: later)
-        net = fit_module(
-            make_model(),
-            rows,
-            Plan(max_epochs=2, batch_size=16),
-            noise_size=2,
-            generator=torch.Generator().manual_seed(1),
-            device="cpu",
-            validation_rows=rows[:20],
-        )
+        generator = torch.Generator().manual_seed(1)
+        data = TrainingData(rows, generator, torch.device("cpu"), validation_rows=rows[:20])
+        net = fit_module(make_model(), Plan(max_epochs=2, latent_dim=2, batch_size=16), data)
         batches = [batch for epoch in net.history for batch in epoch["batches"]]
         assert all(isinstance(batch.get("train_loss", 0.0), float) for batch in batches)
         histories.append([net.history[:, name] for name in ("train_loss", "valid_loss", "train_batch_count")])
@@ -189,7 +183,9 @@ def test_batches_shrink_if_the_device_is_out_of_memory(monkeypatch):
 
     monkeypatch.setattr(LatentModel, "forward", limited)
     rows = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(RuntimeWarning, match="out of memory with batches of 32 rows; the training goes on with smaller"):
+    with pytest.warns(
+        RuntimeWarning, match="out of memory with batches of 32 rows; the training continues with smaller"
+    ):
         net = train(make_model(), rows, batch_size=32)
     assert len(net.history) == 3
     assert sizes[:2] == [32, 16]

@@ -8,9 +8,10 @@ from skorch.callbacks import Callback
 from torch import nn
 from torch.testing import assert_close
 
-from skvae.fitting.nets import NegativeELBO
-from skvae.fitting.parallel import count_batches
-from skvae.fitting.training import Plan, fit_module, mean_elbo
+from skvae.fitting.batches import count_batches
+from skvae.fitting.evaluation import mean_elbo
+from skvae.fitting.net import NegativeELBO
+from skvae.fitting.training import Plan, TrainingData, fit_module
 from skvae.fitting.vade import (
     ConsistencyDecay,
     PruneMixtures,
@@ -23,13 +24,12 @@ from skvae.models import (
     COVARIANCES,
     ELBO,
     NETWORKS,
-    FeatureSummary,
     FixedGaussian,
     Flat,
     GaussianMixturePrior,
     LatentModel,
 )
-from skvae.models.networks import LogScaleHead
+from skvae.models.networks import LogScaleHead, NetworkConfig
 
 D, M, K = 2, 4, 3
 over_kinds = pytest.mark.parametrize("kind", ["full", "diag"])
@@ -42,9 +42,8 @@ def rows(generator):
 
 def make_model(prior=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    sizes = {"hidden_layer_sizes": (8,), "activation": "tanh", "n_statistics": 2}
-    nets = NETWORKS["mlp"](M, D, M, generator=generator, **sizes)
-    likelihood = FixedGaussian.from_data(FeatureSummary(torch.zeros(M), torch.ones(M), torch.ones(M)))
+    nets = NETWORKS["mlp"](M, D, M, NetworkConfig("tanh", generator, hidden_layer_sizes=(8,)))
+    likelihood = FixedGaussian(torch.zeros(M), torch.ones(M))
     return LatentModel(*nets, likelihood, Flat(2) if prior is None else prior)
 
 
@@ -60,9 +59,8 @@ def two_noisy_views(u, generator):
 
 def train(model, rows, *callbacks, **settings):
     settings = {"max_epochs": 4, "batch_size": 10, "lr": 1e-2} | settings
-    source = torch.Generator().manual_seed(1)
-    plan = Plan(callbacks=callbacks, **settings)
-    return fit_module(model, rows, plan, noise_size=D, generator=source, device="cpu")
+    plan = Plan(callbacks=callbacks, latent_dim=D, **settings)
+    return fit_module(model, plan, TrainingData(rows, torch.Generator().manual_seed(1), torch.device("cpu")))
 
 
 def test_units_of_codes_change_nothing_that_is_decoded(rows):

@@ -181,11 +181,11 @@ def test_log_of_the_factor(family, x, resp, means):
     assert_close(family.exp_factor(family.log_factor(factor)), factor)
 
 
-def test_spread_is_the_squared_distance_in_standard_deviations():
+def test_linear_condition_number_is_the_squared_mahalanobis_distance():
     diag = COVARIANCES["diag"]
     variances = torch.tensor([[4.0, 1.0], [1.0, 1.0]])
     mixture = Mixture(torch.zeros(2), torch.tensor([[6.0, 0.0], [0.0, 2.0]]), variances, diag.factor(variances)[0])
-    assert diag.spread(mixture).item() == pytest.approx(9.0)
+    assert diag.linear_condition_number(mixture).item() == pytest.approx(9.0)
 
 
 @pytest.mark.parametrize("n_features", [5, 60, 300])

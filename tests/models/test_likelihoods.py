@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Normal
 from torch.testing import assert_close
 
-from skvae.models import LIKELIHOODS, FeatureSummary, FixedGaussian
+from skvae.models import LIKELIHOODS, FixedGaussian
 from skvae.models.counts import stirling_error
 from skvae.models.likelihoods import LogSinhc, langevin
+
+FeatureSummary = namedtuple("FeatureSummary", "mean scale maximum")
 
 D, N = 4, 30
 GAUSSIANS = ["gaussian", "gaussian_fixed", "gaussian_features", "gaussian_samples"]
@@ -394,7 +397,7 @@ def test_one_hot_inputs():
 
 
 def test_too_many_categories():
-    with pytest.raises(ValueError, match="have 1000000001 categories in all, and 1048576 are the most"):
+    with pytest.raises(ValueError, match="have 1000000001 categories in all, and 1048576 is the maximum"):
         LIKELIHOODS["categorical"].from_data(FeatureSummary(None, None, torch.tensor([1e9], dtype=torch.float64)))
 
 

@@ -1,4 +1,4 @@
-"""What models with a prior say of rows: bounds on their log-likelihood, conditional means, and draws."""
+"""Evidence lower bounds of models with a prior, conditional means of missing values, and draws."""
 
 import copy
 import functools
@@ -7,31 +7,33 @@ from numbers import Integral
 
 import torch
 from sklearn.utils import check_scalar
+from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import generator_from, to_dtype
-from ..fitting.quadrature import balanced_points, normal_points
+from ..fitting.evaluation import balanced_points, normal_points
+from ._checks import check_sample_size
 
 
-class BoundMixin:
-    """What embedders with a prior share: variances of codes, bounds on the log-likelihood, and conditional means."""
+class ELBOMixin:
+    """Mixin of autoencoders with a prior: variances of latent codes, ELBO, and conditional means."""
 
     def impute(self, X, n_importance_samples=100):
         """Fill in missing values (NaN) by their conditional means.
 
-        The mean of p(x | z) is averaged over codes of a row, each weighted by how well it explains what is there
-        (Mattei and Frellsen 2019, equation 13). The codes lie at quasi-random points, so the result is not random.
+        The mean of p(x | z) is averaged over latent codes of a sample, with importance weights by the observed values
+        (Mattei and Frellsen 2019, equation 13). Codes are at quasi-random points: the result is deterministic.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Data, like that of training in what is missing.
+            Data, with values missing as in the training data.
         n_importance_samples : int, default=100
-            Codes for each row.
+            Latent codes for each sample.
 
         Returns
         -------
         X_filled : ndarray of shape (n_samples, n_features)
-            The rows; values that were there are unchanged.
+            The samples; observed values are unchanged.
 
         Raises
         ------
@@ -42,14 +44,13 @@ class BoundMixin:
         ----------
         P.-A. Mattei and J. Frellsen, MIWAE: deep generative modelling and imputation of incomplete data sets, 2019.
         """
-        X = self._validate(X, reset=False)
-        X = self._within_support(X)
+        X = self._within_support(self._validate(X, reset=False))
         check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
         points = normal_points(2 * math.ceil(n_importance_samples / 2), self._n_features_out)
-        return self._map_array(functools.partial(fill_missing, points=points), X)
+        return self._map_model(functools.partial(fill_missing, points=points), X)
 
     def posterior_variance(self, X):
-        """Variances of q(z | x).
+        """Return the variances of q(z | x).
 
         Parameters
         ----------
@@ -59,16 +60,16 @@ class BoundMixin:
         Returns
         -------
         variance : ndarray of shape (n_samples, n_components)
-            Variances of the codes, whose means are ``transform(X)``.
+            Variances of the latent codes, whose means are ``transform(X)``.
         """
         X = self._validate(X, reset=False)
         return self._encode(lambda model, x: model.posterior(model.standardize(x)).variance, X)
 
     def score_samples(self, X):
-        """Evidence lower bound on the log-likelihood of each row.
+        """Compute the evidence lower bound (ELBO) on the log-likelihood of each sample.
 
-        The expectation over codes is taken at a fixed set of quasi-random points, the same for every row, so that the
-        result is reproducible and does not depend on the other rows.
+        The expectation over latent codes is taken at fixed quasi-random points, the same for every sample, so that the
+        result is deterministic and does not depend on the other samples.
 
         Parameters
         ----------
@@ -78,33 +79,32 @@ class BoundMixin:
         Returns
         -------
         elbo : ndarray of shape (n_samples,)
-            In nats, in the units of the data (the Jacobian of the internal standardisation is in it). For the
-            Bernoulli likelihood on values between 0 and 1, the log-likelihood in it is minus the cross-entropy.
+            In nats, in the units of the data (the Jacobian of the internal standardization is included). For the
+            Bernoulli likelihood on values between 0 and 1, its log-likelihood is minus the cross-entropy.
 
         Raises
         ------
         ValueError
-            If X has values that the likelihood can not produce.
+            If X has values that the likelihood cannot produce.
         """
         return self._score_valid(self._validate(X, reset=False))
 
     def _score_valid(self, X):
-        X = self._within_support(X)
-        return self._map_array(elbo_at_points(balanced_points(self._n_features_out)), X)
+        return self._map_model(elbo_at_points(balanced_points(self._n_features_out)), self._within_support(X))
 
     def log_likelihood(self, X, n_importance_samples=100, random_state=None):
-        """Importance-weighted bound on the log-likelihood of each row (Burda et al. 2016, equation 8).
+        """Compute the importance-weighted bound on the log-likelihood of each sample (Burda et al. 2016, equation 8).
 
-        It lies between the evidence lower bound and the log-likelihood, and comes nearer to this with more samples.
+        It lies between the ELBO and the log-likelihood, and is closer to the latter with more importance samples.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Data.
         n_importance_samples : int, default=100
-            Codes drawn for each row.
+            Latent codes drawn for each sample.
         random_state : int, RandomState instance or None, default=None
-            Seeds the draws, which are the same for every row; None uses the estimator's own ``random_state``.
+            Seeds the draws, which are the same for every sample; None uses the estimator's own ``random_state``.
 
         Returns
         -------
@@ -115,8 +115,7 @@ class BoundMixin:
         ----------
         Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted autoencoders, 2016.
         """
-        X = self._validate(X, reset=False)
-        X = self._within_support(X)
+        X = self._within_support(self._validate(X, reset=False))
         check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
         generator = generator_from(self.random_state if random_state is None else random_state)
         points = torch.randn(n_importance_samples, self._n_features_out, dtype=torch.float64, generator=generator)
@@ -129,11 +128,11 @@ class BoundMixin:
                 total = weight if total is None else torch.logaddexp(total, weight)
             return total - math.log(len(points))
 
-        return self._map_array(bound, X)
+        return self._map_model(bound, X)
 
 
 def elbo_at_points(points):
-    """A function of a model and rows: their ELBO, the expectation over codes being taken at fixed points (m, k)."""
+    """Return a function of a model and rows: their ELBO, with the expectation over codes at fixed points (m, k)."""
 
     def elbo(model, x):
         u = model.standardize(x)
@@ -144,7 +143,7 @@ def elbo_at_points(points):
 
 
 def fill_missing(model, x, points=None):
-    """Rows with conditional means in the place of missing values; the codes are those at fixed points (m, k).
+    """Return rows with missing values replaced by conditional means over codes at fixed points (m, k).
 
     Without points, and where values have no mean, the code is the mean of the posterior.
     """
@@ -164,12 +163,22 @@ def fill_missing(model, x, points=None):
     return torch.where(x.isnan(), mean.to(x.dtype), x)
 
 
-def draw_rows(estimator, codes_of, n_samples, generator):
-    """Draw codes and then rows, in the units and the dtype of the training data.
+def draw_generator(estimator, n_samples, random_state):
+    """Return the generator of a draw, after checking that so many samples can be drawn."""
+    check_is_fitted(estimator)
+    check_sample_size(n_samples)
+    return generator_from(estimator.random_state if random_state is None else random_state)
+
+
+def draw_samples(estimator, codes_of, n_samples, generator):
+    """Draw latent codes and then samples, in the units and the dtype of the training data.
 
     Parameters
     ----------
+    estimator : BaseEmbedder
     codes_of : callable, (model, standard normal Tensor (n, k)) -> Tensor (n, k)
+    n_samples : int
+    generator : torch.Generator
     """
     noise = torch.randn(n_samples, estimator._n_features_out, dtype=torch.float64, generator=generator)
     model = copy.deepcopy(estimator.module_).to("cpu", torch.float64)

@@ -1,4 +1,4 @@
-"""scikit-learn's own callbacks see fits and epochs."""
+"""Callbacks of scikit-learn: they are called for fits and epochs."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ over_all = pytest.mark.parametrize("estimator", EMBEDDERS + OTHERS, ids=lambda e
 
 
 class Recorder:
-    """Writes down the tasks that it sees."""
+    """Callback that records its calls."""
 
     max_propagation_depth = None
 
@@ -52,7 +52,7 @@ def X():
 
 
 @over_all
-def test_callbacks_see_the_fit(estimator, X):
+def test_callbacks_are_called_for_fits_and_epochs(estimator, X):
     recorder = Recorder()
     estimator = clone(estimator).set_callbacks(recorder).fit(X)
     n_epochs = estimator.n_iter_ if hasattr(estimator, "max_epochs") else 0
@@ -79,7 +79,7 @@ def test_a_callback_can_stop_the_training(embedder, X):
     assert embedder.n_iter_ == 2
 
 
-def test_a_failed_fit_is_over_for_callbacks_too(X):
+def test_callbacks_are_torn_down_after_a_failed_fit(X):
     recorder = Recorder()
     with pytest.raises(ValueError, match="likelihood='poisson' needs whole numbers"):
         VAEEmbedder(2, likelihood="poisson").set_callbacks(recorder).fit(X)
@@ -87,7 +87,7 @@ def test_a_failed_fit_is_over_for_callbacks_too(X):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not support callbacks")
-def test_a_progress_bar_goes_through_a_pipeline_and_a_search(X):
+def test_progress_bar_of_a_pipeline_in_a_grid_search(X):
     pytest.importorskip("rich", reason="scikit-learn's progress bar is made with rich.")
     bar = callback.ProgressBar()
     pipeline = make_pipeline(StandardScaler(), VAEEmbedder(2, **SMALL), TorchGMM(2, random_state=0))

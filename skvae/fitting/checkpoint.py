@@ -1,24 +1,34 @@
-"""States of a training: to go back to after a bad epoch, and to go on from after a process was killed."""
+"""Snapshots of a training: to go back to after a bad epoch, and to resume from after a process was killed."""
 
 import copy
-import os
-import tempfile
-from contextlib import suppress
+from abc import abstractmethod
 from pathlib import Path
 
 import torch
-from skorch.callbacks import EarlyStopping, LRScheduler
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 
-from .callbacks import Resumable
 from .devices import random_states, set_random_states
+from .files import atomic_write
 
 FORMAT = 1
-EARLY_STOPPING_STATE = ("misses_", "dynamic_threshold_", "best_epoch_", "best_model_weights_")  # of skorch
-OWN_STATES = ("generator", "torch", "device")  # of random numbers, which each process has for itself
+SKORCH_EARLY_STOPPING = ("misses_", "dynamic_threshold_", "best_epoch_", "best_model_weights_")  # its state
+RANDOM_STATES = ("generator", "torch", "device")  # in a snapshot; each process has its own
+
+
+class Resumable(Callback):
+    """A callback with a state, which is part of the state of a training."""
+
+    @abstractmethod
+    def state(self, net):
+        """Return the state that `resume` needs: numbers and tensors."""
+
+    @abstractmethod
+    def resume(self, net, state):
+        """Continue from a state."""
 
 
 def take_snapshot(net, model, generator):
-    """The state of a training between two epochs, as numbers and copies of tensors."""
+    """Return the state of a training between two epochs, as numbers and copies of tensors."""
     on_cpu, on_device = random_states(generator.device)  # private ones where modules draw from them
     return {
         "model": copied(dict(model.state_dict())),
@@ -26,14 +36,14 @@ def take_snapshot(net, model, generator):
         "generator": generator.get_state(),
         "torch": on_cpu,
         "device": on_device,
-        "callbacks": [callback_state(net, callback) for _, callback in net.callbacks_],
+        "callbacks": [_callback_state(net, callback) for _, callback in net.callbacks_],
         "schedules": [callback.lr_scheduler_.state_dict() for callback in schedules(net)],
         "epochs_done": len(net.history),
     }
 
 
 def copied(state):
-    """A copy of a state, tensors and all; `copy.deepcopy` takes longer for a tensor than a small training step does."""
+    """Return a copy of a state; `copy.deepcopy` of a tensor would take longer than a small training step."""
     if type(state) is dict:
         return {name: copied(value) for name, value in state.items()}
     if type(state) is list:
@@ -41,17 +51,17 @@ def copied(state):
     return state.detach().clone() if isinstance(state, torch.Tensor) else copy.deepcopy(state)
 
 
-def put_back(net, model, generator, snapshot, *, own_modules=False):
-    """Let a training go on from a snapshot, in place; one of another process has the history beside it.
+def restore(net, model, generator, snapshot, *, user_modules=False):
+    """Continue a training from a snapshot, in place; a snapshot of another process contains the history, too.
 
     Raises
     ------
     ValueError
-        If it was taken with other callbacks, or on another kind of device, whose generators have other states.
+        If it was taken with other callbacks, or on another type of device, whose generators have other states.
     """
     if len(snapshot["generator"]) != len(generator.get_state()):
         raise ValueError(
-            "The checkpoint was written by a training on another kind of device, whose random numbers cannot be "
+            "The checkpoint was written by a training on another type of device, whose random numbers cannot be "
             f"continued on {generator.device.type}; set device as it was, or remove the file to begin anew."
         )
     if "history" in snapshot:
@@ -72,106 +82,92 @@ def put_back(net, model, generator, snapshot, *, own_modules=False):
     for callback, state in zip(schedules(net), snapshot["schedules"], strict=False):
         callback.lr_scheduler_.load_state_dict(state)
     generator.set_state(snapshot["generator"])
-    if own_modules:
+    if user_modules:
         set_random_states((snapshot["torch"], snapshot.get("device")), generator.device)
 
 
-def callback_state(net, callback):
-    """The state of a callback as numbers and copies of tensors, None where it has none that is known."""
+def _callback_state(net, callback):
+    """Return the state of a callback as numbers and copies of tensors, None for a callback that cannot be resumed."""
     if isinstance(callback, Resumable):
         return callback.state(net)
     if type(callback) is EarlyStopping:
-        found = {name: getattr(callback, name, None) for name in EARLY_STOPPING_STATE}
-        if found["dynamic_threshold_"] is not None:  # perhaps a number of NumPy, which the file can not hold
-            found["dynamic_threshold_"] = float(found["dynamic_threshold_"])
-        return copied(found)
+        state = {name: getattr(callback, name, None) for name in SKORCH_EARLY_STOPPING}
+        if state["dynamic_threshold_"] is not None:  # perhaps a number of NumPy, which the file cannot store
+            state["dynamic_threshold_"] = float(state["dynamic_threshold_"])
+        return copied(state)
     return None
 
 
 def schedules(net):
-    """The callbacks that change the learning rate, once they have begun."""
-    found = [call for _, call in net.callbacks_ if isinstance(call, LRScheduler)]
-    return [call for call in found if getattr(call, "lr_scheduler_", None) is not None]
+    """Return the callbacks that change the learning rate, once they have begun."""
+    schedulers = [callback for _, callback in net.callbacks_ if isinstance(callback, LRScheduler)]
+    return [callback for callback in schedulers if getattr(callback, "lr_scheduler_", None) is not None]
 
 
-def recorded(net):
-    """What the history of a net holds of each epoch, without its batches, as numbers of Python."""
-
-    def numbers(row):
-        found = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
-        return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
-
-    return [numbers(row) for row in net.history]
+def epoch_records(net):
+    """Return the history of the epochs of a net, without batches, as Python numbers and text."""
+    records = []
+    for row in net.history:
+        values = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+        records.append({key: value for key, value in values.items() if isinstance(value, int | float | str)})
+    return records
 
 
 class Checkpoint:
-    """A file with the state of a fit: trainings that are finished, and the one that is not.
+    """A file with the state of a fit: its finished trainings, and the current one.
 
-    Files are read without running anything that is in them, and replaced as a whole, so that there is always one that
-    can be read.
+    Files are read without running code from them, and are replaced atomically.
 
     Parameters
     ----------
     path : path-like
     fingerprint : str
-        Says which fit it is; a file of another is an error.
+        Identifies the fit; the file of another fit is an error.
     seed : int
         The seed of the fit.
 
     Raises
     ------
     ValueError
-        If there is a file that is no checkpoint, or one of another fit.
+        If there is a file that is not a checkpoint, or is one of another fit.
     """
 
     def __init__(self, path, fingerprint, seed):
         self.path, self.n_begun = Path(path), 0
         self.content = {"format": FORMAT, "fingerprint": fingerprint, "seed": seed, "finished": [], "current": None}
-        found = read_checkpoint(path)
-        if found is None:
+        content = read_checkpoint(path)
+        if content is None:
             return
-        if found["fingerprint"] != fingerprint:
+        if content["fingerprint"] != fingerprint:
             raise ValueError(
                 f"checkpoint={str(path)!r} is of another fit, with other data or parameters; remove the file to begin "
                 "anew, or name another one."
             )
-        self.content = found
+        self.content = content
 
     def begin(self):
-        """The snapshot that the next training of the fit can go on from, or None, and whether it is finished."""
+        """Return the snapshot that the next training of the fit resumes from, or None, and whether it is finished."""
         index, finished = self.n_begun, self.content["finished"]
         self.n_begun += 1
         if index < len(finished):
             return finished[index], True
         return self.content["current"] if index == len(finished) else None, False
 
-    def keep(self, snapshot, *, finished=False):
-        """Write the state of the training that was begun."""
+    def save(self, snapshot, *, finished=False):
+        """Write the state of the current training."""
         if finished:
             self.content["finished"].append(snapshot)
         self.content["current"] = None if finished else snapshot
-        self._write()
+        with atomic_write(self.path) as file:
+            torch.save(self.content, file)
 
     def remove(self):
-        """Remove the file: the fit is over."""
+        """Remove the file at the end of the fit."""
         self.path.unlink(missing_ok=True)
-
-    def _write(self):
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(self.content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
 
 
 class JointCheckpoint:
-    """A `Checkpoint` of several processes, with the states of the random numbers of each.
+    """A `Checkpoint` of a process group, with the random states of each process.
 
     The first process reads and writes the file.
 
@@ -191,11 +187,11 @@ class JointCheckpoint:
         snapshot, finished = self.group.all_gather_object(self.file.begin() if self.file else None)[0]
         return snapshot and snapshot | snapshot["processes"][self.group.rank], finished
 
-    def keep(self, snapshot, *, finished=False):
+    def save(self, snapshot, *, finished=False):
         """See `Checkpoint`."""
-        states = self.group.all_gather_object({name: snapshot[name] for name in OWN_STATES})
+        states = self.group.all_gather_object({name: snapshot[name] for name in RANDOM_STATES})
         if self.file:
-            self.file.keep(snapshot | {"processes": states}, finished=finished)
+            self.file.save(snapshot | {"processes": states}, finished=finished)
 
     def remove(self):
         """See `Checkpoint`."""
@@ -203,20 +199,20 @@ class JointCheckpoint:
             self.file.remove()
 
 
-def checkpoint_of(path, fingerprint, seed, group):
-    """The file that a training is written to."""
+def make_checkpoint(path, fingerprint, seed, group):
+    """Return the checkpoint of a fit."""
     if group.size == 1:
         return Checkpoint(path, fingerprint, seed)
     return JointCheckpoint(path, "".join(group.all_gather_object(fingerprint)), seed, group)
 
 
 def read_checkpoint(path):
-    """What a checkpoint holds, None if there is no file.
+    """Return the content of a checkpoint, None if there is no file.
 
     Raises
     ------
     ValueError
-        If the file is no checkpoint of this version.
+        If the file is not a checkpoint of this version.
     """
     if not Path(path).exists():
         return None
@@ -225,10 +221,10 @@ def read_checkpoint(path):
         "another one."
     )
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        known = found["format"] == FORMAT and {"fingerprint", "seed", "finished", "current"} <= found.keys()
-    except Exception as error:  # torch raises many kinds for a file that it can not read
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        is_valid = content["format"] == FORMAT and {"fingerprint", "seed", "finished", "current"} <= content.keys()
+    except Exception as error:  # torch raises exceptions of many types for a file that it cannot read
         raise problem from error
-    if not known:
+    if not is_valid:
         raise problem
-    return found
+    return content

@@ -1,0 +1,93 @@
+"""Tensors of samples on a device, and samplers of batches of them."""
+
+import numpy as np
+import torch
+
+from ..fitting.batch_samplers import DirectBatchSampler, PooledBatchSampler
+from ..fitting.chunks import row_chunks
+from ..fitting.distributed import current_group
+from ..fitting.weighted_rows import WeightedRows, draw_indices
+from .arrays import tensor_dtype, to_tensor
+from .samples import LazySamples, TensorSamples, streamed
+
+POOL_BYTES = 2**26  # of the rows in a pool
+POOL_BATCHES = 8  # but it has no fewer rows than so many batches
+MIN_RUNS = 256  # in a pool: batches from fewer places would differ from one another
+
+
+def as_tensor(X, dtype, device):
+    """Convert an array or tensor to a tensor, which shares its memory if possible."""
+    if isinstance(X, torch.Tensor):
+        return X.to(device, dtype)
+    if X.flags.writeable and X.flags.c_contiguous:
+        return torch.from_numpy(X).to(device, dtype)
+    return to_tensor(X, dtype, device)
+
+
+def on_device(X, device):
+    """Copy an array to an accelerator as `TensorSamples`, for more than one pass; return anything else unchanged."""
+    if device.type == "cpu" or not isinstance(X, np.ndarray):
+        return X
+    return TensorSamples(as_tensor(X, tensor_dtype(X.dtype), device))
+
+
+def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size):
+    """Return a sampler of batches of the samples of all processes.
+
+    Batches are drawn from all samples if these are in memory or fast to read in any order, else from a pool.
+
+    Parameters
+    ----------
+    X : ndarray or Table of shape (n, d)
+    weight : Tensor of shape (n,) or None
+    dtype : torch.dtype
+    device : torch.device
+    generator : torch.Generator
+        Draws the pool.
+    batch_size : int
+    init_size : int
+        Samples from which a model is initialized.
+
+    Returns
+    -------
+    sampler : BatchSampler
+    """
+    group, is_table = current_group(), isinstance(X, LazySamples)
+    pool_size = max(POOL_BYTES // (X.dtype.itemsize * X.shape[1]), POOL_BATCHES * batch_size, init_size)
+
+    def pooled():
+        table = X if is_table else LazySamples(X, X.dtype)
+        rows = WeightedRows(streamed(table, dtype, device), weight, group)
+        run_length = min(table.run_length, max(1, pool_size // MIN_RUNS))
+        return PooledBatchSampler(rows, min(pool_size, len(X)), run_length, generator)
+
+    is_larger = is_table and len(X) > pool_size
+    if any(group.all_gather_int(is_larger and X.run_length > 1)):
+        return pooled()
+    if is_table and X.run_length == 1:
+        sampler = DirectBatchSampler(WeightedRows(streamed(X, dtype, device), weight, group))
+        # A batch of as many samples as are distinct would be all of them, in dense form.
+        if group.size > 1 or len(sampler) > max(batch_size, init_size) or len(X) <= max(batch_size, init_size):
+            return sampler
+        if is_larger:
+            return pooled()
+    return DirectBatchSampler(WeightedRows(as_tensor(X[:], dtype, device), weight, group))
+
+
+def sample_array(X, sampler, n_samples, generator):
+    """Return an array of the samples: all of an array; of a table, those in memory or a random sample."""
+    if not isinstance(X, LazySamples):
+        return X
+    if isinstance(sampler.x, torch.Tensor):
+        return sampler.x.cpu().numpy()
+    return X[draw_indices(WeightedRows(sampler.x, sampler.weight), min(len(X), n_samples), generator).numpy()]
+
+
+def count_distinct_samples(X, n_enough):
+    """Count the distinct samples of all processes, at least up to ``n_enough``."""
+    distinct = np.empty((0, X.shape[1]), X.dtype)
+    for rows in row_chunks(*X.shape):
+        distinct = np.unique(np.concatenate([distinct, X[rows]]), axis=0)
+        if len(distinct) >= n_enough:
+            break
+    return len(np.unique(np.concatenate(current_group().all_gather_object(distinct)), axis=0))

@@ -1,0 +1,393 @@
+"""Base classes of autoencoders as estimators: parameters, training, latent codes and their inverse."""
+
+import copy
+import os
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from ..data.arrays import FLOATS, compute_dtype, host_array, named_in_errors, resolve_device
+from ..data.chunks import map_samples
+from ..data.columns import Columns
+from ..fitting.augment import AUGMENTATIONS
+from ..fitting.net import COMPILE_MODES, LR_SCHEDULES, OPTIMIZERS
+from ..fitting.warnings import warn
+from ..models import ACTIVATIONS, LIKELIHOODS, MaskedLikelihood
+from ..models.images import check_channels_first
+from ..models.networks import NETWORKS
+from ._base import LatentMixin, TorchEstimator
+from ._callbacks import NamedCallbacksMixin
+from ._checks import check_sample_size, row_count
+from ._embedder_training import (
+    choose_epochs,
+    column_names,
+    hold_out,
+    prepare_batch,
+    prepare_samples,
+    to_device,
+    train,
+)
+from ._fit import batch_by_batch, fit_method
+from ._likelihood_choice import check_support, outside_counter, warn_of_outside
+from .export import Encoder
+
+POSITIVE_INT = Interval(Integral, 1, None, closed="left")
+NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
+    """An encoder, a decoder and a likelihood, trained by gradient descent.
+
+    Subclasses implement `_make_prior`, `_fit_networks` and `_set_latent_statistics`. Fields are the parameters that all
+    have; a subclass may have another default.
+    """
+
+    _fitted_schema: ClassVar[dict] = {
+        **{"module_": dict, "likelihood_": str, "history_": list, "loss_curve_": list, "n_iter_": int},
+        **dict.fromkeys(("_n_features_out", "_n_trained_features", "_widest"), int),
+        **{"_n_steps": int, "_n_batches": int, "_first_seed": int, "_fit_dtype": np.dtype},
+    }
+
+    architecture: str = "auto"
+    hidden_layer_sizes: Any = "auto"
+    head_layer_sizes: Any = ()
+    activation: str = "relu"
+    batch_norm: bool = False
+    layer_norm: bool = False
+    dropout: float = 0.0
+    image_shape: tuple | None = None
+    channels: tuple | str = (32, 64)
+    encoder: nn.Module | Callable | None = None
+    decoder: nn.Module | Callable | None = None
+    likelihood: Any = "auto"
+    max_epochs: int | str = "auto"
+    batch_size: int = 128
+    lr: float = 1e-3
+    optimizer: str | type = "adam"
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    callbacks: list | None = None
+    augment: str | Callable | None = None
+    warm_start: bool = False
+    checkpoint: str | os.PathLike | None = None
+    precision: str = "float32"
+    compile: bool | str = False
+    device: str | torch.device = "auto"
+    random_state: Any = None
+    verbose: int = 0
+
+    pretrained = None  # an estimator whose networks are taken, where that is a parameter
+
+    _dtypes = (*FLOATS, np.uint8)
+    _allows_nan = True
+    _latent_dim_parameter = "n_components"
+    _min_samples = "n_components"  # the parameter that a fit needs at least as many samples as
+    _image_architecture = "conv"  # of "auto", if there is an image_shape
+    _auto_sizes: ClassVar[dict] = {"mlp": (256, 128), "conv": (), "hybrid": (256, 128)}  # of hidden layers
+    _parameter_constraints: ClassVar[dict] = {
+        "architecture": [StrOptions({"auto", *NETWORKS})],
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "head_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "batch_norm": ["boolean"],
+        "layer_norm": ["boolean"],
+        "dropout": [Interval(Real, 0.0, 1.0, closed="left")],
+        "image_shape": ["array-like", None],
+        "channels": ["array-like"],
+        "encoder": [nn.Module, callable, None],
+        "decoder": [nn.Module, callable, None],
+        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), nn.Module, HasMethods("from_data")],
+        "max_epochs": [POSITIVE_INT, StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "lr": [Interval(Real, 0.0, None, closed="neither")],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), type],
+        "weight_decay": [NOT_NEGATIVE],
+        "max_grad_norm": [Interval(Real, 0.0, None, closed="neither"), None],
+        "callbacks": [list, tuple, None],
+        "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
+        "warm_start": ["boolean"],
+        "checkpoint": [str, os.PathLike, None],
+        "precision": [StrOptions({"float32", "bf16"})],
+        "compile": ["boolean", StrOptions(set(COMPILE_MODES))],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def _export_module(self, dtype):
+        return Encoder(self.module_, dtype)
+
+    @abstractmethod
+    def _make_prior(self):
+        """Return the initial prior over latent codes."""
+
+    @abstractmethod
+    def _fit_networks(self, model, data, max_epochs):
+        """Train a model in place (its parts may be replaced), and return the net that trained it.
+
+        Parameters
+        ----------
+        model : LatentModel
+        data : TrainingData
+        max_epochs : int
+        """
+
+    @abstractmethod
+    def _set_latent_statistics(self, q, X):
+        """Set the fitted attributes that depend on the latent codes; return a warning about them, or None.
+
+        Parameters
+        ----------
+        q : Posterior
+            Of (a sample of) the training samples of all processes.
+        X : ndarray or lazy samples of shape (n_samples, n_features)
+            Samples as `fit` got them.
+        """
+
+    @batch_by_batch
+    @fit_method
+    def partial_fit(self, X, y=None, sample_weight=None):
+        """Train for one epoch on X, from the current networks.
+
+        The first call fixes the likelihood and the units of the features, so its samples should be typical. Networks
+        fit the last samples best; ``module_`` is therefore a mean over calls (Shamir and Zhang 2013), in which the last
+        one counts less the more there were, a quarter after a hundred. The next call continues from the networks in
+        ``net_``, or where these were not saved, as in a pickle, from the mean.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Samples. A `torch.utils.data.DataLoader` or an iterator of batches is one epoch for each.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As for `fit`.
+
+        Returns
+        -------
+        self : object
+            The estimator; ``history_`` has one more epoch.
+
+        Raises
+        ------
+        ValueError
+            As for `fit`.
+
+        References
+        ----------
+        O. Shamir and T. Zhang, Stochastic gradient descent for non-smooth optimization: convergence results and optimal
+        averaging schemes, 2013.
+        """
+        X = self._validate(X, reset=not hasattr(self, "module_"), min_samples=2)
+        train(self, prepare_batch(self, X, sample_weight), max_epochs=1)
+        return self
+
+    def transform(self, X):
+        """Encode samples as the means of q(z | x); it is deterministic.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            Latent codes.
+        """
+        return self._encode(posterior_mean, self._validate(X, reset=False))
+
+    def inverse_transform(self, Z):
+        """Decode latent codes into expected data.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Latent codes.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Expected samples, in the units of the training data.
+        """
+        return self._map_model(decode, self._validate_codes(Z))
+
+    def reconstruct(self, X):
+        """Encode samples and decode their latent codes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data.
+
+        Returns
+        -------
+        X_hat : ndarray of shape (n_samples, n_features)
+            ``inverse_transform(transform(X))``.
+        """
+        return self._encode(lambda model, x: model.decode(posterior_mean(model, x)), self._validate(X, reset=False))
+
+    def interpolate(self, X_from, X_to, n_steps=10):
+        """Decode latent codes at equal steps between those of pairs of samples.
+
+        Parameters
+        ----------
+        X_from, X_to : array-like of shape (n_samples, n_features)
+            The two ends.
+        n_steps : int, default=10
+            Number of samples on each path, the reconstructions of both ends among them.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_steps, n_features)
+            Expected samples.
+
+        Raises
+        ------
+        ValueError
+            If the numbers of samples differ, or ``n_steps`` is less than two.
+        """
+        ends = []
+        for name, X in (("X_from", X_from), ("X_to", X_to)):
+            with named_in_errors(name):
+                ends.append(self._validate(host_array(X), reset=False))
+        if len(ends[0]) != len(ends[1]):
+            raise ValueError(
+                f"X_from has {len(ends[0])} rows and X_to {len(ends[1])}; there should be one end for each beginning."
+            )
+        if check_sample_size(n_steps) < 2:
+            raise ValueError(f"n_steps={n_steps} leaves no way to go; use 2 or more.")
+        start, end = self._encode(posterior_mean, ends[0]), self._encode(posterior_mean, ends[1])
+        shares = np.linspace(0, 1, n_steps, dtype=start.dtype)[:, None]
+        codes = start[:, None] * (1 - shares) + end[:, None] * shares
+        decoded = self._map_model(decode, codes.reshape(-1, codes.shape[2]))
+        return decoded.reshape(len(start), n_steps, -1)
+
+    def _validate(self, X, *, reset, **settings):
+        if reset:
+            check_channels_first(self.image_shape)
+        return super()._validate(X, reset=reset, **settings)
+
+    def _knows_missing(self):
+        return not hasattr(self, "module_") or isinstance(self.module_.likelihood, MaskedLikelihood)
+
+    def _within_support(self, X):
+        """Return X after `check_support` of the fitted likelihood."""
+        return check_support(self.module_.likelihood, X, Columns(X, names=column_names(self)))
+
+    def _encode(self, function, X):
+        """Apply `_map_model`, and warn of samples with values that the likelihood cannot produce."""
+        count, counts = outside_counter(self.module_.likelihood, X.dtype), []
+        if count is None:
+            return self._map_model(function, X)
+
+        def count_and_map(model, x):
+            outside = count(x)  # before anything could change the rows
+            mapped = function(model, x)
+            counts.append(outside)  # only now: a chunk too large for the device comes again in halves
+            return mapped
+
+        mapped = self._map_model(count_and_map, X)
+        warn_of_outside(self.module_.likelihood, counts, len(X))
+        return mapped
+
+    def _map_model(self, function, X):
+        """Apply a function of the model and rows to chunks, in the precision of the rows, for mps on the CPU."""
+        check_is_fitted(self)
+        device = resolve_device(self.device)
+        device = torch.device("cpu") if device.type == "mps" else device
+        model = to_device(copy.deepcopy(self.module_), device)
+        for network in (model.encoder, model.decoder, model.prior):
+            network.to(compute_dtype(X.dtype, device))
+        # Units need the full precision, whatever the networks compute in: offsets may be large.
+        dtype = compute_dtype(np.float64, device)
+        return map_samples(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SinglePhaseEmbedder(BaseEmbedder):
+    """An autoencoder that is trained in a single phase, with early stopping."""
+
+    _parameter_constraints: ClassVar[dict] = {
+        **BaseEmbedder._parameter_constraints,
+        "n_components": [POSITIVE_INT],
+        "lr_schedule": [StrOptions(set(LR_SCHEDULES)), callable, None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0.0, 1.0, closed="neither")],
+        "n_iter_no_change": [POSITIVE_INT],
+        "tol": [NOT_NEGATIVE],
+    }
+
+    n_components: int = field(default=10, kw_only=False)
+    lr_schedule: str | Callable | None = None
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 10
+    tol: float = 1e-4
+
+    @fit_method
+    def fit(self, X, y=None, sample_weight=None, *, X_val=None):
+        """Train the networks on X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each sample is seen in an epoch: whole numbers are repeated samples, others are rounded at random
+            to whole numbers that have the same sum. Weights with a mean below one are scaled up first.
+        X_val : array-like of shape (n_validation_samples, n_features), default=None
+            Samples whose loss is recorded for each epoch, and decides with ``early_stopping=True``. Without them, early
+            stopping holds out ``validation_fraction`` of X.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite numeric table of at least two samples and ``n_components`` samples, if it is outside
+            the support of the likelihood, if it has another image shape, or if the training diverges.
+
+        Notes
+        -----
+        A fit that is interrupted, by Ctrl-C or an exception of a callback, leaves the estimator as it was. If it
+        continues from the last fit (``warm_start``), it leaves it as it would be after its last whole epoch; but with a
+        ``checkpoint`` as it was, because the next fit resumes from the file.
+        """
+        X = self._validate(X, reset=True, min_samples=2)
+        if X_val is not None:
+            with named_in_errors("X_val"):
+                X_val = self._validate(X_val, reset=False, allows_nan=True)
+        samples = prepare_samples(self, X, sample_weight, X_val)
+        if self.early_stopping and X_val is None:
+            samples = hold_out(samples, self.validation_fraction)
+        max_epochs = choose_epochs(self.max_epochs, row_count(samples.X), self.batch_size)
+        problem = train(self, samples, max_epochs)
+        if problem:
+            warn(problem, ConvergenceWarning)
+        return self
+
+
+def posterior_mean(model, x):
+    """Return the latent codes of rows: the means of their posteriors."""
+    return model.posterior(model.standardize(x)).mean
+
+
+def decode(model, z):
+    """Return the expected rows of latent codes."""
+    return model.decode(z.to(model.dtype))
