@@ -121,7 +121,7 @@ def test_methods_continue_with_smaller_chunks(estimator, X, monkeypatch):
     for name in names:
         with monkeypatch.context() as patched:
             patched.setattr(np, "copyto", small(np.copyto))
-            patched.setattr(kmeans, "_as_tensor", small(kmeans._as_tensor))
+            patched.setattr(kmeans, "as_tensor", small(kmeans.as_tensor))
             with pytest.warns(RuntimeWarning, match="ran out of memory with chunks of") as caught:
                 results[name] = getattr(fitted, name)(X)
         assert len(caught) == 1, name

@@ -192,8 +192,8 @@ def test_missing_values_that_need_all_rows(estimator, in_chunks, monkeypatch):
     X = random_rows(200, 4, density=0.9)
     X.data[::9] = np.nan
     one, two = clone(estimator).fit(X), clone(estimator).fit(X.toarray())
-    for name, found in outputs(one, X, NARROW).items():
-        assert_allclose(found, outputs(two, X.toarray(), NARROW)[name], rtol=1e-9, err_msg=name)
+    for name, values in outputs(one, X, NARROW).items():
+        assert_allclose(values, outputs(two, X.toarray(), NARROW)[name], rtol=1e-9, err_msg=name)
     monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
     for method in (clone(estimator).fit, one.transform):
         with pytest.raises(ValueError, match="X is sparse and contains NaN, and as a dense array, which missing"):
