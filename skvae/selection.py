@@ -26,7 +26,7 @@ CRITERIA = {
 
 @dataclass(frozen=True)
 class MixtureSelection:
-    """What `select_mixture` found.
+    """Result of `select_mixture`.
 
     Attributes
     ----------

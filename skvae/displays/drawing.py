@@ -1,4 +1,4 @@
-"""What the displays share: colours, axes to draw on, images side by side, ellipses."""
+"""Colours, axes, grids of images and ellipses for the displays."""
 
 import math
 
@@ -40,6 +40,7 @@ def size_for(images, width, beside):
 
     Parameters
     ----------
+    images : ndarray of shape (rows, columns, height, width, ...)
     width : float
         Width of the figure; the height follows, but is not more than one and a half of it.
     beside : (float, float)
@@ -139,6 +140,8 @@ def draw_images(ax, images, margin=0, limits=(None, None)):
 
     Parameters
     ----------
+    ax : matplotlib Axes
+    images : ndarray
     margin : int, default=0
         Pixels around each image.
     limits : (float, float), default=(None, None)
@@ -184,6 +187,8 @@ def draw_codes(ax, codes, labels, classes, size=9):
 
     Parameters
     ----------
+    ax : matplotlib Axes
+    codes : ndarray of shape (n_samples, 2)
     labels : ndarray of shape (n_samples,) or None
     classes : ndarray of shape (n_classes,)
         What the labels can be, in the order of the colours. Rows with none of them are grey.

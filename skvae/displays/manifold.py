@@ -1,4 +1,4 @@
-"""What a decoder makes of a plane of the latent space."""
+"""Display of decoded points of a plane of the latent space."""
 
 from numbers import Integral
 

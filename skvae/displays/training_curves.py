@@ -12,7 +12,7 @@ from .drawing import COLORS, panels_or_new
 
 
 class Term(NamedTuple):
-    """What is drawn, and how it follows from what is recorded of each part of the data."""
+    """Title of a panel, and the formula of its values from those recorded for each part of the data."""
 
     title: str
     needed: tuple
