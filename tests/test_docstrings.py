@@ -26,13 +26,21 @@ def documented_parameters(docstring):
 
 
 def mismatch(function):
-    """Return how the documented parameters of a function or class differ from its signature, None if they agree."""
+    """Return how the documented parameters of a function or class differ from its signature, None if they agree.
+
+    The order is that of the signature, except that keyword-only parameters may be grouped by topic.
+    """
     documented = documented_parameters(vars(function).get("__doc__") or function.__doc__)
     if documented is None:
         return None
-    parameters = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+    signature = [part for part in inspect.signature(function).parameters.values() if part.name not in ("self", "cls")]
+    parameters = [part.name for part in signature]
+    n_positional = sum(part.kind is not part.KEYWORD_ONLY for part in signature)
+    in_order = documented if n_positional == len(signature) else documented[:n_positional]
+    if sorted(documented) == sorted(parameters) and in_order == parameters[: len(in_order)]:
+        return None
     name = f"{function.__module__}.{function.__qualname__}"
-    return None if documented == parameters else f"{name} documents {documented}, but has the parameters {parameters}."
+    return f"{name} documents {documented}, but has the parameters {parameters}."
 
 
 def functions_of(module):
@@ -109,6 +117,14 @@ class Misnamed:
         a : str
         """
 
+    def keyword_only(self, a, *, b, c):
+        """Call it.
+
+        Parameters
+        ----------
+        a, c, b : float
+        """
+
     def undocumented(self, a):
         """Call it without a section."""
 
@@ -116,6 +132,7 @@ class Misnamed:
 def test_the_checker_sees_misnamed_parameters():
     assert "documents ['alpha', 'beta', 'settings'], but has the parameters ['alpha', 'gamma'" in mismatch(Misnamed)
     assert mismatch(Misnamed.call) is None
+    assert mismatch(Misnamed.keyword_only) is None
     assert mismatch(Misnamed.undocumented) is None
     assert "documents ['b', 'a']" in mismatch(Misnamed.swap)
 

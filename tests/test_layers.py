@@ -1,6 +1,7 @@
-"""Imports point down: models <- fitting <- data <- estimators <- displays, and nothing imports datasets."""
+"""Imports point down: models <- fitting <- data <- estimators <- displays; private modules stay in their package."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 LEVELS = {"_version": 0, "models": 0, "fitting": 1, "data": 2, "estimators": 3, "metrics": 3, "selection": 3}
 LEVELS |= {"callbacks": 3, "displays": 4, "persistence": 4, "datasets": 4}
 TOP = 5
-LIBRARIES = {  # beside the standard library
+LIBRARIES = {  # besides the standard library
     "models": {"torch"},
     "fitting": {"torch", "skorch", "tqdm"},
     "metrics": {"numpy", "scipy", "sklearn", "skimage"},
@@ -27,8 +28,8 @@ def layer_of(path):
 
 
 def imports_of(path):
-    """Layers of skvae and foreign libraries that a file imports."""
-    layers, libraries = set(), set()
+    """Return the modules of skvae, and the other libraries, that a file imports, as tuples and names."""
+    modules, libraries = set(), set()
     package = path.relative_to(ROOT.parent).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -41,16 +42,17 @@ def imports_of(path):
             continue
         for name in names:
             if name[0] == "skvae":
-                layers.add(name[1])
+                modules.add(tuple(name))
             else:
                 libraries.add(name[0])
-    return layers, libraries
+    return modules, libraries
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
     here = layer_of(path)
-    layers, libraries = imports_of(path)
+    modules, libraries = imports_of(path)
+    layers = {module[1] for module in modules}
     above = {layer for layer in layers if LEVELS.get(layer, TOP) > LEVELS.get(here, TOP)}
     assert not above, f"{path.name} imports {above}: move the code, or the import, down a layer."
     assert "datasets" not in layers - {here}
@@ -58,9 +60,37 @@ def test_imports_point_down(path):
     assert not foreign, f"{path.name} imports {foreign}, which its layer should not know."
 
 
-def test_the_walk_sees_imports():
-    layers, libraries = imports_of(ROOT / "estimators" / "gmm.py")
-    assert {"models", "fitting", "estimators"} <= layers
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_modules_are_imported_in_their_package_alone(path):
+    package = path.relative_to(ROOT.parent).parts[:-1]
+    modules = {module if is_file(module) else module[:-1] for module in imports_of(path)[0]}
+    foreign = {module for module in modules if not is_within(package, module)}
+    assert not foreign, f"{path.name} imports {foreign}: make the module public, or move the code."
+
+
+def is_file(module):
+    """Return whether an imported name is a module, not one of its members."""
+    return ROOT.parent.joinpath(*module).with_suffix(".py").is_file()
+
+
+def is_within(package, module):
+    """Return whether a module is public, or its first private part lies in the package."""
+    first = next((i for i, part in enumerate(module) if re.match("_[^_]", part)), 0)
+    return package[:first] == module[:first]
+
+
+def test_the_checker_sees_private_modules():
+    assert is_file(("skvae", "estimators", "gmm"))
+    assert not is_file(("skvae", "estimators", "gmm", "TorchGMM"))
+    assert is_within(("skvae", "estimators"), ("skvae", "estimators", "_base"))
+    assert not is_within(("skvae", "displays"), ("skvae", "estimators", "_base"))
+    assert is_within(("skvae", "displays"), ("skvae", "_version"))
+    assert is_within(("skvae", "displays"), ("skvae", "estimators", "gmm"))
+
+
+def test_the_checker_sees_imports():
+    modules, libraries = imports_of(ROOT / "estimators" / "gmm.py")
+    assert {"models", "fitting", "estimators"} <= {module[1] for module in modules}
     assert {"numpy", "torch", "sklearn"} <= libraries
 
 

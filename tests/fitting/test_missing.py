@@ -90,8 +90,8 @@ def fit(x, family, resp=None, max_iter=30, tol=0.0, reg_covar=0.0, weight=None, 
 
 @pytest.mark.parametrize("n_features", [1, 3, 29, 30, 31, 64, 70])
 def test_equal_codes_mean_equal_patterns(n_features):
-    observed = torch.rand(200, n_features, generator=make_generator()) < 0.5
-    observed[100:] = observed[torch.randint(100, (100,), generator=make_generator())]
+    observed = torch.rand(200, n_features, generator=generator()) < 0.5
+    observed[100:] = observed[torch.randint(100, (100,), generator=generator())]
     codes = pattern_codes(observed)
     assert torch.equal(codes[:, None] == codes, (observed[:, None] == observed).all(2))
 
@@ -202,7 +202,7 @@ def test_nearly_singular_covariances_are_accurate(noise):
 @over_families
 @pytest.mark.parametrize("reg_covar", [0.0, 0.1])
 def test_complete_rows_give_the_same_fit_as_whitened_rows(family, x, reg_covar):
-    weight, resp = torch.rand(len(x), generator=make_generator()).double(), random_resp(len(x))
+    weight, resp = torch.rand(len(x), generator=generator()).double(), random_resp(len(x))
     mine, theirs = (kind(WeightedRows(x.clone(), weight), family, reg_covar) for kind in (PatternRows, WhitenedRows))
     starts = [mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
     assert_same_mixture(*starts, rtol=1e-8, atol=1e-8)
