@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
 from torch import nn
 
-import skvae.data.samplers
+import skvae.data.tensors
 import skvae.fitting.batch_samplers
 import skvae.fitting.mixture_init
 import skvae.fitting.weighted_rows
@@ -60,8 +60,8 @@ def limits(max_gathered=None, sample=None, pool=None):
         (skvae.fitting.mixture_init, "MAX_GATHERED_ROWS", max_gathered),
         (skvae.fitting.batch_samplers, "MAX_GATHERED_ROWS", max_gathered),
         (skvae.fitting.weighted_rows, "MAX_SAMPLE_ROWS", sample),
-        (skvae.data.samplers, "POOL_BYTES", pool),
-        (skvae.data.samplers, "POOL_BATCHES", None if pool is None else 1),
+        (skvae.data.tensors, "POOL_BYTES", pool),
+        (skvae.data.tensors, "POOL_BATCHES", None if pool is None else 1),
     ]
     with contextlib.ExitStack() as stack:
         for module, name, value in changes:

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..data.arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
 from ..data.chunks import column_means, map_samples
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ..data.rows import Samples
+from ..data.tensors import WeightedSamples
 from ..data.weights import positive_weight_samples, weighted_sum
 from ..fitting.distributed import current_group
 from ..fitting.em import MixtureFit, fit_best_mixture, step_mixture
@@ -690,7 +690,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             X, weight, selected = rows_with_values(X, weight, selected)
             check_enough_rows(X, self.n_components)
             center = observed_means(X, weight)
-        return Samples(X, weight, center, has_missing, selected, n_passed)
+        return WeightedSamples(X, weight, center, has_missing, selected, n_passed)
 
     def _batch_samples(self, X, sample_weight):
         """Return the samples of positive weight of a further batch, about the mean of the mixture."""
@@ -699,14 +699,14 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         has_missing = any_missing(X)
         if has_missing:
             X, weight, _ = rows_with_values(X, weight)
-        return Samples(X, weight, center, has_missing)
+        return WeightedSamples(X, weight, center, has_missing)
 
     def _em_rows(self, samples, covariance=None):
         """Return samples as EM visits them.
 
         Parameters
         ----------
-        samples : Samples
+        samples : WeightedSamples
         covariance : Tensor, optional
             The covariance in whose coordinates EM runs; that of the samples if None.
 

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_device, to_dtype, to_tensor
 from ..data.chunks import map_chunks, read_chunks
-from ..data.samplers import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
+from ..data.tensors import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
 from ..data.weights import check_weights
 from ..fitting.chunks import row_chunks
 from ..fitting.devices import in_float64, read, to_device, wide_dtype

@@ -217,7 +217,7 @@ def test_bad_values_are_found_when_they_are_read(estimator, bad, X):
 @pytest.fixture
 def small_pool(monkeypatch):
     """Fewer rows are held than there are."""
-    monkeypatch.setattr("skvae.data.samplers.POOL_BYTES", 0)
+    monkeypatch.setattr("skvae.data.tensors.POOL_BYTES", 0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
