@@ -1,10 +1,10 @@
-"""TorchGMM beside scikit-learn's GaussianMixture on real data: likelihood, clusters, iterations.
+"""TorchGMM compared with scikit-learn's GaussianMixture on real data: likelihood, clusters, iterations.
 
     SKVAE_DATA_HOME=... python benchmarks/agreement.py --output docs/agreement.md
 
 Ten fits of each, with ``random_state`` 0 to 9, on one half of the rows; the other half is held out. First both start as
-they do by default, from their own k-means; then both from the same ten starts: random rows as means, equal weights, and
-the precision of all rows together. MNIST is left out where `fetch_mnist` does not find it in ``SKVAE_DATA_HOME``.
+they do by default, from their own k-means; then both from the same ten initializations: random rows as means, equal
+weights, and the precision of all rows. MNIST is left out if it is not in ``SKVAE_DATA_HOME``.
 """
 
 import argparse
@@ -34,7 +34,7 @@ MNIST_ROWS = 20_000
 
 
 def standardized(load):
-    """A table whose features have different units, as standard scores."""
+    """Standardize a dataset whose features have different units."""
     X, y = load(return_X_y=True)
     return StandardScaler().fit_transform(X), y
 
@@ -56,7 +56,7 @@ DATA = {  # name: what it is, reg_covar, loader
 
 
 def common_start(X, covariance_type, n_components, seed):
-    """Starting parameters: random rows, equal weights, the precision of all rows (with a little regularisation)."""
+    """Return initial parameters: random rows, equal weights, the precision of all rows (slightly regularised)."""
     covariance = np.cov(X.T) + 1e-2 * np.eye(X.shape[1])
     variances = covariance.diagonal()
     precisions = {
@@ -79,40 +79,40 @@ def measure(cls, halves, parameters):
 
 
 def compare(name, covariance_type, same_start):
-    """Measures (seeds, 4) of both classes, and in how many rows their labels differ at most."""
+    """Return measures (seeds, 4) of both classes, and the largest number of rows whose labels differ."""
     _, reg_covar, load = DATA[name]
     X, y = load()
     X, X_out, y, y_out = train_test_split(X, y, test_size=0.5, stratify=y, random_state=0)
-    k, found, n_other = len(np.unique(y)), {name: [] for name in CLASSES}, 0
+    k, results, n_other = len(np.unique(y)), {name: [] for name in CLASSES}, 0
     for seed in SEEDS:
         parameters = {"n_components": k, "covariance_type": covariance_type, "reg_covar": reg_covar}
         parameters |= common_start(X, covariance_type, k, seed) if same_start else {"random_state": seed}
         runs = {name: measure(cls, ((X, X_out), (y, y_out)), parameters) for name, cls in CLASSES.items()}
         for name, run in runs.items():
-            found[name].append(run[:-1])
+            results[name].append(run[:-1])
         n_other = max(n_other, int((runs["TorchGMM"][-1] != runs["GaussianMixture"][-1]).sum()))
-    return {name: np.array(rows, dtype=float) for name, rows in found.items()}, n_other
+    return {name: np.array(rows, dtype=float) for name, rows in results.items()}, n_other
 
 
 def span(values, digits):
-    """Mean, lowest and highest."""
+    """Format mean, lowest and highest."""
     if np.ptp(values) < 0.5 * 10**-digits:
         return f"{values.mean():.{digits}f}"
     return f"{values.mean():.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})"
 
 
 def row(*cells):
-    """A row of a Markdown table."""
+    """Format a row of a Markdown table."""
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def cells_of(found):
-    """Likelihoods, V-measure and iterations of ten fits."""
-    return [span(found[:, column], digits) for column, digits in enumerate((3, 3, 3, 0))]
+def cells_of(results):
+    """Format likelihoods, V-measure and iterations of ten fits."""
+    return [span(results[:, column], digits) for column, digits in enumerate((3, 3, 3, 0))]
 
 
 def report(names):
-    """The lines of the page."""
+    """Return the lines of the page."""
     heads = ["log-likelihood, fitted half", "log-likelihood, other half", "V-measure, other half", "iterations"]
     yield "# Agreement with scikit-learn on real data\n"
     yield "```\npython benchmarks/agreement.py --output docs/agreement.md\n```\n"
@@ -135,8 +135,8 @@ def report(names):
     yield row(*["--"] * 7)
     for name in names:
         for kind in TYPES:
-            found, _ = compare(name, kind, same_start=False)
-            for label, values in found.items():
+            results, _ = compare(name, kind, same_start=False)
+            for label, values in results.items():
                 yield row(name, kind, f"`{label}`", *cells_of(values))
     yield "\n## From the same starts\n"
     yield "Both start from random rows, equal weights and the precision of all rows. The cells are those of `TorchGMM`;"
@@ -147,12 +147,12 @@ def report(names):
     yield row(*["--"] * 9)
     for name in names:
         for kind in TYPES:
-            found, n_other = compare(name, kind, same_start=True)
-            difference = np.abs(found["TorchGMM"] - found["GaussianMixture"]).max(0)
+            results, n_other = compare(name, kind, same_start=True)
+            difference = np.abs(results["TorchGMM"] - results["GaussianMixture"]).max(0)
             largest = difference[:2].max()
             # Rounding, which is not the same on every machine, is not worth its digits.
             shown = "< 1e-8" if largest < 1e-8 else f"{largest:.0e}"
-            yield row(name, kind, *cells_of(found["TorchGMM"]), shown, int(difference[3]), n_other)
+            yield row(name, kind, *cells_of(results["TorchGMM"]), shown, int(difference[3]), n_other)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Clusterers of others on the data of `vade.py`, and on a table of sensors: scores on rows that were never seen.
+"""Other clusterers on the data of `vade.py`, and on a table of sensors: scores on held-out rows.
 
     python benchmarks/clustering_peers.py --data digits satellite --seeds 10
 
@@ -6,8 +6,8 @@ Every method is fitted to the training rows without labels, once for each seed, 
 `vade.py`: new rows go through the same principal components, `UMAP.transform` or encoder. Accuracy is that of the best
 match of clusters and classes. Settings were fixed before the runs: as many clusters as classes, 20 neighbours, a
 minimal distance of 0 and ten dimensions for UMAP (those of the paper that proposed it after an autoencoder), defaults
-where nothing is said. "min" are minutes of the processor in the fit. Each run is kept as a JSON record of its own; a
-run that has one is not made again, so that runs can be added, and the table is made from all records that there are.
+elsewhere. "min" are minutes of the processor in the fit. Each run is recorded as a line of a ``.jsonl`` file and not
+repeated, so that runs can be added later, and the table shows all recorded runs.
 
 Digits are those of scikit-learn; MNIST and Fashion-MNIST are found as `vade.py` finds them, in the folder that the
 environment variable SKVAE_DATA_HOME names, and ``satellite.npz``, which `satellite.py` makes, in the same folder.
@@ -17,7 +17,6 @@ is not installed is named, and left out.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, read_runs, write_run
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import v_measure_score
@@ -34,7 +34,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from threadpoolctl import threadpool_limits
 from vade import load as load_images
-from vae import environment, write_record
+from vade import score_cells
 
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.metrics import clustering_accuracy_score
@@ -68,7 +68,7 @@ def umap(seed):
 
 
 def mixture(k, seed):
-    """Mixture on codes, full covariances."""
+    """Mixture of latent codes, full covariances."""
     return GaussianMixture(k, n_init=3, random_state=seed)
 
 
@@ -116,7 +116,7 @@ METHODS = {  # (data, number of clusters, seed) -> clusterer, and the data for w
 
 
 def run(make, data, seed):
-    """Fit once and predict the test rows; what was found."""
+    """Fit once and predict the test rows; return scores, minutes and warnings."""
     X_train, X_test, y_train, y_test = load(data)
     clusterer = make(data, len(np.unique(y_train)), seed)
     with warnings.catch_warnings(record=True) as caught:
@@ -136,17 +136,12 @@ def run(make, data, seed):
 
 
 def line(name, runs):
-    """Mean, standard deviation and worst of the runs of a row."""
-    cells = [f"{name:48}{len(runs):6}"]
-    for score in ("v_measure", "accuracy"):
-        values = [found[score] for found in runs]
-        sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells.append(f"{statistics.mean(values):9.4f}{sd:8.4f}{min(values):8.4f}")
-    return "".join(cells) + f"{statistics.mean(found['minutes'] for found in runs):8.2f}"
+    """Format the scores and minutes of the runs of a row."""
+    return f"{name:48}{len(runs):6}{score_cells(runs)}{statistics.mean(run['minutes'] for run in runs):8.2f}"
 
 
 def missing_package(make):
-    """Name of a package that a method needs and is not installed, or None."""
+    """Return the name of a missing package that a method needs, or None."""
     try:
         make("digits", 10, 0)
     except ModuleNotFoundError as error:
@@ -155,7 +150,7 @@ def missing_package(make):
 
 
 def arguments():
-    """Those of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="*", default=[*DATA], choices=[*DATA], help="all by default")
     parser.add_argument("--methods", nargs="*", default=[*METHODS], choices=[*METHODS], help="all by default")
@@ -163,12 +158,12 @@ def arguments():
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="also runs that have a record")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/clustering_peers"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/clustering_peers.jsonl"))
     return parser.parse_args()
 
 
 def work(args):
-    """Row, data, method, seed and file of each run that is asked for, all methods of a seed before the next seed."""
+    """Yield row, data, method and seed of each requested run, all methods of a seed before the next seed."""
     missing = {name: missing_package(METHODS[name][0]) for name in args.methods}
     for name, package in missing.items():
         if package:
@@ -178,29 +173,24 @@ def work(args):
         for data in args.data:
             for name in (name for name, (_, where) in methods.items() if data in where):
                 row = f"{data}, {name}"
-                path = args.output / f"{row.replace(', ', '_').replace(' + ', '+').replace(' ', '-')}_{seed}.json"
-                if args.again or not path.exists():
-                    yield {"row": row, "data": data, "method": name, "seed": seed}, path
+                if args.again or seed not in read_runs(args.output).get(row, {}):
+                    yield {"row": row, "data": data, "method": name, "seed": seed}
 
 
 def main():
-    """Run what is asked for, and print the table of all records."""
+    """Make the requested runs, and print the table of all recorded runs."""
     args = arguments()
     torch.set_num_threads(args.threads)
     with threadpool_limits(args.threads):
-        for what, path in work(args):
-            found = run(METHODS[what["method"]][0], what["data"], what["seed"])
-            record = environment(args.threads, "umap-learn", "clustpy") | what | found
-            write_record(path, record)
-            print(line(what["row"], [record]), flush=True)
+        for task in work(args):
+            result = run(METHODS[task["method"]][0], task["data"], task["seed"])
+            record = environment(args.threads, "umap-learn", "clustpy") | task | result
+            write_run(args.output, record)
+            print(line(task["row"], [record]), flush=True)
     columns = "".join(f"{score:>9}{'sd':>8}{'worst':>8}" for score in ("V", "accuracy"))
     print(f"\n{'row':48}{'seeds':>6}{columns}{'min':>8}")
-    rows = {}
-    for path in sorted(args.output.glob("*.json")):
-        record = json.loads(path.read_text())
-        rows.setdefault(record["row"], []).append(record)
-    for name, runs in rows.items():
-        print(line(name, runs))
+    for name, runs in read_runs(args.output).items():
+        print(line(name, [*runs.values()]))
 
 
 if __name__ == "__main__":

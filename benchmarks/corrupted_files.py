@@ -1,4 +1,4 @@
-"""Files that `skvae.save` wrote, broken in every way: each should be refused, or be an equal model.
+"""Corrupted files of `skvae.save`: each should be refused, or load as an equal model.
 
     python benchmarks/corrupted_files.py --n 10000 --output benchmarks/results/corrupted_files.json
 
@@ -6,7 +6,7 @@ Three kinds of damage, in turn, over all estimators. *Bytes*: flipped, cut, inse
 as a model that is not equal. *Plants*: pickles that would create a file when they are loaded, alone, in files of other
 libraries, or in the file of an estimator; none may run. *Forgeries*: changes with a checksum that fits, of the text, of
 the values in it and of the arrays. The numbers of a model can be exchanged for others this way, so that some load as
-another model: it has to answer questions, or to refuse them by a ValueError. The memory of the process is limited, and
+another model: its methods have to return results, or to raise a ValueError. The memory of the process is limited, and
 the slowest file is reported.
 """
 
@@ -41,8 +41,8 @@ from skvae import (
     VAEEmbedder,
 )
 from skvae.persistence import container
-from skvae.persistence.files import fields_of
-from skvae.persistence.values import Writer
+from skvae.persistence.files import encode_estimator
+from skvae.persistence.values import ValueEncoder
 
 MEMORY = 8 * 2**30  # bytes of address space
 SMALL = {"max_epochs": 1, "random_state": 0}
@@ -50,12 +50,12 @@ IMAGES = {"image_shape": (4, 4), "channels": (2, 3), "hidden_layer_sizes": (5,)}
 
 
 def fitted_estimators():
-    """One of each kind, with all that files can hold."""
+    """Return one of each estimator, with all parts that files can store."""
     X, y = make_blobs(80, 16, centers=3, random_state=0)
     U = (X - X.min()) / np.ptp(X)
     state = np.random.RandomState(0)
     embedder = VAEEmbedder(2, hidden_layer_sizes=(5,), **SMALL).fit(X)
-    found = [
+    results = [
         TorchGMM(3, random_state=state, means_init=X[:3]).fit(X.astype(np.float32)),
         TorchGMM(2, covariance_type="tied", random_state=0).fit(X),
         TorchPPCA(2).fit(X),
@@ -69,14 +69,14 @@ def fitted_estimators():
         ClusterLabelClassifier(TorchGMM(3, random_state=0)).fit(X, np.array(["a", "b", "c"])[y]),
         VAEEmbedder(3),
     ]
-    return [(estimator, X if estimator.__class__ is not VAEEmbedder else U) for estimator in found]
+    return [(estimator, X if estimator.__class__ is not VAEEmbedder else U) for estimator in results]
 
 
 def content(estimator):
-    """Everything that a file holds of an estimator, to be compared."""
-    writer = Writer(fields_of)
-    tree = writer.tree(estimator, "")
-    return json.dumps(tree), [(array.dtype, array.shape, array.tobytes()) for array in writer.arrays.values()]
+    """Return all parts of an estimator that a file stores, to be compared."""
+    encoder = ValueEncoder(encode_estimator)
+    tree = encoder.encode(estimator, "")
+    return json.dumps(tree), [(array.dtype, array.shape, array.tobytes()) for array in encoder.arrays.values()]
 
 
 class Plant:
@@ -100,38 +100,38 @@ def flip(data, rng):
 
 
 def replace_bytes(data, rng):
-    """Other bytes for a run."""
+    """Replace a run of bytes."""
     start, size = rng.randrange(len(data)), rng.randrange(1, 64)
     data[start : start + size] = rng.randbytes(min(size, len(data) - start))
     return data
 
 
 def cut(data, rng):
-    """Only the beginning."""
+    """Truncate."""
     return data[: rng.randrange(len(data))]
 
 
 def leave_out(data, rng):
-    """Without a run in the middle."""
+    """Remove a run of bytes."""
     start = rng.randrange(len(data))
     return data[:start] + data[start + rng.randrange(1, 256) :]
 
 
 def insert(data, rng):
-    """With more bytes, perhaps at the end."""
+    """Insert bytes, perhaps at the end."""
     start = rng.choice([len(data), rng.randrange(len(data))])
     return data[:start] + rng.randbytes(rng.randrange(1, 64)) + data[start:]
 
 
 def repeat(data, rng):
-    """With a run twice."""
+    """Repeat a run of bytes."""
     start = rng.randrange(len(data))
     end = start + rng.randrange(1, 256)
     return data[:end] + data[start:]
 
 
 def exchange(data, rng):
-    """Two runs in each other's place."""
+    """Exchange two runs of bytes."""
     size = rng.randrange(1, 64)
     first, second = sorted(rng.randrange(max(1, len(data) - size)) for _ in range(2))
     data[first : first + size], data[second : second + size] = data[second : second + size], data[first : first + size]
@@ -139,7 +139,7 @@ def exchange(data, rng):
 
 
 def other_length(data, rng):
-    """Another length of the header."""
+    """Change the length of the header."""
     size = rng.choice([0, 1, 7, len(data), len(data) - 8, 2**24, 2**31, 2**63, 2**64 - 1, rng.randrange(2**20)])
     data[:8] = size.to_bytes(8, "little")
     return data
@@ -152,24 +152,24 @@ BYTES = (flip, flip, flip, replace_bytes, cut, leave_out, insert, repeat, exchan
 
 
 def plants(path):
-    """Pickles that create this file, in files of several kinds."""
-    found = [pickle.dumps(Plant(path), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    """Return pickles that create a file when loaded, in several formats."""
+    results = [pickle.dumps(Plant(path), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for write in (lambda file: joblib.dump(Plant(path), file), lambda file: torch.save(Plant(path), file)):
         file = io.BytesIO()
         write(file)
-        found.append(file.getvalue())
+        results.append(file.getvalue())
     file = io.BytesIO()
     np.savez(file, a=np.array([Plant(path)], dtype=object))
-    return [*found, file.getvalue()]
+    return [*results, file.getvalue()]
 
 
 def plant(data, rng, pickles):
-    """A pickle instead of the file, or somewhere in it; the checksum may fit."""
-    found = rng.choice(pickles)
+    """Replace the file, or a part of it, by a pickle; the checksum may fit."""
+    results = rng.choice(pickles)
     start = rng.randrange(len(data))
     return rng.choice(
-        [found, data + found, found + data, data[:start] + found + data[start:], signed(data[:start] + found),
-         signed(data[:8] + found + data[8:]), len(found).to_bytes(8, "little") + found + bytes(data)]
+        [results, data + results, results + data, data[:start] + results + data[start:], signed(data[:start] + results),
+         signed(data[:8] + results + data[8:]), len(results).to_bytes(8, "little") + results + bytes(data)]
     )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def plant(data, rng, pickles):
 
 
 def signed(data):
-    """The bytes with a checksum that fits, if there is a place for one."""
+    """Return the bytes with a fitting checksum, if there is a place for one."""
     data = bytearray(data)
     place = data.find(container.MARKER)
     if place < 0:
@@ -214,7 +214,7 @@ TAGS = ("tuple", "dict", "array", "objects", "scalar", "text", "dtype", "type", 
 
 
 def forge_tree(tree, arrays, rng):
-    """Other values in the text."""
+    """Change values in the text."""
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
         path, node = random_node(tree, rng)
         parent, key = path
@@ -237,7 +237,7 @@ def forge_tree(tree, arrays, rng):
 
 
 def random_node(tree, rng):
-    """A place (parent, key) in a tree, and what is there; one of all, or near the top."""
+    """Return a random place (parent, key) in a tree and its value, any place or one near the top."""
     if rng.random() < 0.5:
         parent, key = rng.choice(list(places(tree)))
         return (parent, key), parent[key]
@@ -249,7 +249,7 @@ def random_node(tree, rng):
 
 
 def places(tree):
-    """All places (parent, key) in a tree."""
+    """Yield all places (parent, key) in a tree."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         yield tree, key
         if isinstance(value, dict | list):
@@ -257,7 +257,7 @@ def places(tree):
 
 
 def forge_arrays(tree, arrays, rng):
-    """Other arrays."""
+    """Change arrays."""
     if not arrays:
         return tree, arrays
     name = rng.choice(list(arrays))
@@ -281,7 +281,7 @@ def forge_arrays(tree, arrays, rng):
 
 
 def forge(data, rng):
-    """A change that the checksum does not tell."""
+    """Change the contents, with a fitting checksum."""
     if rng.random() < 0.4:
         return signed(rng.choice(BYTES)(data, rng))
     tree, arrays = container.unpack(bytes(data))
@@ -296,19 +296,19 @@ def forge(data, rng):
 
 
 def outcome(path, X, expected):
-    """What loading says, in a word."""
+    """Return the outcome of loading, in a word."""
     try:
-        found = skvae.load(path)
+        results = skvae.load(path)
     except ValueError:
         return "refused"
     except MemoryError:
         return "loads: too much memory"
     except Exception as error:
         return f"loads: {type(error).__name__}"
-    if content(found) == expected:
+    if content(results) == expected:
         return "equal"
     try:
-        use(found, X)
+        use(results, X)
     except ValueError:
         return "another model, which refuses"
     except Exception as error:
@@ -317,7 +317,7 @@ def outcome(path, X, expected):
 
 
 def use(estimator, X):
-    """Ask for everything."""
+    """Call all methods."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("predict", "predict_proba", "transform", "score_samples"):
@@ -328,7 +328,7 @@ def use(estimator, X):
 
 
 def run(n, seed=0):
-    """Counts of outcomes by kind of damage, pickles that ran, and the time of the slowest file in seconds."""
+    """Return counts of outcomes by damage, pickles that ran, and the time of the slowest file in seconds."""
     rng, counts, slowest = random.Random(seed), {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         path, mark = Path(folder) / "estimator.skvae", Path(folder) / "ran"
@@ -347,9 +347,9 @@ def run(n, seed=0):
             data = bytes(kinds[kind](bytearray(original)))
             path.write_bytes(data)
             begun = time.perf_counter()
-            found = "unchanged" if data == original else outcome(path, X, expected)
+            results = "unchanged" if data == original else outcome(path, X, expected)
             slowest = max(slowest, time.perf_counter() - begun)
-            counts.setdefault(kind, Counter())[found] += 1
+            counts.setdefault(kind, Counter())[results] += 1
         return counts, mark.exists(), slowest
 
 

@@ -1,11 +1,11 @@
-"""Hash the fits of every estimator in many settings, to show that a change of the code changes no number.
+"""Hash the fits of all estimators in many settings, to prove that a change of the code changes no number.
 
     python benchmarks/fingerprints.py before.json        # and after.json, with the changed code
     python benchmarks/fingerprints.py --compare before.json after.json
 
-Fitted attributes, predictions, warnings, errors, parameters of networks, pickled states and saved files are hashed to
-the last bit. Hashes belong to a machine, a number of threads and versions of libraries, so that they are not kept.
-``--only vade`` takes the settings whose name contains this.
+Fitted attributes, predictions, parameters of networks and saved files are hashed to the last bit, and so are the texts
+of warnings and errors. Hashes depend on the machine, the number of threads and the versions of libraries, so that no
+record of them is kept. ``--only vade`` selects the settings whose name contains this.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from record import write_record
 from scipy.sparse import csr_matrix, issparse
 from sklearn.cluster import KMeans
 from skorch.callbacks import Callback
@@ -82,11 +83,11 @@ class OnDisk:
 
 
 def settings():
-    """Return the settings by name: (estimator, data, arguments of fit, way of fitting)."""
-    found = {}
+    """Return the settings by name, as tuples (estimator, data, arguments of fit, mode)."""
+    by_name = {}
 
-    def add(name, estimator, data, how="fit", **arguments):
-        found[f"{type(estimator).__name__} {name} {data} {how}"] = estimator, DATA[data], arguments, how
+    def add(name, estimator, data, mode="fit", **arguments):
+        by_name[f"{type(estimator).__name__} {name} {data} {mode}"] = estimator, DATA[data], arguments, mode
 
     weight = {"sample_weight": WEIGHT}
     for kind in COVARIANCE_TYPES:
@@ -152,11 +153,11 @@ def settings():
         "frame",
         y=Y,
     )
-    return found
+    return by_name
 
 
 class Interrupt(Callback):
-    """Breaks a training off after a number of epochs, as Ctrl-C does."""
+    """Interrupts a training after a number of epochs, as Ctrl-C does."""
 
     epochs_left = math.inf
 
@@ -167,19 +168,19 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-def fitted(estimator, data, arguments, how):
-    """The estimator, fitted as the setting says."""
-    if how == "twice":
+def fit(estimator, data, arguments, mode):
+    """Fit the estimator in a mode: once, twice, in batches, or interrupted and resumed."""
+    if mode == "twice":
         return estimator.fit(data, **arguments).fit(data, **arguments)
-    if how == "partial_fit":
+    if mode == "partial_fit":
         for part in range(4):
             estimator.partial_fit(data[part::4])
         return estimator
-    if how == "loader":
+    if mode == "loader":
         return estimator.partial_fit(DataLoader(TensorDataset(torch.from_numpy(data)), batch_size=150))
-    if how == "disk":
+    if mode == "disk":
         return estimator.fit(OnDisk(data), **arguments)
-    if how == "checkpoint":
+    if mode == "checkpoint":
         with tempfile.TemporaryDirectory() as folder:
             estimator.set_params(checkpoint=Path(folder) / "training.pt", callbacks=[Interrupt()])
             for Interrupt.epochs_left in (1, 2, math.inf):
@@ -189,8 +190,8 @@ def fitted(estimator, data, arguments, how):
     return estimator.fit(data, **arguments)
 
 
-def parts_of(value):
-    """Bytes of a value: of arrays and tensors those of their numbers, of others their text."""
+def to_bytes(value):
+    """Yield the bytes of the numbers of arrays and tensors, and of the text of other values."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, pd.DataFrame):
@@ -203,16 +204,16 @@ def parts_of(value):
     elif isinstance(value, dict):
         for name in sorted(set(value) - {"dur"}, key=str):
             yield str(name).encode()
-            yield from parts_of(value[name])
+            yield from to_bytes(value[name])
     elif isinstance(value, list | tuple | np.ndarray):
         for item in value:
-            yield from parts_of(item)
+            yield from to_bytes(item)
     elif not hasattr(value, "__dict__"):
         yield repr(value).encode()
 
 
 def results_of(estimator, data):
-    """Fitted attributes and what the methods return."""
+    """Yield the fitted attributes, the results of the methods, and the estimator's file."""
     state = {name: value for name, value in vars(estimator).items() if not name.startswith("_")}
     for name in ("net_", "module_", "callbacks", "checkpoint"):
         state.pop(name, None)
@@ -240,14 +241,21 @@ def results_of(estimator, data):
         yield "file", str(error)
 
 
-def fingerprint(estimator, data, arguments, how):
-    """The hash of a setting."""
+def digest_of(estimator, data):
+    """Return the digest of a fitted estimator, to which texts can be added."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in to_bytes([*results_of(estimator, data)]):
+        digest.update(part)
+    return digest
+
+
+def fingerprint(estimator, data, arguments, mode):
+    """Return the hash of a setting."""
     digest = hashlib.blake2b(digest_size=12)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            for part in parts_of([*results_of(fitted(estimator, data, arguments, how), data)]):
-                digest.update(part)
+            digest = digest_of(fit(estimator, data, arguments, mode), data)
         except Exception as error:
             digest.update(f"{type(error).__name__}: {error}".encode())
             print(f"{type(error).__name__}: {str(error)[:100]}")
@@ -257,7 +265,7 @@ def fingerprint(estimator, data, arguments, how):
 
 
 def shared_fits(rank):
-    """Fits of one of two processes: what they found, by name."""
+    """Fit estimators in one of two processes; return the hashes by name."""
     x, weight = shard(X), shard(WEIGHT)
     estimators = {
         "gmm": TorchGMM(3, random_state=0).fit(x, sample_weight=weight),
@@ -271,15 +279,13 @@ def shared_fits(rank):
     }
     hashes = {}
     for name, estimator in estimators.items():
-        digest = hashlib.blake2b(digest_size=12)
-        for part in parts_of([*results_of(estimator, DATA["images"] if "views" in name else X)]):
-            digest.update(part)
-        hashes[f"process {rank} of 2, {name}"] = digest.hexdigest()
+        data = DATA["images"] if "views" in name else X
+        hashes[f"process {rank} of 2, {name}"] = digest_of(estimator, data).hexdigest()
     return hashes
 
 
-def of_two_processes():
-    """Hashes of fits of two processes."""
+def distributed_fingerprints():
+    """Return the hashes of fits in a process group of two."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -294,7 +300,7 @@ def of_two_processes():
 
 
 def compare(before, after):
-    """Print the settings whose hashes differ; return how many there are."""
+    """Print the settings whose hashes differ; return their number."""
     before, after = (json.loads(Path(path).read_text()) for path in (before, after))
     differ = [name for name in after if before.get(name) != after[name]]
     print(f"{len(after)} settings compared, {len(differ)} differ", *differ, sep="\n  ")
@@ -302,7 +308,7 @@ def compare(before, after):
 
 
 def main():
-    """Hash, or compare hashes."""
+    """Hash the fits, or compare hashes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, nargs="?")
     parser.add_argument("--only", default="", help="settings whose name contains this")
@@ -316,14 +322,12 @@ def main():
         warnings.simplefilter("ignore")
         print(json.dumps(shared_fits(args.process)))
         return
-    found = {}
-    for name, setting in settings().items():
-        if args.only.lower() in name.lower():
-            found[name] = fingerprint(*setting)
+    chosen = {name: setting for name, setting in settings().items() if args.only.lower() in name.lower()}
+    hashes = {name: fingerprint(*setting) for name, setting in chosen.items()}
     if args.only in "two processes":
-        found |= of_two_processes()
-    args.output.write_text(json.dumps(found, indent=1))
-    print(f"{len(found)} settings of {Path(skvae.__file__).parent}")
+        hashes |= distributed_fingerprints()
+    write_record(args.output, hashes)
+    print(f"{len(hashes)} settings of {Path(skvae.__file__).parent}")
 
 
 if __name__ == "__main__":

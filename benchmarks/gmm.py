@@ -1,22 +1,20 @@
-"""TorchGMM beside scikit-learn's GaussianMixture: time for equal work, equality of the result, peak memory.
+"""TorchGMM compared with scikit-learn's GaussianMixture: time for equal work, equality of the result, peak memory.
 
     python benchmarks/gmm.py --threads 1 --output benchmarks/results/gmm.json
 
-Both run the same iterations from the same start on the same data, in turns (one of each a repeat), in one process with
-one number of threads. A ratio is scikit-learn's time over ours in a repeat; the median over repeats is shown. The time
-of a fit is all of it: validation, start, iterations, attributes. "ll" is the difference of the final lower bounds.
-Peak memory is the growth of the resident set during one fit, in a process of its own.
+Both run the same iterations from the same initialization on the same data, in turns (one of each a repeat), in one
+process with one number of threads. A ratio is scikit-learn's time over ours in a repeat; the median over repeats is
+shown. The time of a fit includes validation, initialization, iterations and attributes. "ll" is the difference of the
+final lower bounds. Peak memory is the growth of the resident set during one fit, in a process of its own.
 
     python benchmarks/gmm.py --busy --output benchmarks/results/gmm_busy.json
 
-is the comparison on a machine that is at work: as many threads as it has cores, and other processes that keep all cores
-busy but one. The rows of a quiet machine with the same threads are beside them.
+is the comparison on a busy machine: as many threads as cores, and other processes that keep all cores but one busy.
+Next to it are the rows of a quiet machine with the same threads.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,8 +25,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import sklearn
 import torch
+from record import environment, write_record
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
@@ -55,7 +53,7 @@ CLASSES = {"skvae": TorchGMM, "scikit-learn": GaussianMixture}
 
 
 def make_data(n, d, k, dtype):
-    """Overlapping clusters with correlations, and means to start from."""
+    """Return overlapping clusters with correlations, and initial means."""
     rng = np.random.default_rng(0)
     means = rng.normal(size=(k, d)) * 3 * np.sqrt(2 / d)
     labels, X = rng.integers(k, size=n), np.empty((n, d), dtype)
@@ -67,7 +65,7 @@ def make_data(n, d, k, dtype):
 
 
 def settings(shape, kind, means):
-    """Parameters that make both run the same iterations from the same start."""
+    """Return parameters with which both run the same iterations from the same initialization."""
     _, d, k = shape
     precisions = {
         "full": np.stack([np.eye(d)] * k),
@@ -106,7 +104,7 @@ def compare(shape, kind, dtype, repeats):
 
 
 def compare_whole(shape, n_init, repeats):
-    """Times of whole fits from defaults, k-means starts included; the starts differ, so the results do too."""
+    """Times of whole fits from defaults, k-means included; initializations differ, and so do results."""
     X, _ = make_data(*shape, np.float64)
     times, bounds, iterations = {name: [] for name in CLASSES}, {}, {}
     for seed in range(repeats):
@@ -121,7 +119,7 @@ def compare_whole(shape, n_init, repeats):
 
 @contextmanager
 def busy_cores():
-    """Keep all cores busy but one."""
+    """Keep all cores but one busy."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() - 1)]
     try:
         time.sleep(0.5)
@@ -132,7 +130,7 @@ def busy_cores():
 
 
 def compare_busy(shape, kind, repeats):
-    """Times of equal work beside other processes."""
+    """Times of equal work on a busy machine."""
     with busy_cores():
         return compare(shape, kind, "float64", repeats)
 
@@ -171,7 +169,7 @@ def main():
     """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--busy", action="store_true", help="beside other processes, with a thread for each core")
+    parser.add_argument("--busy", action="store_true", help="with other processes, and a thread for each core")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", help="only rows whose name contains this")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
@@ -184,18 +182,14 @@ def main():
     with threadpool_limits(args.threads):
         if args.child:
             return child(*args.child)
-        versions = {"scikit-learn": sklearn.__version__, "torch": torch.__version__, "numpy": np.__version__}
-        record = {"machine": platform.processor() or platform.machine(), "threads": args.threads, "versions": versions}
-        record |= {"repeats": args.repeats, "rows": {}}
+        record = environment(args.threads) | {"repeats": args.repeats, "rows": {}}
         print(f"{'work':38}{'ours ms':>10}{'theirs ms':>11}{'ratio':>8}{'range':>14}{'ll':>9}{'MB':>14}")
         for name, iterations, measure in rows_of_table(args):
             if args.rows and args.rows not in name:
                 continue
             record["rows"][name] = measure()
             show(name, record["rows"][name], iterations)
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                args.output.write_text(json.dumps(record, indent=1))
+            write_record(args.output, record)
     return None
 
 

@@ -5,8 +5,8 @@
 Ours and scikit-learn's GaussianMixture take turns on one thread; a ratio is scikit-learn's time of the processor over
 ours in a repeat. Narrow clusters have covariance I and means that are farther and farther apart: there ours changes, at
 some distance, from products with features of the rows to residuals, which keeps the digits and costs time. "float32" is
-how far the bound of our fit to float32 rows is from the one in float64. The import is a process that imports the class
-and ends.
+the distance of the lower bound of our fit to float32 rows from the one in float64. The import is a process that imports
+the class and ends.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from gmm import CLASSES, make_data, settings
+from record import environment, write_record
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import TorchGMM
 
@@ -66,7 +66,7 @@ def single_rows(repeats):
 
 
 def narrow_clusters(distance, repeats):
-    """Iterations from a common start, with the differences of the bounds that are reached."""
+    """Iterations from a common initialization, with the differences of the final lower bounds."""
     means = make_data(*SHAPE, np.float64)[1] * distance
     rng = np.random.default_rng(0)
     X = means[rng.integers(SHAPE[2], size=SHAPE[0])] + rng.normal(size=SHAPE[:2])
@@ -80,13 +80,13 @@ def narrow_clusters(distance, repeats):
 
 def imports(repeats):
     """Seconds of processes that import a class."""
-    found = {name: [] for name in MODULES}
+    results = {name: [] for name in MODULES}
     for _ in range(repeats):
         for name, line in MODULES.items():
             child = os.posix_spawn(sys.executable, [sys.executable, "-c", line], os.environ)
             usage = os.wait4(child, 0)[2]
-            found[name].append(usage.ru_utime + usage.ru_stime)
-    medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+            results[name].append(usage.ru_utime + usage.ru_stime)
+    medians = {name: statistics.median(seconds) for name, seconds in results.items()}
     return {"seconds": medians, "ratio": medians["scikit-learn"] / medians["skvae"]}
 
 
@@ -110,8 +110,7 @@ def main():
             seconds = "".join(f"{1e3 * value:12.2f}" for value in row["seconds"].values())
             ends = "".join(f"{row[end]:10.0e}" for end in ("ll", "float32") if end in row)
             print(f"{name:36}{seconds}{row['ratio']:8.2f}{ends}", flush=True)
-    if args.output:
-        write_record(args.output, record)
+    write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Time of one EM iteration beside other Gaussian mixtures on torch, and scikit-learn's on torch tensors.
+"""Time of one EM iteration compared with other Gaussian mixtures on torch, and scikit-learn's on torch tensors.
 
     SCIPY_ARRAY_API=1 python benchmarks/gmm_peers.py --output benchmarks/results/gmm_peers.json
 
-The packages count and start iterations differently, so what is compared is one iteration: the difference between a fit
+The packages count and start iterations differently, so a single iteration is compared: the difference between a fit
 of many iterations and one of few, divided by the difference of their numbers. All start from the same means. The
 log-likelihood that each reaches is shown, because more of them do not start from the same covariances. Fits take turns;
 the median over repeats of the ratio to ours is shown. A package that is not installed, or cannot do the work, is named
@@ -10,8 +10,6 @@ with the reason: ``pip install pomegranate tgmm torchgmm`` (a separate environme
 """
 
 import argparse
-import importlib.metadata
-import json
 import logging
 import statistics
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gmm import SHAPES, make_data, settings
+from record import environment, write_record
 from sklearn import config_context
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
@@ -131,20 +130,20 @@ def seconds_per_iteration(fit, X, shape):
 def compare(shape, dtype, repeats, limit):
     """Interleaved measurements of all packages on one shape."""
     X = make_means(shape)[0].astype(dtype)
-    found, failed = {}, {}
+    results, failed = {}, {}
     for repeat in range(repeats):
         for name, fit in PEERS.items():
-            if name in failed or (repeat > 0 and found[name][0][0] * (MANY + FEW) > limit):
+            if name in failed or (repeat > 0 and results[name][0][0] * (MANY + FEW) > limit):
                 continue  # too slow to be repeated: one measurement is kept
             try:
-                found.setdefault(name, []).append(seconds_per_iteration(fit, X, shape))
+                results.setdefault(name, []).append(seconds_per_iteration(fit, X, shape))
             except Exception as error:  # whatever a package of others raises is its result
                 failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
     rows = {name: {"failed": reason} for name, reason in failed.items()}
-    for name, runs in found.items():
+    for name, runs in results.items():
         if name in failed:
             continue
-        ratios = [seconds / ours for (seconds, _), (ours, _) in zip(runs, found["skvae"], strict=False)]
+        ratios = [seconds / ours for (seconds, _), (ours, _) in zip(runs, results["skvae"], strict=False)]
         median = statistics.median(seconds for seconds, _ in runs)
         rows[name] = {
             "seconds": median,
@@ -167,9 +166,7 @@ def main():
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
-    packages = ("scikit-learn", "torch", "tgmm", "pomegranate", "torchgmm")
-    installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
-    record = {"threads": args.threads, "versions": {name: installed.get(name) for name in packages}, "rows": {}}
+    record = environment(args.threads, "tgmm", "pomegranate", "torchgmm") | {"rows": {}}
     print(f"{'work':28}{'package':24}{'ms':>10}{'over ours':>11}{'reached':>12}{'runs':>6}")
     with threadpool_limits(args.threads):
         for dtype in ("float64", "float32"):
@@ -178,9 +175,7 @@ def main():
                 for name, row in rows.items():
                     end = row.get("failed") or "{ratio:11.1f}{reached:12.4f}{n:6}".format(**row)
                     print(f"{dtype} {shape!s:20}{name:24}{1e3 * row.get('seconds', np.nan):10.1f}{end}", flush=True)
-                if args.output:
-                    args.output.parent.mkdir(parents=True, exist_ok=True)
-                    args.output.write_text(json.dumps(record, indent=1))
+                write_record(args.output, record)
 
 
 if __name__ == "__main__":

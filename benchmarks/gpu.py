@@ -1,18 +1,18 @@
-"""Everything that is to be measured where there is a GPU: tests of devices, mixtures, an epoch, VaDE, k-means.
+"""All measurements that need a GPU: tests of devices, mixtures, an epoch, VaDE, k-means.
 
     SKVAE_DATA_HOME=folder-of-mnist python benchmarks/gpu.py --output benchmarks/results/gpu.json
 
-It is made for a machine that is lent for minutes: the record is written after every part, a part that fails is
+It suits a machine that is available for minutes: the record is written after every part, a part that fails is
 recorded with its error, and no part begins after ``--minutes``. Fits of a part take turns in one process; the first
 ones, in which kernels are loaded, do not count. A ratio is the other's time over ours, the median over repeats.
 
 - tests: `tests/test_devices.py` and `tests/test_waits.py` on the GPU itself.
-- mixtures: `TorchGMM` on the GPU beside scikit-learn's `GaussianMixture` on the CPU of that machine and, with
+- mixtures: `TorchGMM` on the GPU compared with scikit-learn's `GaussianMixture` on the CPU of that machine and, with
   scikit-learn's array API, on that GPU, all from the same parameters, to the same number of iterations; their lower
   bounds should be the same.
-- epoch: an epoch of the VAE of the studies beside a plain loop over a DataLoader on that GPU.
+- epoch: an epoch of the VAE of the studies compared with a plain loop over a DataLoader on that GPU.
 - vade: `VaDEClusterer(10)` with its defaults on 60,000 MNIST images: seconds, V-measure of the others.
-- k-means: `TorchMiniBatchKMeans(100)` on (60000, 784) images, beside scikit-learn's on the CPU.
+- k-means: `TorchMiniBatchKMeans(100)` on (60000, 784) images, compared with scikit-learn's on the CPU.
 
 ``--device cpu --small`` tries the script where there is no GPU.
 """
@@ -20,7 +20,6 @@ ones, in which kernels are loaded, do not count. A ratio is the other's time ove
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -34,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import vae
+from record import ROOT, processor, write_record
 from sklearn import config_context
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -43,23 +43,22 @@ from sklearn.mixture import GaussianMixture
 from skvae import TorchGMM, TorchMiniBatchKMeans, VaDEClusterer
 from skvae.datasets import fetch_mnist
 
-ROOT = Path(__file__).resolve().parent.parent
 REPEATS, ITERATIONS = 3, 20
 SHAPES = [(70_000, 10, 10, "full"), (70_000, 50, 10, "full"), (1_000_000, 10, 10, "diag"), (70_000, 784, 10, "diag")]
 
 
 def seconds_of(device, fits):
-    """Seconds of each of several fits that take turns, by name, and what the last ones gave."""
-    found, seconds = {}, {name: [] for name in fits}
+    """Return the seconds of several fits that take turns, by name, and the results of the last ones."""
+    results, seconds = {}, {name: [] for name in fits}
     for repeat in range(1 + REPEATS):
         for name, fit in fits.items():
             start = time.perf_counter()
-            found[name] = fit()
+            results[name] = fit()
             if device == "cuda":
                 torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
-    return seconds, found
+    return seconds, results
 
 
 def with_ratios(seconds, ours="skvae"):
@@ -74,7 +73,7 @@ def with_ratios(seconds, ours="skvae"):
 
 
 def tests(device, small):
-    """How many tests of devices pass on the GPU itself."""
+    """Count the tests of devices that pass on the GPU."""
     files = ["tests/test_devices.py", "tests/test_waits.py"]
     command = [sys.executable, "-m", "pytest", "-n4", *files, "-k", f"not stand-in and ({device} or mps)"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -90,7 +89,7 @@ def clusters(n, d, k):
 
 
 def mixtures(device, small):
-    """Fits of mixtures from the same start."""
+    """Fits of mixtures from the same initialization."""
     rows = []
     for n, d, k, kind in SHAPES[:1] if small else SHAPES:
         X, labels = clusters(n // 20 if small else n, d, k)
@@ -192,10 +191,10 @@ PARTS = {"tests": tests, "mixtures": mixtures, "epoch": epoch, "vade": vade, "k-
 
 
 def machine(device):
-    """What it was measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    """Return the device, the processor, the number of cores and the versions that results depend on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     versions = {package: version(package) for package in ("torch", "scikit-learn", "numpy")}
-    return {"device": name, "processor": platform.processor(), "cores": os.cpu_count(), **versions}
+    return {"device": name, "processor": processor(), "cores": os.cpu_count(), **versions}
 
 
 def main():
@@ -220,8 +219,7 @@ def main():
             traceback.print_exc()
             record[name] = {"error": f"{type(error).__name__}: {error}"}
         print(f"{name} ({time.perf_counter() - start:.0f} s): {json.dumps(record[name])}", flush=True)
-        if args.output:
-            args.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Filling in missing values: mixtures and probabilistic PCA beside scikit-learn's imputers.
+"""Filling in missing values: mixtures and probabilistic PCA compared with scikit-learn's imputers.
 
     python benchmarks/imputation.py --output benchmarks/results/imputation.json
 
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, write_record
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401 (its import is what enables it)
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import AutoencoderEmbedder, TorchGMM, TorchPPCA, VaDEClusterer, VAEEmbedder
 
@@ -60,7 +60,7 @@ def lowest_bic(candidates, X, n_parameters):
     for size, estimator in candidates:
         log_likelihood = len(X) * estimator.fit(X).score(X)
         scored.append((n_parameters(estimator) * np.log(len(X)) - 2 * log_likelihood, size, estimator))
-    _, size, best = min(scored, key=lambda found: found[0])
+    _, size, best = min(scored, key=lambda results: results[0])
     return size, best
 
 
@@ -139,12 +139,12 @@ def summary(runs):
     }
 
 
-def line(table, shape, share, name, found):
+def line(table, shape, share, name, results):
     """A Markdown line."""
-    rmse, size = found["rmse"], found["size"]["mean"]
+    rmse, size = results["rmse"], results["size"]["mean"]
     spread = "" if rmse["sd"] is None else f" ± {rmse['sd']:.3f}"
     cells = [table, "{} x {}".format(*shape), f"{share:.0%}", name, f"{rmse['mean']:.3f}{spread}"]
-    cells += ["" if np.isnan(size) else f"{size:.1f}", f"{found['seconds']['mean']:.2f}"]
+    cells += ["" if np.isnan(size) else f"{size:.1f}", f"{results['seconds']['mean']:.2f}"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -167,13 +167,12 @@ def main():
             if args.rows and args.rows not in table:
                 continue
             for share in SHARES:
-                found = record["rows"][f"{table}, {share:.0%}"] = {"shape": X.shape, "methods": {}}
+                results = record["rows"][f"{table}, {share:.0%}"] = {"shape": X.shape, "methods": {}}
                 for name, fill in methods(args.neural).items():
                     runs = [score(fill, X, share, seed) for seed in range(args.seeds)]
-                    found["methods"][name] = summary(runs)
-                    print(line(table, X.shape, share, name, found["methods"][name]), flush=True)
-                    if args.output:  # after every method, so that nothing is lost with a run that is stopped
-                        write_record(args.output, record)
+                    results["methods"][name] = summary(runs)
+                    print(line(table, X.shape, share, name, results["methods"][name]), flush=True)
+                    write_record(args.output, record)
 
 
 if __name__ == "__main__":

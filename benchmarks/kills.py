@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from vae import environment, write_record
+from record import environment, write_record
 
 from skvae.fitting.checkpoint import read_checkpoint
 
@@ -34,8 +34,8 @@ estimators = {
     "VaDEClusterer": VaDEClusterer(10, image_shape=(8, 8), pretrain_epochs=20, max_epochs=30, **settings),
 }
 estimator = estimators[sys.argv[1]].fit(X)
-found = {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
-np.savez(sys.argv[3], **found)
+arrays = {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
+np.savez(sys.argv[3], **arrays)
 """
 
 
@@ -75,7 +75,7 @@ def kill_and_go_on(name, n_kills, n_epochs, longest, folder):
 
 
 def main():
-    """Kill, and write what was found."""
+    """Kill at random moments, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="in all; each estimator has its share")
     parser.add_argument("--epochs", type=int, default=150)
@@ -89,8 +89,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             record["rows"][name] = kill_and_go_on(name, n_kills, args.epochs, args.longest, folder)
         print(name, n_kills, "kills", record["rows"][name], flush=True)
-    if args.output:
-        write_record(args.output, record)
+    write_record(args.output, record)
 
 
 if __name__ == "__main__":

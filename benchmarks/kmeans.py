@@ -9,16 +9,14 @@ do, and their means over the repeats are compared. Images are MNIST where there 
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import sklearn
 import torch
+from record import environment, write_record
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
@@ -113,9 +111,7 @@ def main():
     source, shape = images()[1], images()[0].shape
     rows = {f"mini-batch float32 {source} {(*shape, k)}": partial(mini_batch_fits, k) for k in MINI_BATCH}
     rows |= {f"k-means float64 {shape}": partial(full_fits, shape) for shape in FULL}
-    versions = {"scikit-learn": sklearn.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    record = {"machine": platform.processor() or platform.machine(), "threads": args.threads, "versions": versions}
-    record |= {"repeats": args.repeats, "rows": {}}
+    record = environment(args.threads) | {"repeats": args.repeats, "rows": {}}
     print(f"{'work':42}{'ours ms':>9}{'theirs ms':>11}{'ratio':>7}{'range':>11}{'inertia of a row':>22}")
     with threadpool_limits(args.threads):
         for name, make in rows.items():
@@ -124,9 +120,7 @@ def main():
             spread = f"{row['lowest']:.1f}-{row['highest']:.1f}"
             inertia = "{skvae:.4f} / {scikit-learn:.4f}".format(**row["mean_inertia"])
             print(f"{name:42}{ours:9.0f}{theirs:11.0f}{row['ratio']:7.2f}{spread:>11}{inertia:>22}", flush=True)
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                args.output.write_text(json.dumps(record, indent=1))
+            write_record(args.output, record)
 
 
 if __name__ == "__main__":

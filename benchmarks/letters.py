@@ -73,14 +73,14 @@ class Face(NamedTuple):
 
 def font_files(folders):
     """Font files below the folders, each once, in the order of their names."""
-    found = {}
+    results = {}
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder; name folders of font files with --fonts.")
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in SUFFIXES:
-                found.setdefault(path.resolve())
-    return sorted(found, key=lambda path: (path.name, str(path)))
+                results.setdefault(path.resolve())
+    return sorted(results, key=lambda path: (path.name, str(path)))
 
 
 def faces_of(path):
@@ -102,7 +102,7 @@ def faces_of(path):
 
 
 def has_letters(font):
-    """Whether a font says that it has all letters, and does not say that they are pictures."""
+    """Return whether a font declares all letters, and does not declare them as pictures."""
     characters = font.getBestCmap()  # None if it has no Unicode characters, but symbols with numbers
     if characters is None or any(ord(letter) not in characters for letter in LETTERS):
         return False
@@ -154,12 +154,12 @@ def render(folders):
     faces, images, left_out = {}, [], Counter()
     for path in font_files(folders):
         try:
-            found = faces_of(path)
+            results = faces_of(path)
         except UNREADABLE as error:
             left_out[f"file that can not be read ({type(error).__name__})"] += 1
             continue
-        left_out["file without the letters, or of symbols"] += not found
-        for face in found:
+        left_out["file without the letters, or of symbols"] += not results
+        for face in results:
             name = (face.family.lower(), face.style.lower())
             if name in faces:
                 left_out["face of the same name"] += 1

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from streaming import memory, peak_counted_from_here
-from vae import environment, write_record
+from large_files import memory, peak_counted_from_here
+from record import environment, write_record
 
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 
@@ -38,7 +38,7 @@ ESTIMATORS = {
 
 
 class MadeRows:
-    """A table that makes its rows when it is sliced.
+    """A dataset whose rows are made when it is sliced.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class MadeRows:
 
 
 def child(name, n_rows):
-    """Fit, and print what it took."""
+    """Fit, and print seconds and memory."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     ESTIMATORS[name]().fit(np.array(MadeRows(2000)[0:2000]))
@@ -67,7 +67,7 @@ def child(name, n_rows):
 
 
 def measured(name, n_rows):
-    """What a process of its own prints."""
+    """Return the result of a child process."""
     command = [sys.executable, __file__, "--child", name, str(n_rows)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=ONE_THREAD)
     return json.loads(done.stdout.splitlines()[-1])
@@ -87,10 +87,9 @@ def main():
     record = environment(1) | {"n_features": N_FEATURES, "fits": {}}
     print(f"{'growth, MB':24}" + "".join(f"{times * args.rows:>14,}" for times in args.times))
     for name in args.estimators:
-        found = record["fits"][name] = {times * args.rows: measured(name, times * args.rows) for times in args.times}
-        print(f"{name:24}" + "".join(f"{row['growth_mb']:>14.0f}" for row in found.values()), flush=True)
-        if args.output:
-            write_record(args.output, record)
+        results = record["fits"][name] = {times * args.rows: measured(name, times * args.rows) for times in args.times}
+        print(f"{name:24}" + "".join(f"{row['growth_mb']:>14.0f}" for row in results.values()), flush=True)
+        write_record(args.output, record)
     return None
 
 

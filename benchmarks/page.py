@@ -1,13 +1,13 @@
-"""Tables of docs/benchmarks.md, made of the records in benchmarks/results; `run.py --tables` puts them into the page.
+"""Tables of docs/benchmarks.md from the records in benchmarks/results; `run.py --tables` writes them.
 
 The page has a pair of marks for each table, with its name in the first: ``<!-- table: gmm -->`` and ``<!-- end -->``.
 """
 
-import json
 import re
 import statistics
 
-from plan import BENCHMARKS, RESULTS, ROOT
+from plan import BENCHMARKS
+from record import RESULTS, ROOT, read_record, read_runs
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end -->)", re.DOTALL)
@@ -22,7 +22,7 @@ DAMAGES = {
     "plants": "pickles planted, alone or in the file",
     "forgeries": "forged: text, values or arrays changed, with a checksum that fits",
 }
-OURS = {  # rows of vade.py beside other clusterers of the same data
+OURS = {  # rows of vade.py among other clusterers of the same data
     "mnist": {"mnist, defaults": "`VaDEClusterer`"},
     "fashion": {"fashion, defaults": "`VaDEClusterer`"},
     "digits": {
@@ -52,17 +52,13 @@ VADE_ROWS = [
 
 
 def record(name):
-    """A record of one file."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    """Return the record of a script that writes one."""
+    return read_record(RESULTS / f"{name}.json")
 
 
-def records(folder):
-    """Records of a folder, those of each row in the order of the seeds."""
-    rows = {}
-    for path in sorted((RESULTS / folder).glob("*.json")):
-        run = json.loads(path.read_text())
-        rows.setdefault(run["row"], []).append(run)
-    return {row: sorted(found, key=lambda run: run["seed"]) for row, found in rows.items()}
+def runs_of_rows(name):
+    """Return the runs of a script by row, those of each row in the order of the seeds."""
+    return {row: [*runs.values()] for row, runs in read_runs(RESULTS / f"{name}.jsonl").items()}
 
 
 def table(head, rows):
@@ -110,7 +106,7 @@ def gmm_two_threads():
 
 
 def gmm_busy():
-    """The same with a thread for each core, on a quiet machine and beside other processes."""
+    """The same with a thread for each core, on a quiet and on a busy machine."""
     works = {f"{kind}, {load}": f"{load} {kind}" for kind in ("full", "diag") for load in ("quiet", "busy")}
     return by_shape(record("gmm_busy")["rows"], "work", works, seconds_and_spread)
 
@@ -155,7 +151,7 @@ def gmm_peers():
 
 
 def gmm_edges():
-    """Where ours gains least, or loses."""
+    """Cases in which ours gains least, or loses."""
     lines = []
     for name, row in record("gmm_edges")["rows"].items():
         seconds = [f"{1e3 * value:,.{0 if value > 0.1 else 2}f}" for value in row["seconds"].values()]
@@ -202,10 +198,10 @@ def vae_quality():
     for work, network in (("mlp", "perceptrons"), ("conv", "convolutions")):
         for latents in (2, 10):
             row = content["rows"].get(f"{work}, {latents} latents", {})
-            for name, found in row.items():
-                less = "" if name == "skvae" else f"{found['against']:+.2f}"
-                scores = [f"{found[s]:.{n}f} ({found[s + '_sd']:.{n}f})" for s, n in (("elbo", 2), ("mse", 4))]
-                lines.append([network, latents, labels[name], len(found["runs"]), *scores, less])
+            for name, results in row.items():
+                less = "" if name == "skvae" else f"{results['against']:+.2f}"
+                scores = [f"{results[s]:.{n}f} ({results[s + '_sd']:.{n}f})" for s, n in (("elbo", 2), ("mse", 4))]
+                lines.append([network, latents, labels[name], len(results["runs"]), *scores, less])
             if f"{work}, {latents} latents" in content["published"]:
                 elbo, mse = content["published"][f"{work}, {latents} latents"]
                 lines.append([network, latents, "published comparison", "", f"{elbo:.2f}", f"{mse:.4f}", ""])
@@ -216,14 +212,15 @@ def vae_tables():
     """Classifiers on codes."""
     lines = []
     for name, row in record("vae_tables")["rows"].items():
-        for embedding, found in row["embeddings"].items():
+        for embedding, results in row["embeddings"].items():
             if embedding == "all features":
                 continue
             scores = [
-                f"{100 * found[s]['mean']:.1f} ± {100 * found[s]['sd']:.1f}" for s in ("k-NN", "logistic regression")
+                f"{100 * results[s]['mean']:.1f} ± {100 * results[s]['sd']:.1f}"
+                for s in ("k-NN", "logistic regression")
             ]
-            bound = f"{found['bound']['mean']:.1f}" if embedding == "VAEEmbedder" else ""
-            lines.append([name, embedding, row["n_components"], *scores, f"{found['units']['mean']:.1f}", bound])
+            bound = f"{results['bound']['mean']:.1f}" if embedding == "VAEEmbedder" else ""
+            lines.append([name, embedding, row["n_components"], *scores, f"{results['units']['mean']:.1f}", bound])
     return table(["table", "embedding", "size", "k-NN", "logistic regression", "units", "bound"], lines)
 
 
@@ -236,9 +233,9 @@ def scores(runs, average=statistics.mean):
 
 def vade():
     """All settings of `VaDEClusterer`."""
-    found, lines = records("vade"), []
-    for row in (row for row in VADE_ROWS if row in found):
-        runs = found[row]
+    rows, lines = runs_of_rows("vade"), []
+    for row in (row for row in VADE_ROWS if row in rows):
+        runs = rows[row]
         bound = f"{statistics.mean(run['bound'] for run in runs):.1f}" if "bound" in runs[0] else ""
         lines.append([row, len(runs), *scores(runs), bound])
     head = ["data and settings", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes", "bound"]
@@ -246,10 +243,10 @@ def vade():
 
 
 def vade_weights():
-    """What both weights of the agreement of views would have given."""
-    found, lines = records("vade"), []
-    for row in (row for row in VADE_ROWS if row in found):
-        runs = [run for run in found[row] if len(run.get("held_out_scores", ())) > 1 and "arms" in run]
+    """Scores of both weights of consistency that were tried."""
+    rows, lines = runs_of_rows("vade"), []
+    for row in (row for row in VADE_ROWS if row in rows):
+        runs = [run for run in rows[row] if len(run.get("held_out_scores", ())) > 1 and "arms" in run]
         if not runs:
             continue
         cells = []
@@ -264,10 +261,10 @@ def vade_weights():
 
 def clusterers(data):
     """All clusterers of one data set, the best mean first."""
-    ours, rows = records("vade"), {}
+    ours, rows = runs_of_rows("vade"), {}
     for row, label in OURS[data].items():
         rows[label] = ours.get(row, [])
-    for row, runs in records("clustering_peers").items():
+    for row, runs in runs_of_rows("clustering_peers").items():
         where, method = row.split(", ", 1)
         if where == data:
             rows[f"`{method}`" if method in ("TorchGMM", "VaDEClusterer") else method] = runs
@@ -277,10 +274,10 @@ def clusterers(data):
     return table(["method", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes"], lines)
 
 
-def streaming():
+def large_files():
     """Speed and memory of methods on a large file."""
     lines = []
-    for name, methods in record("streaming")["visit"].items():
+    for name, methods in record("large_files")["visit"].items():
         for method, row in methods.items():
             sizes = [f"{row[size]:.0f}" for size in ("peak_mb", "growth_mb", "result_mb")]
             lines.append([f"`{name}.{method}`", f"{row['rows_per_second']:,.0f}", *sizes])
@@ -288,7 +285,7 @@ def streaming():
 
 
 def kills():
-    """Kills of each estimator, and what was different in the end."""
+    """Kills of each estimator, and the arrays that differ in the end."""
     content = record("kills")
     lines = [
         [f"`{name}`", len(row["stopped_in"]), ", ".join(row["different"]) or "none"]
@@ -298,7 +295,7 @@ def kills():
 
 
 def corrupted_files():
-    """What became of damaged files."""
+    """Outcomes of loading damaged files."""
     lines = []
     for kind, label in DAMAGES.items():
         counts = record("corrupted_files")["counts"][kind]
@@ -310,13 +307,13 @@ def corrupted_files():
 
 
 def plan():
-    """What can be run, with its command and minutes, and the versions of its records."""
+    """Benchmarks with their scripts and minutes, and the versions of their records."""
     lines = []
     for name, benchmark in BENCHMARKS.items():
-        paths = [path for pattern in benchmark.records for path in RESULTS.glob(pattern)]
-        lacking = len(benchmark.missing_records())
-        state = "all" if not lacking else f"{len(benchmark.records) - lacking} of {len(benchmark.records)}"
-        versions = {json.loads(path.read_text()).get("versions", {}).get("torch") for path in paths} - {None}
+        records = benchmark.records()
+        present = [record for record in records.values() if record]
+        state = "all" if len(present) == len(records) else f"{len(present)} of {len(records)}"
+        versions = {record.get("versions", {}).get("torch") for record in present} - {None}
         lines.append([name, f"`{benchmark.command.split()[0]}`", benchmark.minutes, state, ", ".join(sorted(versions))])
     return table(["name", "script", "minutes", "records", "torch"], lines)
 
@@ -337,7 +334,7 @@ TABLES = {
     "vade": vade,
     "vade, weights": vade_weights,
     **{f"clusterers, {data}": lambda data=data: clusterers(data) for data in OURS},
-    "large files": streaming,
+    "large files": large_files,
     "kills": kills,
     "corrupted files": corrupted_files,
     "plan": plan,
@@ -345,7 +342,7 @@ TABLES = {
 
 
 def filled(page):
-    """The page with every table as the records have it."""
+    """Return the page with all tables from the records."""
 
     def replace(match):
         before, name, after = match.groups()

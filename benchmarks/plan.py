@@ -1,4 +1,4 @@
-"""What `run.py` runs: every benchmark with its command, the records that it leaves, its needs and how long it takes."""
+"""Plan of `run.py`: every benchmark with its command, its records, its needs and its minutes."""
 
 import importlib.util
 import os
@@ -6,70 +6,70 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from record import RESULTS, read_record, read_runs
+
 MNIST, FASHION, LETTERS, SATELLITE = (f"{name}.npz" for name in ("mnist", "fashion_mnist", "letters", "satellite"))
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A command, minutes of the processor that all of it takes, and the files in `RESULTS` that it writes.
+    """A command, the minutes of the processor that it takes, and the file in `RESULTS` that it writes.
 
-    Records may be patterns. `modules` have to be installed beside skvae, and `data` lie in the folder SKVAE_DATA_HOME.
+    `seeds` has the number of seeds of each row, for a file with a record of each run. `modules` must be installed
+    besides skvae, and `data` be in the folder SKVAE_DATA_HOME.
     """
 
     command: str
     minutes: float
-    records: tuple
+    output: str
+    seeds: dict = field(default_factory=dict)
     modules: tuple = ()
     data: tuple = ()
     variables: dict = field(default_factory=dict)
 
+    def records(self):
+        """Return the records by name; those that are missing are empty."""
+        if not self.seeds:
+            return {self.output: read_record(RESULTS / self.output)}
+        rows = read_runs(RESULTS / self.output)
+        runs = [(row, seed) for row, n_seeds in self.seeds.items() for seed in range(n_seeds)]
+        return {f"{row}, seed {seed}": rows.get(row, {}).get(seed, {}) for row, seed in runs}
+
     def missing_records(self):
-        """Those that are not there."""
-        return [pattern for pattern in self.records if not any(RESULTS.glob(pattern))]
+        """Return the names of records that are missing."""
+        return [name for name, record in self.records().items() if not record]
 
     def missing_needs(self):
-        """Modules that are not installed, and data that are not in their folder."""
+        """Return modules that are not installed, and data that are not in their folder."""
         folder = Path(os.environ.get("SKVAE_DATA_HOME", ""))
         modules = [f"the module {name}" for name in self.modules if importlib.util.find_spec(name) is None]
         data = [f"{name} in the folder SKVAE_DATA_HOME" for name in self.data if not (folder / name).is_file()]
         return modules + data
 
     def arguments(self):
-        """Script and arguments, for a process that begins in `ROOT`."""
+        """Return the script and its arguments, for a process that runs in the root of the repository."""
         script, *rest = shlex.split(self.command)
         return [f"benchmarks/{script}", *rest]
 
 
-def runs(folder, seeds_of_rows):
-    """Records of rows of which each has so many seeds, from 0 on."""
-    return tuple(f"{folder}/{file_name(row, seed)}" for row, n in seeds_of_rows.items() for seed in range(n))
-
-
-def file_name(row, seed):
-    """File of the record of one run."""
-    return f"{row.replace(', ', '_').replace(' + ', '+').replace(' ', '-')}_{seed}.json"
-
-
-def vade(rows, minutes, data, seeds_of_rows):
-    """Rows of `vade.py` whose name contains `rows`."""
-    command = f'vade.py --missing --rows "{rows}" --seeds {max(seeds_of_rows.values())}'
-    return Benchmark(command, minutes, runs("vade", seeds_of_rows), data=data)
+def vade(pattern, minutes, data, seeds):
+    """Return the benchmark of the rows of `vade.py` whose name contains a pattern."""
+    command = f'vade.py --missing --rows "{pattern}" --seeds {max(seeds.values())}'
+    return Benchmark(command, minutes, "vade.jsonl", seeds, data=data)
 
 
 def peers(name, minutes, data, seeds_of_methods):
-    """Methods of `clustering_peers.py` on one data set."""
-    seeds_of_rows = {f"{name}, {method}": n for method, n in seeds_of_methods.items()}
+    """Return the benchmark of methods of `clustering_peers.py` on one data set."""
+    seeds = {f"{name}, {method}": n for method, n in seeds_of_methods.items()}
     methods = " ".join(f'"{method}"' for method in seeds_of_methods)
     command = f"clustering_peers.py --data {name} --methods {methods} --seeds {max(seeds_of_methods.values())}"
-    return Benchmark(command, minutes, runs("clustering_peers", seeds_of_rows), ("umap", "clustpy"), data)
+    return Benchmark(command, minutes, "clustering_peers.jsonl", seeds, ("umap", "clustpy"), data)
 
 
-def kept(script, minutes, name, *arguments, **needs):
-    """A script that writes one file."""
+def single(script, minutes, name, *arguments, **needs):
+    """Return the benchmark of a script that writes a single record."""
     command = " ".join([f"{script}.py", *arguments, "--output", f"benchmarks/results/{name}.json"])
-    return Benchmark(command, minutes, (f"{name}.json",), **needs)
+    return Benchmark(command, minutes, f"{name}.json", **needs)
 
 
 ARRAY_API = {"SCIPY_ARRAY_API": "1"}
@@ -77,17 +77,27 @@ GMMS = ("pomegranate", "tgmm", "torchgmm")
 CLUSTERERS = ("k-means", "PCA + GaussianMixture", "UMAP + GaussianMixture", "autoencoder + UMAP + GaussianMixture")
 SMALL_CLUSTERERS = (*CLUSTERERS, "GaussianMixture", "ClustPy VaDE", "TorchGMM", "VAEEmbedder + TorchGMM")
 SMALL_DATA, LARGE_DATA = dict.fromkeys(SMALL_CLUSTERERS, 10), dict.fromkeys(CLUSTERERS[:3], 10)
+STUDIES = (
+    "a, tanh vae and mixture",
+    "b, relu vae and mixture",
+    *(f"d, k-means, {init}" for init in ("an image of each digit", "noise", "random images")),
+    "d, k-means by running means, an image of each digit",
+    *(f"d, unlimited steps, {init}" for init in ("an image of each digit", "noise")),
+    *(f"d, autoencoder, {network}" for network in ("conv", "wide")),
+    *(f"e, {model}" for model in ("mlp vae", "conv vae", "mlp vae, gaussian", "mlp vae, continuous bernoulli", "ppca")),
+    *(f"e, mixture, {covariances}" for covariances in ("spherical", "full", "full, regularised")),
+)
 BENCHMARKS = {
-    "gmm": kept("gmm", 25, "gmm", "--threads 1"),
-    "gmm, 2 threads": kept("gmm", 7, "gmm_2_threads", "--threads 2", '--rows "float64 (70000"'),
-    "gmm, busy": kept("gmm", 1, "gmm_busy", "--busy"),
-    "gmm, peers": kept("gmm_peers", 5, "gmm_peers", "--shapes 2", modules=GMMS, variables=ARRAY_API),
-    "gmm, edges": kept("gmm_edges", 3, "gmm_edges"),
-    "k-means": kept("kmeans", 2, "kmeans", data=(MNIST,)),
-    "ppca": kept("ppca", 2, "ppca"),
-    "vae": kept("vae", 12, "vae", "--repeats 3", '--peers "plain loop"', data=(MNIST,)),
-    "vae, quality": kept("vae_quality", 105, "vae_quality", modules=("pythae",), data=(MNIST,)),
-    "vae, tables": kept("vae_tables", 7, "vae_tables"),
+    "gmm": single("gmm", 25, "gmm", "--threads 1"),
+    "gmm, 2 threads": single("gmm", 7, "gmm_2_threads", "--threads 2", '--rows "float64 (70000"'),
+    "gmm, busy": single("gmm", 1, "gmm_busy", "--busy"),
+    "gmm, peers": single("gmm_peers", 5, "gmm_peers", "--shapes 2", modules=GMMS, variables=ARRAY_API),
+    "gmm, edges": single("gmm_edges", 3, "gmm_edges"),
+    "k-means": single("kmeans", 2, "kmeans", data=(MNIST,)),
+    "ppca": single("ppca", 2, "ppca"),
+    "vae": single("vae", 12, "vae", "--repeats 3", '--peers "plain loop"', data=(MNIST,)),
+    "vae, quality": single("vae_quality", 105, "vae_quality", modules=("pythae",), data=(MNIST,)),
+    "vae, tables": single("vae_tables", 7, "vae_tables"),
     "vade, mnist": vade("mnist, defaults", 47, (MNIST,), {"mnist, defaults": 10}),
     "vade, mnist 20k": vade("mnist 20k, defaults", 50, (MNIST,), {"mnist 20k, defaults": 10}),
     "vade, fashion": vade("fashion, defaults", 45, (FASHION,), {"fashion, defaults": 10}),
@@ -128,19 +138,13 @@ BENCHMARKS = {
     "peers, fashion": peers("fashion", 30, (FASHION,), LARGE_DATA),
     "peers, fashion, autoencoder": peers("fashion", 15, (FASHION,), {CLUSTERERS[3]: 3}),
     "peers, fashion, pixels": peers("fashion", 25, (FASHION,), {"GaussianMixture": 1}),
-    "memory": kept("memory", 10, "memory"),
-    "streams": kept("streams", 15, "streams", data=(MNIST,)),
-    "shuffled runs": kept("block_shuffle", 45, "block_shuffle", data=(MNIST,)),
-    "large files": kept("streaming", 10, "streaming", "--rows 0"),
-    "kills": kept("kills", 5, "kills"),
-    "corrupted files": kept("corrupted_files", 2, "corrupted_files"),
-    "imputation": kept("imputation", 28, "imputation"),
-    "scaling": kept("scaling", 15, "scaling"),
-    "studies": Benchmark(
-        "studies.py",
-        130,
-        ("studies/a_*.json", "studies/b_*.json", "studies/d_*.json", "studies/e_*.json"),
-        (),
-        (MNIST,),
-    ),
+    "memory": single("memory", 10, "memory"),
+    "partial_fit": single("partial_fit", 15, "partial_fit", data=(MNIST,)),
+    "shuffled runs": single("shuffled_runs", 45, "shuffled_runs", data=(MNIST,)),
+    "large files": single("large_files", 10, "large_files", "--rows 0"),
+    "kills": single("kills", 5, "kills"),
+    "corrupted files": single("corrupted_files", 2, "corrupted_files"),
+    "imputation": single("imputation", 28, "imputation"),
+    "scaling": single("scaling", 15, "scaling"),
+    "studies": Benchmark("studies.py", 130, "studies.jsonl", dict.fromkeys(STUDIES, 1), data=(MNIST,)),
 }

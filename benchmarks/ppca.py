@@ -1,4 +1,4 @@
-"""TorchPPCA beside scikit-learn's PCA(svd_solver="covariance_eigh"): time of a fit, accuracy of float32 variances.
+"""TorchPPCA and scikit-learn's PCA(svd_solver="covariance_eigh"): time of a fit, accuracy of float32 variances.
 
     python benchmarks/ppca.py --output benchmarks/results/ppca.json
 
@@ -7,16 +7,15 @@ The errors are the largest relative differences of the float32 variances to thos
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, write_record
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
-from vae import environment
 
 from skvae import TorchPPCA
 
@@ -74,9 +73,7 @@ def main():
                 spread = f"{row['lowest']:.2f}-{row['highest']:.2f}"
                 numbers = f"{ours:9.2f}{theirs:10.2f}{row['ratio']:7.2f}{spread:>12}"
                 print(f"{dtype} q={q:<14}{numbers}" + "".join(f"{value:10.0e}" for value in row["errors"].values()))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(record, indent=1))
+    write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@
     python benchmarks/run.py --only "k-means" "gmm, peers"
     python benchmarks/run.py --tables
 
-A benchmark whose records are all there is not run; delete a record to have it measured again. One that needs a package
-or data that are missing is named and left out, and so is one that fails; then the exit status is 1. Benchmarks run one
-after the other, each in a process of its own, on one thread (but for the one of two); nothing else should run beside
-them. After the runs, and with ``--tables`` without any, every table of the page is written as the records have it.
+A benchmark with all of its records is not run; delete a record (a file, or a line of a ``.jsonl`` file) to measure it
+again. One that needs missing packages or data is named and left out, and so is one that fails; then the exit status is
+1. Benchmarks run one after the other, each in a process of its own, on one thread (except the one of two); nothing else
+should run at the same time. After the runs, and with ``--tables`` without any, all tables of the page are written from
+the records.
 """
 
 import argparse
@@ -17,19 +18,20 @@ import subprocess
 import sys
 
 from page import PAGE, filled
-from plan import BENCHMARKS, ROOT
+from plan import BENCHMARKS
+from record import ROOT
 
 
 def show(name, benchmark):
-    """Print what a benchmark takes, lacks and needs."""
-    lacking = len(benchmark.missing_records())
-    state = f"{lacking} of {len(benchmark.records)} records lacking" if lacking else "done"
+    """Print the minutes of a benchmark, its missing records and its needs."""
+    missing, records = len(benchmark.missing_records()), benchmark.records()
+    state = f"{missing} of {len(records)} records missing" if missing else "done"
     needs = ", ".join(benchmark.missing_needs())
-    print(f"{name:22}{benchmark.minutes:5} min  {state:28}{'needs ' + needs if lacking and needs else ''}")
+    print(f"{name:22}{benchmark.minutes:5} min  {state:28}{'needs ' + needs if missing and needs else ''}")
 
 
 def run(name, benchmark):
-    """Run a benchmark; why there are no records of it, or None."""
+    """Run a benchmark; return the reason why it has no records, or None."""
     needs = benchmark.missing_needs()
     if needs:
         return f"needs {', '.join(needs)}"
@@ -39,12 +41,12 @@ def run(name, benchmark):
     status = subprocess.run([sys.executable, *benchmark.arguments()], cwd=ROOT, env=variables, check=False).returncode
     if status:
         return f"ended with status {status}"
-    lacking = benchmark.missing_records()
-    return f"did not write {', '.join(lacking)}" if lacking else None
+    missing = benchmark.missing_records()
+    return f"did not write {', '.join(missing)}" if missing else None
 
 
 def write_tables():
-    """Bring the page up to date with the records."""
+    """Update the tables of the page from the records."""
     page = PAGE.read_text()
     new = filled(page)
     if new != page:
@@ -53,13 +55,13 @@ def write_tables():
 
 
 def main():
-    """Do what is asked for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="show all benchmarks")
-    what.add_argument("--all", action="store_true", help="run all that lack records")
-    what.add_argument("--only", nargs="+", choices=[*BENCHMARKS], metavar="NAME", help="run these if they lack records")
-    what.add_argument("--tables", action="store_true", help="run nothing")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="show all benchmarks")
+    action.add_argument("--all", action="store_true", help="run all with missing records")
+    action.add_argument("--only", nargs="+", choices=[*BENCHMARKS], metavar="NAME", help="run these if incomplete")
+    action.add_argument("--tables", action="store_true", help="run nothing")
     args = parser.parse_args()
     if args.list:
         for name, benchmark in BENCHMARKS.items():

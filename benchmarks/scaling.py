@@ -9,7 +9,7 @@ of one process over the time of n processes and n. The numbers of processes take
 are shown with the lowest and highest.
 
 "error" is the largest difference of a fitted parameter from that of one process, divided by the largest parameter of
-its kind. Networks draw other batches with other numbers of processes: their bounds are shown instead.
+its kind. Networks draw other batches with other numbers of processes: their ELBOs are shown instead.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from vae import environment, write_record
+from record import environment, write_record
 
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 from skvae.distributed import shard
@@ -100,7 +100,7 @@ WORKS = {
 
 
 def child(name, folder):
-    """Time a fit, as one of the processes; the first prints what it found and writes the parameters."""
+    """Time a fit in one of the processes; the first prints the results and writes the parameters."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     make, (few, many) = WORKS[name]
@@ -116,14 +116,14 @@ def child(name, folder):
     if int(os.environ["RANK"]) > 0:
         return
     each = seconds[1] if few == many else (seconds[1] - seconds[0]) / (counts[1] - counts[0])
-    found = {name: getattr(estimator, name) for name in PARAMETERS if hasattr(estimator, name)}
-    np.savez(folder / "found.npz", **found)
+    results = {name: getattr(estimator, name) for name in PARAMETERS if hasattr(estimator, name)}
+    np.savez(folder / "parameters.npz", **results)
     bound = -estimator.loss_curve_[-1] if hasattr(estimator, "loss_curve_") else None
     print(json.dumps({"seconds": each, "fit_seconds": seconds[1], "bound": bound}))
 
 
 def measured(name, n_processes, folder):
-    """What a number of processes find, and their parameters."""
+    """Return the results of a number of processes, and their parameters."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -137,13 +137,13 @@ def measured(name, n_processes, folder):
     printed = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         raise RuntimeError(f"A process of {name!r} failed; its error is above.")
-    with np.load(folder / "found.npz") as found:
-        return json.loads(printed[0].splitlines()[-1]), dict(found)
+    with np.load(folder / "parameters.npz") as results:
+        return json.loads(printed[0].splitlines()[-1]), dict(results)
 
 
-def difference(found, reference):
+def difference(results, reference):
     """Largest relative difference of parameters, None if there are none."""
-    parts = [np.abs(found[name] - part).max() / np.abs(part).max() for name, part in reference.items()]
+    parts = [np.abs(results[name] - part).max() / np.abs(part).max() for name, part in reference.items()]
     return float(max(parts)) if parts else None
 
 
@@ -152,11 +152,11 @@ def compare(name, args, folder):
     times, record = {n: [] for n in args.processes}, {}
     for _ in range(args.repeats):
         for n in args.processes:
-            found, parameters = measured(name, n, folder)
-            times[n].append(found["seconds"])
+            results, parameters = measured(name, n, folder)
+            times[n].append(results["seconds"])
             if n == args.processes[0]:
                 reference = parameters
-            record[n] = found | {"error": difference(parameters, reference), "n_repeats": args.repeats}
+            record[n] = results | {"error": difference(parameters, reference), "n_repeats": args.repeats}
     for n in args.processes:
         ratios = sorted(one / (n * many) for one, many in zip(times[args.processes[0]], times[n], strict=True))
         record[n] |= {"seconds": statistics.median(times[n]), "times": times[n]}
@@ -192,8 +192,7 @@ def main():
                 error = "" if row["error"] is None else f"{row['error']:.1e}"
                 bound = "" if row["bound"] is None else f"{row['bound']:.2f}"
                 print(f"{work:28}{n:>10}{row['seconds']:>16.4f}{share:>22}{error:>10}{bound:>9}", flush=True)
-            if args.output:
-                write_record(args.output, record)
+            write_record(args.output, record)
     return None
 
 

@@ -1,19 +1,18 @@
-"""Five published studies of MNIST done again with skvae: what they reported beside what the same settings give here.
+"""Five published studies of MNIST repeated with skvae: their reported scores and those of the same settings here.
 
     python benchmarks/studies.py --rows "e, "
 
-(a) a tanh VAE with two latent dimensions and a mixture that starts from class means, as a classifier of three digits;
+(a) a tanh VAE with two latent dimensions and a mixture initialized by class means, as a classifier of three digits;
 (b) a ReLU VAE with eight latents, beta 3, and a mixture whose clusters a validation set names; (d) k-means by gradient
 steps and convolutional autoencoders; (e) density models compared. (c) is VaDE, of which `vade.py` has the rows.
 
-Where a study does not say a setting, ours is written beside it, and was fixed before the runs. Each run is kept as a
-JSON record of its own with the reported figures, its settings, its scores on the 10,000 test images (unless it says
-otherwise) and its minutes, of the clock and of the processor; the table is made from all records that there are. MNIST
-is found as `skvae.datasets.fetch_mnist` finds it.
+Where a study does not say a setting, ours is written next to it, and was fixed before the runs. Each run is recorded as
+a line of a ``.jsonl`` file with the reported figures, its settings, its scores on the 10,000 test images (unless it
+says otherwise) and its minutes, of the clock and of the processor; the table shows all recorded runs. MNIST is read by
+`skvae.datasets.fetch_mnist`.
 """
 
 import argparse
-import json
 import time
 import warnings
 from functools import partial
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, read_runs, write_run
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import (
     accuracy_score,
@@ -32,7 +32,6 @@ from sklearn.metrics import (
 )
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import AutoencoderEmbedder, ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 from skvae.callbacks import EpochScores, LatentSnapshots
@@ -88,9 +87,9 @@ def run_three_digits(seed):
         accuracies[epoch] = accuracy_score(y_test, labels)
     names = [f"{part}_{name}" for part in watched for name in ("mse", "ssim")]
     curves = {name: [row[name] for row in vae.history_] for name in names}
-    found = {"settings": settings, "accuracy": accuracies[epoch], "accuracy_by_epoch": accuracies}
-    found |= {"n_parameters": sum(p.numel() for p in vae.module_.parameters()), "n_iter_mixture": gmm.n_iter_}
-    return found | {"mse": curves["test_mse"][-1], "ssim": curves["test_ssim"][-1], "curves": curves}
+    results = {"settings": settings, "accuracy": accuracies[epoch], "accuracy_by_epoch": accuracies}
+    results |= {"n_parameters": sum(p.numel() for p in vae.module_.parameters()), "n_iter_mixture": gmm.n_iter_}
+    return results | {"mse": curves["test_mse"][-1], "ssim": curves["test_ssim"][-1], "curves": curves}
 
 
 def run_relu(seed):
@@ -100,14 +99,14 @@ def run_relu(seed):
     settings = {"n_components": 8, "hidden_layer_sizes": (392, 196, 98), "beta": 3, "lr": 5e-4, "batch_size": 32}
     vae = VAEEmbedder(**settings, max_epochs=100, random_state=seed).fit(X_train)
     codes, named, test = (vae.transform(rows) for rows in (X_train, X_named, X_test))
-    found = {"settings": settings | {"max_epochs": 100}, "active_units": vae.active_units_}
-    found |= {"elbo": vae.score(X_test), "mse": reconstruction_error(vae, X_test)}
+    results = {"settings": settings | {"max_epochs": 100}, "active_units": vae.active_units_}
+    results |= {"elbo": vae.score(X_test), "mse": reconstruction_error(vae, X_test)}
     for k in (10, 50):
         gmm = TorchGMM(k, tol=1e-6, max_iter=1000, n_init=5, random_state=seed).fit(codes)
         classifier = ClusterLabelClassifier(FrozenEstimator(gmm)).fit(named, y_named)
-        found |= {f"accuracy_{k}": classifier.score(test, y_test)}
-        found |= {f"v_measure_{k}": v_measure_score(y_test, gmm.predict(test)), f"converged_{k}": gmm.converged_}
-    return found
+        results |= {f"accuracy_{k}": classifier.score(test, y_test)}
+        results |= {f"v_measure_{k}": v_measure_score(y_test, gmm.predict(test)), f"converged_{k}": gmm.converged_}
+    return results
 
 
 def first_images(X, y):
@@ -121,7 +120,7 @@ def noise_images(seed):
 
 
 def run_kmeans(start, learning_rate=STEP):
-    """(d): ten epochs of gradient steps from given centres, or from ten random images."""
+    """(d): ten epochs of gradient steps from chosen centres, or from ten random images."""
 
     def run(seed):
         X, y, X_test, y_test = images()
@@ -129,10 +128,10 @@ def run_kmeans(start, learning_rate=STEP):
         settings = {"learning_rate": learning_rate, "batch_size": 64, "max_iter": 10, "reassignment_ratio": 0.0}
         settings |= {"max_no_improvement": None, "n_init": 1}
         kmeans = TorchMiniBatchKMeans(10, init=init, **settings, random_state=seed).fit(X)
-        found = cluster_scores(kmeans.cluster_centers_, X, y, X_test, y_test)
+        results = cluster_scores(kmeans.cluster_centers_, X, y, X_test, y_test)
         if start != "rows":
-            found["start"] = cluster_scores(init, X, y, X_test, y_test)
-        return found | {"settings": settings}
+            results["start"] = cluster_scores(init, X, y, X_test, y_test)
+        return results | {"settings": settings}
 
     return run
 
@@ -180,17 +179,17 @@ def run_autoencoder(settings):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model = AutoencoderEmbedder(10, **settings, random_state=seed).fit(X)
-        found = {"settings": settings, "mse": reconstruction_error(model, X_test)}
-        found["cross_entropy"] = -model.score(X_test) / N_PIXELS
-        found["code_sd"] = np.sqrt(np.diag(model.code_covariance_)).tolist()
-        found["mse_of_mean_image"] = float(np.square(X_test - X.mean(0)).mean())
-        return found | {"warnings": [str(warning.message) for warning in caught]}
+        results = {"settings": settings, "mse": reconstruction_error(model, X_test)}
+        results["cross_entropy"] = -model.score(X_test) / N_PIXELS
+        results["code_sd"] = np.sqrt(np.diag(model.code_covariance_)).tolist()
+        results["mse_of_mean_image"] = float(np.square(X_test - X.mean(0)).mean())
+        return results | {"warnings": [str(warning.message) for warning in caught]}
 
     return run
 
 
 def run_vae(**settings):
-    """(e): bound and errors of a VAE, of reconstructions from mean codes and from codes drawn from the posterior."""
+    """(e): ELBO and errors of a VAE, of reconstructions from mean codes and from codes drawn from the posterior."""
 
     def run(seed):
         X, _, X_test, _ = images()
@@ -200,10 +199,10 @@ def run_vae(**settings):
             q = model.posterior(model.standardize(torch.from_numpy(X_test)))
             codes = model.prior.draw(q, torch.randn(q.mean.shape, generator=generator))
         drawn = vae.inverse_transform(codes.numpy())
-        found = {"elbo": vae.score(X_test), "log_likelihood": float(vae.log_likelihood(X_test[:2000], 200).mean())}
-        found |= {"mse": reconstruction_error(vae, X_test), "mse_of_draws": float(np.square(drawn - X_test).mean())}
+        results = {"elbo": vae.score(X_test), "log_likelihood": float(vae.log_likelihood(X_test[:2000], 200).mean())}
+        results |= {"mse": reconstruction_error(vae, X_test), "mse_of_draws": float(np.square(drawn - X_test).mean())}
         kept = {name: getattr(value, "__name__", value) for name, value in settings.items()}
-        return found | {"settings": kept}
+        return results | {"settings": kept}
 
     return run
 
@@ -222,9 +221,9 @@ def run_mixture(scale=1, **settings):
         X, _, X_test, _ = images()
         gmm = TorchGMM(10, **settings, random_state=seed).fit(X * np.float32(scale))
         X_test = X_test * np.float32(scale)
-        found = density_scores(gmm, X_test, gmm.predict_proba(X_test) @ gmm.means_, scale)
+        results = density_scores(gmm, X_test, gmm.predict_proba(X_test) @ gmm.means_, scale)
         shown = {"settings": settings | {"scale": scale}}
-        return found | shown | {"n_iter": gmm.n_iter_, "converged": gmm.converged_}
+        return results | shown | {"n_iter": gmm.n_iter_, "converged": gmm.converged_}
 
     return run
 
@@ -242,7 +241,7 @@ def density_scores(model, X_test, reconstructed, scale=1):
 
 MLP = {"n_components": 2, "hidden_layer_sizes": (512, 256), "max_epochs": 25}
 CONV_VAE = {"n_components": 2, **CONV, "max_epochs": 25}
-# What is run and what was reported.
+# Function of each row and its reported scores.
 ROWS = {
     "a, tanh vae and mixture": (run_three_digits, {"accuracy": 0.97}),
     "b, relu vae and mixture": (run_relu, {}),
@@ -269,7 +268,7 @@ ROWS = {
 
 
 def line(record):
-    """Scores of a run, and what was reported."""
+    """Format the scores of a run and those reported."""
     shown = ("accuracy", "accuracy_10", "accuracy_50", "v_measure", "loss", "elbo", "log_likelihood", "mse", "ssim")
     cells = [f"{record['row']:52}{record['seed']:5}{record['minutes']:8.1f}{record['cpu_minutes']:6.1f}  "]
     for score in (*shown, *(set(record["reported"]) - set(shown))):
@@ -280,12 +279,12 @@ def line(record):
 
 
 def main():
-    """Run what is asked for, and print the table of all records."""
+    """Make the requested runs, and print the table of all recorded runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="only rows whose name contains this; 'none' prints the table alone")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/studies"), help="folder of the records")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/studies.jsonl"), help="of the records")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with threadpool_limits(args.threads):
@@ -296,11 +295,11 @@ def main():
                 record |= run(seed)
                 minutes = (np.array([time.perf_counter(), time.process_time()]) - started) / 60
                 record |= dict(zip(("minutes", "cpu_minutes"), minutes.tolist(), strict=True))
-                write_record(args.output / f"{name.replace(', ', '_').replace(' ', '-')}_{seed}.json", record)
+                write_run(args.output, record)
                 print(line(record), flush=True)
     print(f"\n{'row':52}{'seed':>5}{'min':>8}{'cpu':>6}    score (reported)")
-    for path in sorted(args.output.glob("*.json")):
-        print(line(json.loads(path.read_text())))
+    for runs in read_runs(args.output).values():
+        print(*map(line, runs.values()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Clustering by VaDEClusterer on images: V-measure and accuracy on rows that were never seen.
+"""Clustering by VaDEClusterer on images: V-measure and accuracy on held-out rows.
 
-    python benchmarks/vade.py --rows "mnist" --seeds 5 --output benchmarks/results/vade
+    python benchmarks/vade.py --rows "mnist" --seeds 5 --output benchmarks/results/vade.jsonl
 
 Every row fits the clusterer to training images without labels, once for each seed; labels only score the test images.
 Accuracy is that of the best match of clusters and classes. "bound" is the evidence lower bound of 2,000 test images in
-nats, "weight" the weight of the agreement of views that was used (with "auto", held-out training rows choose), "min"
+nats, "weight" the weight of consistency that was used (with "auto", held-out training rows choose), "min"
 the minutes of the processor in a fit. A second table has the V-measures and the held-out scores of both weights that
-"auto" tried. Each run is kept as a JSON record of its own, so that runs can be added later, and the table is made from
-all records that there are.
+"auto" tried. Each run is recorded as a line of a ``.jsonl`` file, so that runs can be added later, and the table shows
+all recorded runs.
 
 MNIST is read from the folder that the environment variable SKVAE_DATA_HOME names, Fashion-MNIST from
 ``fashion_mnist.npz`` in the same folder, with arrays of the same names, and the letters A to J from ``letters.npz``,
@@ -16,7 +16,6 @@ which `letters.py` makes of the fonts of a machine. Digits are those of scikit-l
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import time
@@ -25,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, read_runs, write_run
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.metrics import v_measure_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import TorchGMM, VaDEClusterer
 from skvae.metrics import clustering_accuracy_score
@@ -94,7 +93,7 @@ def load(name, n_images):
 
 
 class BothArms(VaDEClusterer):
-    """The clusterer, but it remembers what was trained with each weight, the worse of them too."""
+    """VaDEClusterer that keeps the models of both weights, also of the worse one."""
 
     def _train_jointly(self, model, task, views, consistency):
         result = super()._train_jointly(model, task, views, consistency)
@@ -102,14 +101,14 @@ class BothArms(VaDEClusterer):
         return result
 
     def arm(self, weight):
-        """The clusterer as if this weight had been chosen."""
+        """Return the clusterer as if this weight had been chosen."""
         chosen = copy.copy(self)
         chosen.module_ = self.arms_[weight]
         return chosen
 
 
 def run(data, n_images, settings, seed):
-    """Fit once; what was found."""
+    """Fit once; return scores, bound and minutes."""
     X_train, X_test, y_train, y_test = load(data, n_images)
     started = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
@@ -138,49 +137,54 @@ def scores(clusterer, X_test, y_test):
 
 
 def run_peer(make, data, seed):
-    """The same of a clusterer of scikit-learn on the features."""
+    """Return the same of a clusterer of the features."""
     X_train, X_test, _, y_test = load(data, None)
     started = time.process_time()
     clusterer = make(seed).fit(X_train)
     return {"minutes": (time.process_time() - started) / 60} | scores(clusterer, X_test, y_test)
 
 
-def line(name, runs):
-    """Mean, standard deviation and worst of the runs of a row."""
-    cells = [f"{name:36}{len(runs):6}"]
+def score_cells(runs):
+    """Format mean, standard deviation and worst of the scores of runs."""
+    cells = []
     for score in ("v_measure", "accuracy"):
-        values = [found[score] for found in runs]
+        values = [run[score] for run in runs]
         sd = statistics.stdev(values) if len(values) > 1 else 0.0
         cells.append(f"{statistics.mean(values):9.4f}{sd:8.4f}{min(values):8.4f}")
-    cells.append(f"{statistics.mean(found['minutes'] for found in runs):7.1f}")
+    return "".join(cells)
+
+
+def line(name, runs):
+    """Format the scores, minutes, bound and weights of the runs of a row."""
+    cells = [f"{name:36}{len(runs):6}{score_cells(runs)}{statistics.mean(run['minutes'] for run in runs):7.1f}"]
     if "weight" in runs[0]:
-        weights = sorted({round(found["weight"], 1) for found in runs})
-        counts = ", ".join(f"{weight:g} x{sum(round(f['weight'], 1) == weight for f in runs)}" for weight in weights)
-        cells.append(f"{statistics.mean(found['bound'] for found in runs):9.2f}  {counts}")
+        weights = sorted({round(run["weight"], 1) for run in runs})
+        counts = ", ".join(f"{weight:g} x{sum(round(r['weight'], 1) == weight for r in runs)}" for weight in weights)
+        cells.append(f"{statistics.mean(run['bound'] for run in runs):9.2f}  {counts}")
     return "".join(cells)
 
 
 def arms_line(name, runs):
-    """For each weight that was tried: how often it was chosen, V-measure and held-out bound."""
+    """Format, for each weight, how often it was chosen, its V-measure and its held-out bound."""
     cells = [f"{name:36}"]
     for weight, _ in runs[0]["arms"]:
-        found = [dict(map(tuple, run["arms"]))[weight]["v_measure"] for run in runs]
+        results = [dict(map(tuple, run["arms"]))[weight]["v_measure"] for run in runs]
         bounds = [dict(map(tuple, run["held_out_scores"]))[weight] for run in runs]
         n_chosen = sum(run["weight"] == weight for run in runs)
         cells.append(f"{weight:9g}{n_chosen:3}/{len(runs)}")
-        cells.append(f"{statistics.mean(found):9.4f}{min(found):9.4f}{statistics.mean(bounds):9.2f}")
+        cells.append(f"{statistics.mean(results):9.4f}{min(results):9.4f}{statistics.mean(bounds):9.2f}")
     return "".join(cells)
 
 
 def main():
-    """Run what is asked for, and print the table of all records."""
+    """Make the requested runs, and print the tables of all recorded runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="only rows whose name contains this; 'none' prints the table alone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--missing", action="store_true", help="only runs that have no record")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/vade"), help="folder of the records")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/vade.jsonl"), help="of the records")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     work = {name: (lambda seed, row=row: run(*row, seed)) for name, row in ROWS.items()}
@@ -192,23 +196,20 @@ def main():
             if args.rows not in name:
                 continue
             for seed in range(args.first_seed, args.first_seed + args.seeds):
-                path = args.output / f"{name.replace(', ', '_').replace(' ', '-')}_{seed}.json"
-                if args.missing and path.exists():
+                if args.missing and seed in read_runs(args.output).get(name, {}):
                     continue
                 record = environment(args.threads) | {"row": name, "seed": seed} | measure(seed)
-                write_record(path, record)
+                write_run(args.output, record)
                 print(line(name, [record]), flush=True)
     columns = "".join(f"{score:>9}{'sd':>8}{'worst':>8}" for score in ("V", "accuracy"))
     print(f"\n{'row':36}{'seeds':>6}{columns}{'min':>7}{'bound':>9}  weight")
-    records = [json.loads(path.read_text()) for path in sorted(args.output.glob("*.json"))]
-    for name in work:
-        runs = [record for record in records if record["row"] == name]
-        if runs:
-            print(line(name, runs))
+    rows = {name: [*runs.values()] for name, runs in read_runs(args.output).items()}
+    for name in (name for name in work if name in rows):
+        print(line(name, rows[name]))
     columns = f"{'weight':>9}{'chosen':>6}{'V':>8}{'worst':>9}{'held out':>9}"
     print(f"\n{'both weights of auto':36}{columns * 2}")
     for name in work:
-        runs = [record for record in records if record["row"] == name and len(record.get("held_out_scores", ())) > 1]
+        runs = [run for run in rows.get(name, ()) if len(run.get("held_out_scores", ())) > 1]
         if runs and all("arms" in run for run in runs):
             print(arms_line(name, runs))
 

@@ -1,4 +1,4 @@
-"""Time of a training epoch of VAEEmbedder beside other ways to train the same networks.
+"""Time of a training epoch of VAEEmbedder compared with other trainers of the same networks.
 
     python benchmarks/vae.py --threads 1 --repeats 5 --output benchmarks/results/vae.json
 
@@ -9,7 +9,7 @@ difference of their numbers: for ours, of `fit` itself. Fits take turns in one p
 ratio is the other's time over ours in a repeat, and the median over repeats is shown with the lowest and highest.
 "ELBO" is that of held-out images after the longer fit, mean and standard deviation over repeats, which have different
 seeds; all are scored by the same formula. "whole" is an epoch's share of the longer fit, validation and attributes
-included; the "bare" step is forward, loss, backward and fused Adam on batches that lie ready, and "beside" the share of
+included; the "bare" step is forward, loss, backward and fused Adam on prepared batches, and "beside" the share of
 our fit that is anything else.
 
 The images are MNIST, if the environment variable SKVAE_DATA_HOME names a folder that has it, otherwise random ones of
@@ -20,12 +20,9 @@ environment is best).
 import argparse
 import contextlib
 import copy
-import importlib.metadata
 import io
-import json
 import logging
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -36,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from record import environment, write_record
 from skorch import NeuralNet
 from threadpoolctl import threadpool_limits
 from torch import nn
@@ -46,7 +44,7 @@ from skvae.datasets import fetch_mnist
 from skvae.fitting.evaluation import normal_points
 
 BATCH_SIZE, LR = 128, 1e-3
-N_SCORED = 2_000  # test images whose ELBO says whether the work was equal
+N_SCORED = 2_000  # test images whose ELBO shows whether the work was equal
 N_POINTS = 16  # at which the expectation over codes is taken for a score
 ARCHITECTURES = {
     "mlp 784-400-196-48-16-2": {
@@ -61,7 +59,7 @@ ARCHITECTURES = {
 
 
 def load_images(n_images=None):
-    """Training and test images, float32 rows in [0, 1]; and what they are."""
+    """Return training and test images, float32 rows in [0, 1], and their name."""
     home = os.environ.get("SKVAE_DATA_HOME")
     if home and (Path(home) / "mnist.npz").is_file():
         X, name = fetch_mnist(data_home=home).data.astype(np.float32) / 255, "MNIST"
@@ -119,7 +117,7 @@ class PlainLoss(nn.Module):
     """Minus the evidence lower bound, in the mean over a batch."""
 
     def forward(self, outputs, x):
-        """Loss of what the module gives for the images x."""
+        """Return the loss of the outputs for the images x."""
         pixels, mean, log_variance = outputs
         kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
         return (F.binary_cross_entropy(pixels, x, reduction="sum") + kl) / len(x)
@@ -230,7 +228,7 @@ def seconds_of_fits(train, X, architecture, epochs, seed):
 
 
 def bare_seconds(vae, X):
-    """Seconds of an epoch's gradient steps, with batches and noise that lie ready."""
+    """Seconds of an epoch's gradient steps, with prepared batches and noise."""
     model, rows = copy.deepcopy(vae.module_).train(), torch.from_numpy(X).split(BATCH_SIZE)
     noise = torch.randn(BATCH_SIZE, vae.n_components, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
@@ -246,23 +244,23 @@ def bare_seconds(vae, X):
 def compare(architecture, images, epochs, repeats, trainers):
     """Interleaved measurements of trainers on one architecture."""
     X, X_test, _ = images
-    found, failed, bare = {}, {}, []
+    results, failed, bare = {}, {}, []
     for seed in range(repeats):
         for name, train in trainers.items():
             if name in failed:
                 continue
             try:
                 *seconds, trained = seconds_of_fits(train, X, architecture, epochs, seed)
-            except Exception as error:  # whatever a package of others raises is its result
+            except Exception as error:  # an error of another package is its result
                 failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
                 continue
-            found.setdefault(name, []).append((*seconds, mean_elbo(trained, X_test[:N_SCORED])))
+            results.setdefault(name, []).append((*seconds, mean_elbo(trained, X_test[:N_SCORED])))
             if name == "skvae":
                 bare.append(bare_seconds(trained, X))
     if "skvae" in failed:
         raise RuntimeError(failed["skvae"])
-    rows = {name: summary(runs, found["skvae"]) for name, runs in found.items() if name not in failed}
-    beside = [1 - bare_run / whole for bare_run, (_, whole, _) in zip(bare, found["skvae"], strict=True)]
+    rows = {name: summary(runs, results["skvae"]) for name, runs in results.items() if name not in failed}
+    beside = [1 - bare_run / whole for bare_run, (_, whole, _) in zip(bare, results["skvae"], strict=True)]
     rows["skvae"] |= {"bare_step": statistics.median(bare), "beside": statistics.median(beside)}
     return rows | {name: {"failed": reason} for name, reason in failed.items()}
 
@@ -291,27 +289,6 @@ def show(work, rows):
         print(f"{work:26}{name:12}{times}{elbo:>17}{bare}", flush=True)
 
 
-def write_record(path, record):
-    """Save the results so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1))
-
-
-def environment(threads, *packages):
-    """What the results depend on: machine, threads, versions."""
-    installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
-    versions = {name: installed.get(name) for name in ("torch", "numpy", "scikit-learn", "skorch", *packages)}
-    return {"machine": processor(), "threads": threads, "versions": versions}
-
-
-def processor():
-    """Name of the processor, as Linux tells it, or what else is known of it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main():
     """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -320,7 +297,7 @@ def main():
     parser.add_argument("--rows", help="only architectures whose name contains this")
     parser.add_argument("--images", type=int, default=60_000, help="how many training images")
     parser.add_argument("--epochs", type=int, nargs=2, default=(1, 3), help="of the shorter and the longer fit")
-    parser.add_argument("--peers", nargs="*", default=[*TRAINERS][1:], choices=[*TRAINERS][1:], help="beside ours")
+    parser.add_argument("--peers", nargs="*", default=[*TRAINERS][1:], choices=[*TRAINERS][1:], help="besides ours")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -340,8 +317,7 @@ def main():
                 continue
             record["rows"][work] = compare(architecture, images, args.epochs, args.repeats, trainers)
             show(work, record["rows"][work])
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                write_record(args.output, record)
+            write_record(args.output, record)
 
 
 if __name__ == "__main__":

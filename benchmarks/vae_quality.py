@@ -1,4 +1,4 @@
-"""Quality of VAEEmbedder on MNIST in the settings of a published comparison, beside other trainers of the networks.
+"""Quality of VAEEmbedder on MNIST in the settings of a published comparison, and of other trainers of the networks.
 
     python benchmarks/vae_quality.py --output benchmarks/results/vae_quality.json
 
@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, write_record
 from threadpoolctl import threadpool_limits
-from vae import environment, load_images, plain_scores, train_plain, train_pythae, train_skvae, write_record
+from vae import load_images, plain_scores, train_plain, train_pythae, train_skvae
 
 MLP = {"hidden_layer_sizes": (512, 256)}
 CONV = {"image_shape": (28, 28), "channels": (16, 32)}
@@ -35,13 +36,13 @@ PUBLISHED = {"mlp, 2 latents": (-142.81, 0.0375), "conv, 2 latents": (-156.82, 0
 
 
 def run_skvae(X, X_test, architecture, epochs, seed):
-    """Bound of each test image and reconstructions, ours."""
+    """Return the ELBO of each test image and reconstructions, ours."""
     vae = train_skvae(X, architecture, epochs, seed)
     return lambda: (vae.score_samples(X_test), vae.reconstruct(X_test))
 
 
 def run_peer(train):
-    """The same of another trainer."""
+    """Return the same of another trainer."""
 
     def run(X, X_test, architecture, epochs, seed):
         model = train(X, architecture, epochs, seed)
@@ -132,8 +133,7 @@ def main():
             peer_seeds = args.peer_seeds if work in PUBLISHED else 0
             record["rows"][work] = compare(images, architecture, args.epochs, args.seeds, peer_seeds)
             show(work, record["rows"][work])
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                write_record(args.output, record)
+            write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Codes of VAEEmbedder with its defaults on small tables, beside principal components of the same number.
+"""Codes of VAEEmbedder with its defaults on small tables, compared with principal components of the same number.
 
     python benchmarks/vae_tables.py --output benchmarks/results/vae_tables.json
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import environment, write_record
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -27,7 +28,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
-from vae import environment, write_record
 
 from skvae import VAEEmbedder
 
@@ -49,7 +49,7 @@ def load_tables():
 
 
 def embeddings(n_components, mixed_units, seed):
-    """What is compared."""
+    """Return the embeddings to compare."""
     before = [StandardScaler()] if mixed_units else []
     return {
         "VAEEmbedder": VAEEmbedder(n_components, random_state=seed),
@@ -61,17 +61,17 @@ def embeddings(n_components, mixed_units, seed):
 
 def score(embedding, X, y, folds):
     """Mean accuracy of each classifier over folds, seconds of a fit and latent dimensions in use."""
-    found = {name: [] for name in (*CLASSIFIERS, "seconds", "units", "bound")}
+    results = {name: [] for name in (*CLASSIFIERS, "seconds", "units", "bound")}
     for train, test in folds:
         started = time.perf_counter()
         codes = embedding.fit(X[train]).transform(X[train])
-        found["seconds"].append(time.perf_counter() - started)
-        found["bound"].append(embedding.score(X[test]) if isinstance(embedding, VAEEmbedder) else np.nan)
-        found["units"].append(getattr(embedding, "active_units_", codes.shape[1]))
+        results["seconds"].append(time.perf_counter() - started)
+        results["bound"].append(embedding.score(X[test]) if isinstance(embedding, VAEEmbedder) else np.nan)
+        results["units"].append(getattr(embedding, "active_units_", codes.shape[1]))
         for name, make in CLASSIFIERS.items():
             classifier = make().fit(codes, y[train])
-            found[name].append(classifier.score(embedding.transform(X[test]), y[test]))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            results[name].append(classifier.score(embedding.transform(X[test]), y[test]))
+    return {name: float(np.mean(values)) for name, values in results.items()}
 
 
 def compare(X, y, mixed_units, n_seeds):
@@ -107,14 +107,14 @@ def lines(table, result):
         )
 
 
-def bound(found):
+def bound(results):
     """A bound in nats, where there is one."""
-    return "" if np.isnan(found["mean"]) else f"{found['mean']:.1f}"
+    return "" if np.isnan(results["mean"]) else f"{results['mean']:.1f}"
 
 
-def percent(found):
+def percent(results):
     """An accuracy in percent."""
-    return f"{100 * found['mean']:.1f}" + (f" ± {100 * found['sd']:.1f}" if found["sd"] is not None else "")
+    return f"{100 * results['mean']:.1f}" + (f" ± {100 * results['sd']:.1f}" if results["sd"] is not None else "")
 
 
 def main():
@@ -136,8 +136,7 @@ def main():
                 continue
             record["rows"][table] = compare(X, y, mixed_units, args.seeds)
             print(*lines(table, record["rows"][table]), sep="\n", flush=True)
-            if args.output:  # after every row, so that nothing is lost with a run that is stopped
-                write_record(args.output, record)
+            write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ functions are entered first, and the depth of frames of the package. ``--functio
 
 import argparse
 import itertools
-import json
 import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from record import write_record
 
 import skvae
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
@@ -72,7 +72,7 @@ def walk(call):
 
 
 def main():
-    """Walk, print a table, and write a record."""
+    """Walk through the calls, print a table, and write a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="calls whose name contains this")
     parser.add_argument("--functions", action="store_true", help="name the functions")
@@ -90,8 +90,7 @@ def main():
         record[name] = counts._asdict()
         for file, function in functions if args.functions else ():
             print(f"    {file}::{function}")
-    if args.output:
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -59,14 +59,14 @@ else:
 # log-densities of pixels in [0, 1] (bounds for the VAEs), the error is that of pixels in [0, 1].
 
 print(f"{'MNIST':36}{'score':>10}{'reported':>10}{'error':>9}{'reported':>10}{'minutes':>9}")
-for folder in (Path.cwd(), *Path.cwd().parents):
-    for path in sorted((folder / "benchmarks/results/studies").glob("e_*.json")):
-        record = json.loads(path.read_text())
-        reported = record["reported"]
-        score = reported.get("elbo", reported.get("log_likelihood_255", np.nan) + 784 * np.log(255))
-        ours = f"{record.get('elbo', record.get('log_likelihood')):10.2f}{score:10.2f}"
-        errors = f"{record['mse']:9.4f}{reported.get('mse', np.nan):10.4f}"
-        print(f"{record['row'].removeprefix('e, '):36}{ours}{errors}{record['minutes']:9.1f}".replace("nan", "  -"))
+paths = [folder / "benchmarks/results/studies.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
+records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
+for record in (record for record in records if record["row"].startswith("e, ")):
+    reported = record["reported"]
+    score = reported.get("elbo", reported.get("log_likelihood_255", np.nan) + 784 * np.log(255))
+    ours = f"{record.get('elbo', record.get('log_likelihood')):10.2f}{score:10.2f}"
+    errors = f"{record['mse']:9.4f}{reported.get('mse', np.nan):10.4f}"
+    print(f"{record['row'].removeprefix('e, '):36}{ours}{errors}{record['minutes']:9.1f}".replace("nan", "  -"))
 
 # %%
 # Five models

@@ -54,14 +54,14 @@ else:
 # be two things: on this scale the mean image has 0.067, so that it would have learned nothing; for pixels in [-1, 1],
 # where errors are four times as large, it is a little worse than ours.
 
-for folder in (Path.cwd(), *Path.cwd().parents):
-    for path in sorted((folder / "benchmarks/results/studies").glob("d_*.json")):
-        record = json.loads(path.read_text())
-        name = "loss" if "loss" in record["reported"] else "mse"
-        loss = f"{record[name]:.4f}" if name in record else "diverged"
-        start = f", {record['start'][name]:.4f} at the start" if "start" in record else ""
-        start = f" ({4 * record[name]:.4f} for pixels in [-1, 1])" if name == "mse" else start
-        print(f"{record['row']:54} reported {record['reported'][name]:.3f}, here {loss}{start}")
+paths = [folder / "benchmarks/results/studies.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
+records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
+for record in (record for record in records if record["row"].startswith("d, ")):
+    name = "loss" if "loss" in record["reported"] else "mse"
+    loss = f"{record[name]:.4f}" if name in record else "diverged"
+    start = f", {record['start'][name]:.4f} at the start" if "start" in record else ""
+    start = f" ({4 * record[name]:.4f} for pixels in [-1, 1])" if name == "mse" else start
+    print(f"{record['row']:54} reported {record['reported'][name]:.3f}, here {loss}{start}")
 
 # %%
 # Two starts

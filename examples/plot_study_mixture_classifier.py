@@ -102,10 +102,10 @@ accuracy = accuracy_score(y_test, classes[gmm.predict(Z_test)])
 
 print(f"\n{'accuracy on test images':36}{'reported':>10}{'here':>8}")
 print(f"{'this run':36}{0.97:10.2f}{accuracy:8.4f}")
-for folder in (Path.cwd(), *Path.cwd().parents):
-    for path in sorted((folder / "benchmarks/results/studies").glob("a_*.json")):
-        record = json.loads(path.read_text())
-        print(f"{'MNIST, kept results':36}{record['reported']['accuracy']:10.2f}{record['accuracy']:8.4f}")
+paths = [folder / "benchmarks/results/studies.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
+records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
+for record in (record for record in records if record["row"].startswith("a, ")):
+    print(f"{'MNIST, kept results':36}{record['reported']['accuracy']:10.2f}{record['accuracy']:8.4f}")
 
 # %%
 # Codes of the test images by digit, with the class means (X) and the two-standard-deviation ellipses of the components

@@ -48,8 +48,8 @@ STUDY = {
     "with views (defaults)": (None, "mnist, defaults"),
     "with views (defaults), 14 clusters": (None, "mnist, 14 clusters"),
 }
-folders = [folder / "benchmarks/results/vade" for folder in (Path.cwd(), *Path.cwd().parents)]
-records = [json.loads(path.read_text()) for folder in folders for path in sorted(folder.glob("mnist_*.json"))]
+paths = [folder / "benchmarks/results/vade.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
+records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
 
 
 def percent(runs, score):

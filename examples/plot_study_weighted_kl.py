@@ -82,11 +82,11 @@ for n_clusters in numbers_of_clusters:
     print(f"{n_clusters} clusters: accuracy on test images {accuracy:.3f}")
 
 print("\nkept results on MNIST (the study reported no figure)")
-for folder in (Path.cwd(), *Path.cwd().parents):
-    for path in sorted((folder / "benchmarks/results/studies").glob("b_*.json")):
-        record = json.loads(path.read_text())
-        found = ", ".join(f"{record[f'accuracy_{k}']:.3f} with {k} clusters" for k in (10, 50))
-        print(f"{record['settings']['max_epochs']} epochs: accuracy {found}")
+paths = [folder / "benchmarks/results/studies.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
+records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
+for record in (record for record in records if record["row"].startswith("b, ")):
+    found = ", ".join(f"{record[f'accuracy_{k}']:.3f} with {k} clusters" for k in (10, 50))
+    print(f"{record['settings']['max_epochs']} epochs: accuracy {found}")
 
 # %%
 # Eight dimensions in two

@@ -11,7 +11,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 from .data.arrays import host_array
 from .data.labels import check_types, is_missing, label_array, plain
-from .models.networks import check_channels_first
+from .models.images import check_channels_first
 
 __all__ = [
     "active_units",

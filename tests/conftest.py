@@ -1,8 +1,8 @@
-"""Set before scikit-learn is imported: without it, its array API checks are skipped."""
+"""Settings of all tests, and fixtures."""
 
 import os
 
-os.environ["SCIPY_ARRAY_API"] = "1"
+os.environ["SCIPY_ARRAY_API"] = "1"  # before scikit-learn is imported, which otherwise skips its array API checks
 if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -24,48 +24,54 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # plugins may have imported NumPy befor
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
-
+pytest.register_assert_rewrite("helpers")
 
 OLD_TORCH = torch.__version__ < OLDEST_TORCH
 OLD_SCIPY = parse_version(scipy.__version__) < parse_version("1.14")
-NEED_MORE = {  # parts of names of tests that need more than the package does -> why they can not run, or None
+NEED_MORE = {  # parts of names of tests that need more than the package does -> why they cannot run, or None
     ("test_onnx.py", "onnx.to_onnx", "[saving.md"): "to_onnx needs a newer torch" if OLD_TORCH else None,
     ("[data.md",): "scikit-learn does not work on tensors with this SciPy" if OLD_SCIPY else None,
 }
 
 
 def pytest_collection_modifyitems(items):
-    """Leave out what can not run with the oldest versions."""
+    """Skip the tests that cannot run with the oldest versions."""
     for item in items:
         for parts, reason in NEED_MORE.items():
             if reason and any(part in item.nodeid for part in parts) and "too_old" not in item.nodeid:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def is_available(kind):
-    """Whether this machine has an accelerator of a kind itself."""
-    return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+def is_available(name):
+    """Return whether this machine has an accelerator."""
+    return torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
 
 
 @pytest.fixture(params=["cuda", "mps", "cuda (stand-in)", "mps (stand-in)"])
 def device(request):
-    """The name of an accelerator; also of those that are not there, for which another stands in."""
-    kind, is_real = request.param.split()[0], "(" not in request.param
-    if is_real != is_available(kind):
-        pytest.skip(f"There is no {kind} device." if is_real else f"This machine has {kind} itself.")
+    """Name of an accelerator, real or simulated."""
+    name, is_real = request.param.split()[0], "(" not in request.param
+    if is_real != is_available(name):
+        pytest.skip(f"There is no {name} device." if is_real else f"This machine has {name} itself.")
     if is_real:
-        yield kind
+        yield name
         return
     if TOO_OLD:
         pytest.skip(TOO_OLD)
-    with accelerator(kind):
-        yield kind
+    with accelerator(name):
+        yield name
 
 
 @pytest.fixture
 def is_real(request):
-    """Whether random numbers of the device are its own, and not those of the CPU."""
+    """Whether the device is real, so that its random numbers differ from those of the CPU."""
     return "(" not in request.node.callspec.params["device"]
+
+
+@pytest.fixture
+def generator():
+    """A generator of torch with seed 0."""
+    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
@@ -76,7 +82,7 @@ def blobs():
 
 @pytest.fixture
 def correlated():
-    """Rows of a mixture of three correlated Gaussians, overlapping, far from the origin."""
+    """Samples of a mixture of three correlated Gaussians, overlapping, far from the origin."""
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(200, 3)) @ rng.normal(size=(3, 3)) + 4 * rng.normal(size=3) for _ in range(3)]
     return np.concatenate(parts) + 10

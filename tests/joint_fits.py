@@ -1,6 +1,6 @@
-"""Fits that one process makes with all rows, and several with a shard of them each.
+"""Fits of one process to all samples, and of a process group to shards of them.
 
-As a script, ``joint_fits.py FOLDER``, one of these processes: it writes what it found to a file in the folder.
+Run as a script, ``joint_fits.py FOLDER``, it is one process of the group, and writes its results to the folder.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from helpers import Slices, fitted_values
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -41,36 +42,20 @@ RESP = np.random.default_rng(3).dirichlet(np.ones(3), size=len(ROWS))
 
 
 class Shard:
-    """Rows of one process among several: the shards are of unequal size."""
+    """Samples of one process of a group; the shards are of unequal size."""
 
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
 
     def __call__(self, rows):
-        """What this process has of rows (n, ...)."""
+        """Return the shard of this process, of samples (n, ...)."""
         ends = np.round(np.linspace(0, 1, self.size + 1) ** 1.5 * len(rows)).astype(int)
         return rows[ends[self.rank] : ends[self.rank + 1]]
 
 
-class Slices:
-    """Rows that are always read a chunk at a time."""
-
-    def __init__(self, rows):
-        self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
-
-    def __getitem__(self, rows):
-        return self._rows[rows]
-
-
-def parameters_of(estimator):
-    """Fitted attributes that are arrays or numbers."""
-    found = {name: value for name, value in vars(estimator).items() if name.endswith("_") and "history" not in name}
-    return {name: value for name, value in found.items() if isinstance(value, np.ndarray | float | int | list)}
-
-
 @contextlib.contextmanager
 def limits(max_gathered=None, sample=None, pool=None):
-    """Smaller limits, so that few rows are treated as many are."""
+    """Lower limits, so that few samples are treated as many are."""
     changes = [
         (skvae.fitting.mixture_init, "MAX_GATHERED_ROWS", max_gathered),
         (skvae.fitting.batch_samplers, "MAX_GATHERED_ROWS", max_gathered),
@@ -86,7 +71,7 @@ def limits(max_gathered=None, sample=None, pool=None):
 
 
 def mixture(X=ROWS, weighted=False, dtype=np.float64, y=None, lazy=False, few=None, k=3, **settings):
-    """A fit of a mixture."""
+    """Fit a mixture."""
 
     def fit(own):
         rows = own(X).astype(dtype)
@@ -94,51 +79,51 @@ def mixture(X=ROWS, weighted=False, dtype=np.float64, y=None, lazy=False, few=No
         gmm = TorchGMM(k, **{"random_state": 0, "max_iter": 30, **settings, **given})
         with limits(**few or {}):
             gmm.fit(Slices(rows) if lazy else rows, None if y is None else own(y), own(WEIGHTS) if weighted else None)
-        return parameters_of(gmm)
+        return fitted_values(gmm)
 
     return fit
 
 
 def batches(own):
-    """Steps of stepwise EM."""
+    """Fit a mixture by stepwise EM."""
     gmm = TorchGMM(3, random_state=0)
     for rows in np.split(ROWS[np.random.default_rng(0).permutation(len(ROWS))], 3):
         gmm.partial_fit(own(rows))
-    return parameters_of(gmm)
+    return fitted_values(gmm)
 
 
 def kmeans(weighted=False, X=ROWS, lazy=False, few=None, **settings):
-    """A fit of mini-batch k-means."""
+    """Fit mini-batch k-means."""
 
     def fit(own):
         rows = own(X)
         found = TorchMiniBatchKMeans(5, **{"random_state": 0, "batch_size": 200, **settings})
         with limits(**few or {}):
             found.fit(Slices(rows) if lazy else rows, sample_weight=own(WEIGHTS) if weighted else None)
-        return parameters_of(found)
+        return fitted_values(found)
 
     return fit
 
 
 def batches_of_kmeans(own):
-    """Steps of k-means with batches from outside."""
+    """Fit k-means by `partial_fit`."""
     found = TorchMiniBatchKMeans(5, random_state=0)
     for rows in np.split(ROWS[np.random.default_rng(0).permutation(len(ROWS))], 3):
         found.partial_fit(own(rows))
-    return parameters_of(found)
+    return fitted_values(found)
 
 
 def ppca(n_components, X=ROWS, weighted=False):
-    """A fit of PPCA."""
+    """Fit PPCA."""
 
     def fit(own):
-        return parameters_of(TorchPPCA(n_components).fit(own(X), sample_weight=own(WEIGHTS) if weighted else None))
+        return fitted_values(TorchPPCA(n_components).fit(own(X), sample_weight=own(WEIGHTS) if weighted else None))
 
     return fit
 
 
 def corners(X, n_clusters, random_state):
-    """Centres from the user's function."""
+    """Return centres, as a custom `init`."""
     return X[X[:, 0].argsort()[np.linspace(0, len(X) - 1, n_clusters).astype(int)]]
 
 
@@ -199,16 +184,16 @@ OTHER_DRAWS = {
 
 
 def weights_of(estimator):
-    """Parameters and buffers of the networks, and what the fit published."""
+    """Return parameters and buffers of the networks, and fitted attributes."""
     found = {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
-    return found | {"loss_curve": estimator.loss_curve_, **parameters_of(estimator)}
+    return found | {"loss_curve": estimator.loss_curve_, **fitted_values(estimator)}
 
 
 NET = {"hidden_layer_sizes": (16,), "random_state": 0, "max_epochs": 4, "batch_size": 64}
 
 
 def autoencoder(**settings):
-    """A fit of an autoencoder, all rows in a batch: nothing is drawn but the first weights."""
+    """Fit an autoencoder with all samples in a batch, so that only the initial weights are drawn."""
 
     def fit(own):
         found = AutoencoderEmbedder(2, **NET | {"batch_size": 4000, "optimizer": "sgd", "lr": 0.01, **settings})
@@ -218,7 +203,7 @@ def autoencoder(**settings):
 
 
 def network(kind, X=ROWS, weighted=False, **settings):
-    """A fit of a network, whose draws are those of its process. Rows are spread over the processes."""
+    """Fit a network, whose draws are those of its process."""
     order = np.random.default_rng(0).permutation(len(X))
 
     def fit(own):
@@ -236,7 +221,7 @@ def uneven(own):
 
 
 def epoch_by_epoch(own):
-    """Passes over batches from outside, and a fit that goes on."""
+    """Train by `partial_fit`, and continue by `fit` with a warm start."""
     vae = VAEEmbedder(2, **NET)
     for rows in np.split(ROWS, 3):
         vae.partial_fit(own(rows))
@@ -244,7 +229,7 @@ def epoch_by_epoch(own):
 
 
 def digits(own):
-    """VaDE with views, of whose mixtures some are dropped."""
+    """Fit VaDE with augmented views, of whose mixtures some are dropped."""
     X = load_digits().data[:600] / 16
     settings = {"pretrain_epochs": 5, "max_epochs": 6, "random_state": 0, "n_init": 8, "architecture": "mlp"}
     vade = VaDEClusterer(4, image_shape=(8, 8), hidden_layer_sizes=(32,), **settings).fit(own(X))
@@ -252,7 +237,7 @@ def digits(own):
 
 
 class Moody(nn.Linear):
-    """An encoder that has too little memory for large batches, and forgets what a number is once, in some processes."""
+    """Encoder that runs out of memory with large batches and returns NaN once, in some processes."""
 
     def __init__(self, n_inputs, n_outputs, is_moody):
         super().__init__(n_inputs, n_outputs)
@@ -270,7 +255,7 @@ class Moody(nn.Linear):
 
 
 def moody(own):
-    """A network of the user's, that fails in the second process."""
+    """Train a custom network that fails in the second process."""
     vae = VAEEmbedder(2, encoder=lambda *sizes: Moody(*sizes, own.rank == 1), **NET | {"batch_size": 300})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -280,7 +265,7 @@ def moody(own):
 
 
 def long_fit(own, **settings):
-    """A fit with everything that a checkpoint has to know."""
+    """Fit with all settings whose state a checkpoint stores."""
     settings = {"dropout": 0.1, "batch_norm": True, "early_stopping": True, "lr_schedule": "cosine", **settings}
     settings = {**NET, "max_epochs": 8, "n_iter_no_change": 50, **settings}
     return weights_of(VAEEmbedder(2, **settings).fit(own(ROWS)))
@@ -299,7 +284,7 @@ ODD_NETS = {"uneven": uneven, "epoch by epoch": epoch_by_epoch, "long": long_fit
 
 
 def error_of(function, *args, **kwargs):
-    """Kind and text of the error that a call raises."""
+    """Return the class and text of the error that a call raises."""
     try:
         function(*args, **kwargs)
     except Exception as error:
@@ -308,7 +293,7 @@ def error_of(function, *args, **kwargs):
 
 
 def a_bad_value(own):
-    """An infinite value in the rows of the second process alone, first of a new estimator, then of a fitted one."""
+    """Fit with an infinite value in the shard of the second process, first a new estimator, then a fitted one."""
     X = own(ROWS).copy()
     gmm = TorchGMM(2, random_state=0).fit(X)
     before = gmm.means_
@@ -318,7 +303,7 @@ def a_bad_value(own):
 
 
 def a_late_error(own):
-    """A function of the user's that fails in the second process."""
+    """Fit with a custom function that fails in the second process."""
 
     def init(X, n_clusters, random_state):
         if own.rank == 1:
@@ -329,7 +314,7 @@ def a_late_error(own):
 
 
 def unlike(own):
-    """Other parameters, features, dtypes and estimators in the second process."""
+    """Fit with other parameters, features, dtypes and estimators in the second process."""
     X, second = own(ROWS), own.rank == 1
     return [
         error_of(TorchGMM(3 if second else 2).fit, X),
@@ -340,7 +325,7 @@ def unlike(own):
 
 
 def out_of_step(own):
-    """Processes that do not do the same."""
+    """Make different calls in the two processes."""
 
     def work():
         with distributed_fit():
@@ -350,7 +335,7 @@ def out_of_step(own):
 
 
 def calls_of_one(own):
-    """What one process does without the others."""
+    """Make calls in one process alone."""
     X = own(ROWS)
     gmm, kmeans = TorchGMM(2, random_state=0).fit(X), TorchMiniBatchKMeans(2, random_state=0).fit(X)
     if own.rank == 1:
@@ -362,24 +347,24 @@ def calls_of_one(own):
 
 
 def unseeded(own):
-    """A seed from the operating system."""
+    """Fit with a seed from the operating system."""
     return TorchGMM(3, init_params="random", max_iter=3).fit(own(ROWS)).means_
 
 
 def too_few(own):
-    """More components than rows, and a number that only all rows together have."""
+    """Fit with more components than samples in a shard, and more than in all shards."""
     X = ROWS[:8]
     return error_of(TorchGMM(9).fit, own(X)), TorchGMM(7, reg_covar=1.0).fit(own(X)).means_.shape
 
 
 def shards(own):
-    """Slices that the package makes."""
+    """Return shards that the package makes."""
     X, w = shard(ROWS, WEIGHTS)
     return np.array_equal(X, ROWS[: len(X)] if own.rank == 0 else ROWS[-len(X) :]), len(X), len(w)
 
 
 def prints(own):
-    """What is printed, and what is warned of."""
+    """Return printed lines and warnings."""
     X, printed = own(ROWS), io.StringIO()
     with (
         contextlib.redirect_stdout(printed),
@@ -394,7 +379,7 @@ def prints(own):
 
 
 class Failure(Callback):
-    """An error of the user's in the middle of an epoch."""
+    """Callback that raises an error within an epoch."""
 
     def on_batch_end(self, net, **kwargs):
         """Fail."""
@@ -402,7 +387,7 @@ class Failure(Callback):
 
 
 def broken_off(own):
-    """A process that fails where the others wait for gradients, and what comes after."""
+    """Fail in one process while the others wait for gradients, and fit again."""
     X, callbacks = own(ROWS), [Failure()] if own.rank == 1 else []
     vae = VAEEmbedder(2, callbacks=callbacks, **NET)
     return error_of(vae.fit, X), error_of(vae.fit, X), sorted(vars(vae)) == sorted(vae.get_params(deep=False))
@@ -416,7 +401,7 @@ CHECKS["broken_off"] = broken_off  # the last: the group is gone
 
 
 def main(folder):
-    """Make all fits with the others."""
+    """Make all fits in the process group."""
     faulthandler.dump_traceback_later(220, exit=True)  # where it is, if it waits for ever
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     found = {}

@@ -1,7 +1,7 @@
-"""A fit with a checkpoint, whose second process is killed in the middle the first time that ``torchrun`` starts it.
+"""Fit with a checkpoint, whose second process is killed in the first attempt of ``torchrun``.
 
-``torchrun ... killed_fit.py FOLDER``: the first process writes what it found, and the error that it got when the other
-was gone, to files in the folder.
+Run as ``torchrun ... killed_fit.py FOLDER``. The first process writes its results to the folder, and the error that it
+raised when the other process was gone.
 """
 
 import atexit
@@ -17,37 +17,37 @@ import torch
 from joint_fits import Shard, long_fit
 from skorch.callbacks import Callback
 
-KILLED_IN = 4  # epoch
+KILLED_EPOCH = 4
 
 
 class Kill(Callback):
-    """Kill this process after some batches of an epoch, and note when the others will have to see it."""
+    """Callback that kills its process within an epoch, and records the time."""
 
     def __init__(self, folder, active):
         self.folder, self.active = folder, active
 
     def on_batch_end(self, net, **kwargs):
-        """Kill if it is time."""
-        if self.active and len(net.history) == KILLED_IN and len(net.history[-1]["batches"]) == 3:
+        """Kill the process in the third batch of the epoch."""
+        if self.active and len(net.history) == KILLED_EPOCH and len(net.history[-1]["batches"]) == 3:
             (self.folder / "killed").write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def note_end(folder, rank, groups):
-    """Write down that the interpreter comes to its end, and how many groups, with their threads, are still there."""
+def record_exit(folder, rank, groups):
+    """Record the exit of the interpreter, and the number of process groups, with their threads, that are left."""
     (folder / f"left_{rank}").write_text(str(sum(group() is not None for group in groups)))
 
 
 def main(folder):
-    """Fit; the first process writes down how that ended, and each what is left of its group at exit."""
+    """Fit; the first process records its results or its error, and each process the groups that are left at exit."""
     rank, size, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
     groups = []
-    if attempt == 0:  # the launcher ends the other process too, which on a busy machine may not have seen anything yet
+    if attempt == 0:  # the launcher also ends the other process, which may not have noticed the failure yet
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    atexit.register(note_end, folder, rank, groups)  # before the fit, and so carried out after what a fit registers
+    atexit.register(record_exit, folder, rank, groups)  # called after the handlers that a fit registers
     kill = Kill(folder, active=rank == 1 and attempt == 0)
     try:
-        found = long_fit(Shard(rank, size), callbacks=[kill], checkpoint=folder / "training.pt")
+        results = long_fit(Shard(rank, size), callbacks=[kill], checkpoint=folder / "training.pt")
     except RuntimeError as error:
         if rank == 0:
             left = (folder / "training.pt").exists()
@@ -55,7 +55,7 @@ def main(folder):
         raise
     groups.append(weakref.ref(torch.distributed.group.WORLD))
     if rank == 0:
-        torch.save(found | {"attempt": attempt}, folder / "found.pt")
+        torch.save(results | {"attempt": attempt}, folder / "found.pt")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Run pytest as on another processor, where the last bits of products differ: no test may hang on them.
+"""Run pytest as on another processor, where the last bits of products differ: no test may depend on them.
 
     python tests/processors.py haswell --threads 1 -- tests/estimators/test_gmm.py
     python tests/processors.py --all --threads 1 2 -- -n0 tests/fitting
 
-What follows ``--`` goes to pytest; each run ends in a line that says how it went. Variables choose the kernels of
-torch, MKL, oneDNN and NumPy's OpenBLAS among those that this processor has; ``--all`` leaves out what it has not. MKL
-heeds its variable on processors of Intel only.
+Arguments after ``--`` are passed to pytest; each run ends with a line that says whether it passed. Environment
+variables select the kernels of torch, MKL, oneDNN and NumPy's OpenBLAS among those of this processor; ``--all`` leaves
+out those that it lacks. MKL heeds its variable on processors of Intel only.
 """
 
 import argparse
@@ -27,14 +27,14 @@ ASK_TORCH = "import torch; print(torch.backends.cpu.get_cpu_capability().lower()
 
 
 def environment(processor, threads=None):
-    """The variables of this process, and those that stand for a processor and a number of threads."""
-    found = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    found |= dict(zip(VARIABLES, PROCESSORS[processor], strict=False))
-    return found | (dict.fromkeys(THREADS, str(threads)) if threads else {})
+    """Return the variables of this process, with those that select a processor and a number of threads."""
+    variables = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    variables |= dict(zip(VARIABLES, PROCESSORS[processor], strict=False))
+    return variables | (dict.fromkeys(THREADS, str(threads)) if threads else {})
 
 
 def available():
-    """Processors whose instructions this one has."""
+    """Return the processors whose instructions this one has."""
     asked = subprocess.run(
         [sys.executable, "-c", ASK_TORCH], env=environment("native"), check=True, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""A stand-in for an accelerator that this machine does not have: device tensors in the memory of the CPU.
+"""Stand-in for an accelerator that this machine lacks: device tensors in the memory of the CPU.
 
 Within ``with accelerator("cuda"):`` torch finds two devices of this kind. Their tensors are a wrapper subclass around
 tensors of the CPU whose ``device`` is ``cuda:0``; torch's C++ code takes them for tensors of the CPU, so that gradients
@@ -6,7 +6,7 @@ flow as there. A dispatch mode sees every operator, and
 
 - raises where operands or a generator are on different devices, or an array is asked of a device tensor;
 - raises where "mps" would: float64, and operators for which torch's own table of kernels has none for it;
-- counts what makes the host wait until the device has done all that it was given: reading a value, copies (but those
+- counts the calls that make the host wait until the device has finished its work: reading a value, copies (except those
   that do not block, from pinned memory), operators whose results have a size that only the device knows, masks as
   indices, and tensors of the CPU as indices;
 - is out of memory for a tensor larger than `Accelerator.largest_bytes`.
@@ -14,9 +14,9 @@ flow as there. A dispatch mode sees every operator, and
 Random numbers of a device generator are those of a CPU generator with this seed, so that results are equal to the
 CPU's. On the real thing they are others.
 
-What it cannot tell: how kernels round, draw or order their sums, what is missing among CUDA's kernels, how much memory
-there is, whether a copy is finished, what takes how long; autocast, torch.compile, CUDA graphs, NCCL and forks. Which
-operators wait is known from torch's documentation and code, not measured.
+It does not show how kernels round, draw or order their sums, which kernels CUDA lacks, how much memory there is,
+whether a copy is finished or how long anything takes, nor autocast, torch.compile, CUDA graphs, NCCL and forks. Which
+operators wait is taken from torch's documentation and code, not measured.
 """
 
 import sys
@@ -61,7 +61,7 @@ PLACES = weakref.WeakValueDictionary()  # device generators, by the address of w
 
 
 class Accelerator:
-    """What there is of a device, and what was counted.
+    """State of the simulated devices, and counters.
 
     Attributes
     ----------
@@ -70,9 +70,9 @@ class Accelerator:
     count : int
         Number of devices.
     free_bytes, largest_bytes : int
-        What it says is free, and the largest tensor that it has memory for.
+        Bytes that are reported as free, and the size of the largest tensor that fits.
     waits : Counter of (str, str)
-        Why, and in which line of the package, the host waited.
+        Number of waits of the host by reason and line of the package.
     n_pickled : int
         Device tensors that were pickled.
     """
@@ -84,11 +84,11 @@ class Accelerator:
         self.generators = []  # the global ones
 
     def has(self, device):
-        """Whether it is one of these devices."""
+        """Return whether a device is one of these."""
         return device is not None and torch.device(device).type == self.kind
 
     def place(self, device):
-        """The device with its index."""
+        """Return the device with its index."""
         index = torch.device(device).index or 0
         if index >= self.count:
             raise RuntimeError(f"{self.kind.upper()} error: invalid device ordinal")
@@ -106,12 +106,12 @@ class Accelerator:
         return tensor
 
     def is_pinned(self, tensor):
-        """Whether a tensor is in pinned memory."""
+        """Return whether a tensor is in pinned memory."""
         return not isinstance(tensor, DeviceTensor) and tensor.untyped_storage().data_ptr() in self.pinned
 
     @contextmanager
     def counting(self):
-        """Count the waits of a block alone: the counter is filled within it."""
+        """Count only the waits within the block, in a counter of its own."""
         before, self.waits = self.waits, Counter()
         try:
             yield self.waits
@@ -119,16 +119,16 @@ class Accelerator:
             self.waits = before
 
 
-ACTIVE = None  # the accelerator that there is
+ACTIVE = None  # the accelerator within `accelerator`
 
 
 def n_pickled():
-    """Number of tensors of the stand-in that were pickled; nothing is known of real ones."""
+    """Return the number of pickled tensors of the stand-in; those of a real device are not counted."""
     return 0 if ACTIVE is None else ACTIVE.n_pickled
 
 
 def _caller():
-    """The innermost line of the package that is being run, or else of the test."""
+    """Return the innermost running line of the package, or else of the test."""
     frame, outside = sys._getframe(2), "?"
     while frame is not None:
         name = frame.f_code.co_filename
@@ -199,7 +199,7 @@ class DeviceTensor(torch.Tensor):
 
 
 def _made_on_cpu(function):
-    """A function that makes a tensor of values: as there, and then a copy of it on the device."""
+    """Wrap a function that makes a tensor of values: make it on the CPU, and copy it to the device."""
 
     @wraps(function)
     def make(*args, device=None, requires_grad=False, **kwargs):
@@ -215,7 +215,7 @@ def _made_on_cpu(function):
 
 
 def _moved(tensor, *args, **kwargs):
-    """`torch.Tensor.to`, which takes all tensors for tensors of the CPU."""
+    """Replace `torch.Tensor.to`, which takes all tensors for tensors of the CPU."""
     copy = kwargs.pop("copy", False)
     device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
     if args and isinstance(args[0], torch.Tensor):
@@ -228,13 +228,13 @@ def _moved(tensor, *args, **kwargs):
 
 
 def _by_device(tensors, with_indices=False):
-    """Lists of tensors by their devices, where torch's C++ code would say the CPU."""
+    """Group tensors by their devices, which torch's C++ code takes for the CPU."""
     found = PLAIN["group"](tensors, with_indices)
     return {(lists[0][0].device, dtype): (lists, indices) for (_, dtype), (lists, indices) in found.items()}
 
 
 def _new_tensor(like, data, *, dtype=None, device=None, requires_grad=False):
-    """`torch.Tensor.new_tensor`."""
+    """Replace `torch.Tensor.new_tensor`."""
     options = {"dtype": dtype or like.dtype, "device": device or like.device}
     return torch.tensor(data, **options, requires_grad=requires_grad)
 
@@ -263,7 +263,7 @@ class DeviceGenerator(torch._C.Generator):
 
 
 class _Generator(type(torch._C.Generator)):
-    """Of `torch.Generator`: makes either kind."""
+    """Metaclass of the replacement of `torch.Generator`, which makes generators of the CPU or of a device."""
 
     def __call__(cls, device="cpu"):
         return DeviceGenerator(ACTIVE.place(device)) if ACTIVE.has(device) else torch._C.Generator(device)
@@ -273,11 +273,11 @@ class _Generator(type(torch._C.Generator)):
 
 
 class Generator(torch._C.Generator, metaclass=_Generator):
-    """In place of `torch.Generator`."""
+    """Replacement of `torch.Generator`."""
 
 
 class _Mode(TorchDispatchMode):
-    """Sees the operators that have no device tensor among their arguments."""
+    """Mode that receives the operators without a device tensor among their arguments."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _dispatch(func, args, kwargs or {})
@@ -285,14 +285,14 @@ class _Mode(TorchDispatchMode):
 
 @cache
 def _facts(func):
-    """Name of an operator, whether it is made of others, and whether results share memory with arguments."""
+    """Return the name of an operator, whether it is composite, and whether results share memory with arguments."""
     is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     has_aliases = any(part.alias_info is not None for part in [*func._schema.arguments, *func._schema.returns])
     return func._schema.name, is_composite, has_aliases
 
 
 def _dispatch(func, args, kwargs):
-    """Run an operator on what device tensors hold."""
+    """Run an operator on the CPU tensors that device tensors wrap."""
     name, is_composite, has_aliases = _facts(func)
     if is_composite:
         with ACTIVE.mode:  # made of other operators; in inference mode they arrive as a whole
@@ -333,7 +333,7 @@ def _dispatch(func, args, kwargs):
 
 
 def _elsewhere(func, args, kwargs):
-    """Run an operator that has nothing to do with a device; pinned memory is noted."""
+    """Run an operator without device tensors; pinned memory is recorded."""
     pinned = kwargs.get("pin_memory")
     found = func(*args, **(kwargs | {"pin_memory": None} if pinned else kwargs))
     return ACTIVE.pin(found) if pinned else found
@@ -344,7 +344,7 @@ def _held(value):
 
 
 def _wrap(value, place):
-    """What an operator gives, on a device."""
+    """Wrap the results of an operator as tensors of a device."""
     if not isinstance(value, torch.Tensor) or isinstance(value, DeviceTensor):
         return value
     if place.type == "mps" and value.dtype in DOUBLES:
@@ -355,14 +355,14 @@ def _wrap(value, place):
 
 
 def out_of_memory(kind, n_bytes):
-    """The error of a device without memory."""
+    """Return the error of a device without memory."""
     if kind == "mps":
         return RuntimeError(f"MPS backend out of memory. Tried to allocate {n_bytes} bytes on private pool.")
     return torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {n_bytes} bytes.")
 
 
 def _run(func, args, kwargs, generator, to):
-    """Call an operator on the CPU; what it draws without a generator comes from the global one of the device."""
+    """Call an operator on the CPU; draws without a generator use the global one of the device."""
     kwargs = {name: value for name, value in kwargs.items() if name not in ("pin_memory", "non_blocking")}
     kwargs |= {"device": CPU} if kwargs.get("device") is not None else {}
     if generator is not None or to == CPU or torch.Tag.nondeterministic_seeded not in func.tags:
@@ -377,7 +377,7 @@ def _run(func, args, kwargs, generator, to):
 
 
 def _check_places(func, name, args, kwargs, tensors, places):
-    """Raise if operands are on different devices; single numbers of the CPU may be beside those of a device."""
+    """Raise if operands are on different devices; numbers of the CPU may be combined with tensors of a device."""
     hosts = [value for value in tensors if not isinstance(value, DeviceTensor)]
     if name in INDEXED and isinstance(args[0], DeviceTensor):
         hosts = [value for value in hosts if not any(value is index for index in args[1])]
@@ -394,7 +394,7 @@ def _check_places(func, name, args, kwargs, tensors, places):
 
 
 def _count_waits(name, args, kwargs):
-    """Count what makes the host wait in an operator on a device."""
+    """Count the waits of the host in an operator on a device."""
     checks = name in CHECKED and kwargs.get("check_errors")
     sizes = name == "aten::repeat_interleave" and kwargs.get("output_size") is None
     if name in WAITING or checks or sizes:
@@ -412,7 +412,7 @@ def _count_waits(name, args, kwargs):
 
 
 def _count_copy(name, args, kwargs, to):
-    """Count a copy between devices, but one that does not block."""
+    """Count a copy between devices, unless it does not block."""
     source = args[1] if name == "aten::copy_" else args[0]
     dtype = args[0].dtype if name == "aten::copy_" else kwargs.get("dtype")
     if source.device.type == "mps" and dtype in DOUBLES:  # it is converted there, and copied then
@@ -424,7 +424,7 @@ def _count_copy(name, args, kwargs, to):
 
 
 def _patches(device):
-    """What has to be other than it is in torch for the device to be there: objects, names and values."""
+    """Yield the patches of torch that simulate the device: objects, names and values."""
 
     def index(where):
         return where if isinstance(where, int) else torch.device(where or device.kind).index or 0
@@ -467,7 +467,7 @@ def _patches(device):
 
 @contextmanager
 def accelerator(kind, count=2):
-    """Have devices of a kind.
+    """Simulate devices.
 
     Parameters
     ----------

@@ -1,19 +1,18 @@
-"""The tables of the benchmarks page are those of the kept records."""
+"""Tables of the benchmarks page agree with the records, and the plan with the scripts."""
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("plan", "page", "run")  # they import one another, and the standard library alone
+MODULES = ("record", "plan", "page", "run")  # they import one another, and only the standard library
 
 
 @pytest.fixture
 def benchmarks(monkeypatch):
-    """Modules by name, imported as the scripts in their folder import them, and forgotten afterwards."""
+    """Modules by name, imported as the scripts in their folder import them, and removed afterwards."""
     monkeypatch.syspath_prepend(FOLDER)
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -33,7 +32,7 @@ def test_every_table_has_one_place(benchmarks):
     assert sorted(name for _, name, _ in page.MARKED.findall(page.PAGE.read_text())) == sorted(page.TABLES)
 
 
-def test_old_tables_are_replaced_and_the_rest_is_kept(benchmarks):
+def test_filling_a_page_replaces_only_its_tables(benchmarks):
     page = benchmarks["page"]
     text = "before\n\n<!-- table: kills -->\n| old |\n<!-- end -->\n\nafter\n"
     filled = page.filled(text)
@@ -62,35 +61,47 @@ def test_a_mean_of_several_seeds_has_its_deviation_and_the_worst(benchmarks):
     assert page.scores(runs) == ["0.375 (0.177), 0.250", "0.625 (0.177), 0.500", "< 0.01"]
 
 
-@pytest.mark.parametrize("folder", ["vade", "clustering_peers"])
-def test_records_of_rows_have_the_names_that_are_looked_for(benchmarks, folder):
-    plan = benchmarks["plan"]
-    paths = list((plan.RESULTS / folder).glob("*.json"))
-    assert paths
-    for path in paths:
-        record = json.loads(path.read_text())
-        assert path.name == plan.file_name(record["row"], record["seed"])
-        assert record["versions"]["torch"]
+@pytest.mark.parametrize("name", ["vade", "clustering_peers", "studies"])
+def test_rows_of_runs_are_planned(benchmarks, name):
+    file, plan = f"{name}.jsonl", benchmarks["plan"]
+    rows = benchmarks["record"].read_runs(plan.RESULTS / file)
+    assert rows
+    assert set(rows) <= {
+        row for benchmark in plan.BENCHMARKS.values() if benchmark.output == file for row in benchmark.seeds
+    }
+    assert all(run["versions"]["torch"] for runs in rows.values() for run in runs.values())
+
+
+def test_a_run_replaces_that_of_the_same_row_and_seed(benchmarks, tmp_path):
+    record, path = benchmarks["record"], tmp_path / "runs.jsonl"
+    assert record.read_runs(path) == {}
+    runs = [{"row": row, "seed": seed, "score": 0.5} for row, seed in (("b", 10), ("b", 9), ("a", 0))]
+    for run in (*runs, runs[1] | {"score": 1.0}):
+        record.write_run(path, run)
+    assert record.read_runs(path) == {"a": {0: runs[2]}, "b": {9: runs[1] | {"score": 1.0}, 10: runs[0]}}
+    assert list(record.read_runs(path)["b"]) == [9, 10]
+    assert len(path.read_text().splitlines()) == 3
 
 
 def test_benchmarks_are_scripts_that_exist(benchmarks):
     plan = benchmarks["plan"]
     for benchmark in plan.BENCHMARKS.values():
         script = benchmark.arguments()[0]
-        assert (plan.ROOT / script).is_file(), script
+        assert (benchmarks["record"].ROOT / script).is_file(), script
         assert benchmark.minutes > 0
-        assert benchmark.records
+        assert benchmark.records()
 
 
-def test_what_is_lacking_is_told(benchmarks, monkeypatch, tmp_path, capfd):
+def test_missing_needs_and_records_are_reported(benchmarks, monkeypatch, tmp_path, capfd):
     plan, run = benchmarks["plan"], benchmarks["run"]
     monkeypatch.setattr(plan, "RESULTS", tmp_path)
     monkeypatch.setenv("SKVAE_DATA_HOME", str(tmp_path))
-    (tmp_path / "there.json").write_text("{}")
-    needy = plan.Benchmark("plan.py", 1, ("there.json", "not_*.json"), ("no_such_module",), ("no_such.npz",))
-    assert needy.missing_records() == ["not_*.json"]
+    (tmp_path / "present.json").write_text('{"rows": {}}')
+    (tmp_path / "runs.jsonl").write_text('{"row": "a", "seed": 1}\n')
+    needy = plan.Benchmark("plan.py", 1, "runs.jsonl", {"a": 2}, ("no_such_module",), ("no_such.npz",))
+    assert needy.missing_records() == ["a, seed 0"]
     assert run.run("needy", needy) == "needs the module no_such_module, no_such.npz in the folder SKVAE_DATA_HOME"
-    assert run.run("silent", plan.Benchmark("plan.py", 1, ("not_*.json",))) == "did not write not_*.json"
-    assert run.run("failing", plan.Benchmark("run.py --nonsense", 1, ("not_*.json",))) == "ended with status 2"
-    assert run.run("done", plan.Benchmark("plan.py", 1, ("there.json",))) is None
-    assert "required" in capfd.readouterr().err  # what the one that failed had to say
+    assert run.run("silent", plan.Benchmark("plan.py", 1, "missing.json")) == "did not write missing.json"
+    assert run.run("failing", plan.Benchmark("run.py --nonsense", 1, "missing.json")) == "ended with status 2"
+    assert run.run("done", plan.Benchmark("plan.py", 1, "present.json")) is None
+    assert "required" in capfd.readouterr().err  # the output of the benchmark that failed

@@ -7,6 +7,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from helpers import SMALL
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -22,7 +23,6 @@ from skvae.callbacks import EpochScores, LatentSnapshots
 from skvae.metrics import reconstruction_error, structural_similarity_score
 
 pytestmark = pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows", "ignore:Rows belong to all")
-SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0}
 VIEWS = {"image_shape": (4, 4), "architecture": "mlp", "consistency": 1.0, "n_init": 5, "pretrain_epochs": 2}
 MSE = {"mse": mean_squared_error}
 

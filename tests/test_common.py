@@ -1,8 +1,7 @@
-"""The contract of every estimator: scikit-learn's checks, and ours, over the registry."""
+"""Contract of every estimator: scikit-learn's checks, and our own."""
 
 import copy
 import pickle
-import random
 import subprocess
 import sys
 
@@ -11,6 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import (
+    QUICK,
+    TINY,
+    assert_same,
+    global_states,
+    outputs,
+    over_estimators,
+    over_generative,
+    some_classes,
+    with_parameter,
+)
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.cluster import KMeans
@@ -29,8 +39,6 @@ from skvae.estimators import (
     VaDEClusterer,
     VAEEmbedder,
 )
-
-TINY = {"latent_dim": 2, "hidden_layer_sizes": (8,), "n_init": 2, "pretrain_epochs": 3, "max_epochs": 3}
 
 INSTANCES = [
     TorchGMM(),
@@ -51,53 +59,14 @@ INSTANCES = [
     ClusterLabelClassifier(TorchMiniBatchKMeans(5, random_state=0), assignment="proportional"),
     ClusterLabelClassifier(KMeans(4, random_state=0), assignment="hungarian"),
 ]
-QUICK = [
-    TorchGMM(2, random_state=0),
-    TorchPPCA(2, random_state=0),
-    VAEEmbedder(2, hidden_layer_sizes=(16,), max_epochs=4, batch_size=32, random_state=0),
-    AutoencoderEmbedder(2, hidden_layer_sizes=(16,), max_epochs=4, batch_size=32, random_state=0),
-    TorchMiniBatchKMeans(2, random_state=0),
-    VaDEClusterer(2, **TINY | {"hidden_layer_sizes": (16,)}, batch_size=32, random_state=0),
-    ClusterLabelClassifier(TorchGMM(2, random_state=0)),
-]
-GENERATIVE = [estimator for estimator in QUICK if hasattr(estimator, "sample")]
-over_estimators = pytest.mark.parametrize("estimator", QUICK, ids=lambda estimator: type(estimator).__name__)
-over_generative = pytest.mark.parametrize("estimator", GENERATIVE, ids=lambda estimator: type(estimator).__name__)
 
 
-def outputs(estimator, X):
-    """Everything a fitted estimator says about X."""
-    names = ["predict", "predict_proba", "transform", "score_samples"]
-    found = {name: getattr(estimator, name)(X) for name in names if hasattr(estimator, name)}
-    if not hasattr(estimator, "sample"):
-        return found
-    sample = estimator.sample(5, random_state=0)
-    return found | {"sample": sample[0] if isinstance(sample, tuple) else sample}
-
-
-def ask(estimator, X):
-    """Something that every fitted estimator says about X."""
+def score_or_predict(estimator, X):
+    """Call a method that every estimator has."""
     return estimator.score_samples(X) if hasattr(estimator, "score_samples") else estimator.predict(X)
 
 
-def with_parameter(estimator, value, *names):
-    """A copy that has another value for the parameter of one of these names, its own or that of what it wraps."""
-    name = next(name for name in estimator.get_params() if name.split("__")[-1] in names)
-    return clone(estimator).set_params(**{name: value})
-
-
-def some_classes(X):
-    """Classes of rows, for estimators that need them."""
-    return np.arange(len(X)) % 2
-
-
-def assert_same(one, two, **tolerance):
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_allclose(one[name], two[name], err_msg=name, **({"rtol": 0, "atol": 0} | tolerance))
-
-
-def test_every_estimator_is_in_the_lists():
+def test_lists_contain_every_estimator():
     assert {type(estimator) for estimator in INSTANCES} == set(ESTIMATORS.values())
     assert {type(estimator) for estimator in QUICK} == set(ESTIMATORS.values())
 
@@ -111,9 +80,9 @@ def all_checks():
 
 
 def takes_for_classifier(estimator, check):
-    """Whether a check reads the tags of a classifier because an estimator has predict_proba, although it is none.
+    """Return whether a check takes an estimator with predict_proba for a classifier, although it is none.
 
-    The checks of sparse rows do, after they have seen that the rows are accepted.
+    The checks of sparse samples do, after they have verified that the samples are accepted.
     """
     sparse = getattr(check, "func", check).__name__ in ("check_estimator_sparse_array", "check_estimator_sparse_matrix")
     return sparse and hasattr(estimator, "predict_proba") and get_tags(estimator).classifier_tags is None
@@ -160,15 +129,9 @@ def test_random_state_instance_advances(estimator, blobs):
 @over_estimators
 @pytest.mark.parametrize("random_state", [None, 0])
 def test_global_random_states_are_untouched(estimator, random_state, blobs):
-    def states():
-        _, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state is what is tested)
-        return random.getstate(), keys.tolist(), rest, torch.get_rng_state()
-
-    before = states()
+    before = global_states()
     outputs(with_parameter(estimator, random_state, "random_state").fit(*blobs), blobs[0])
-    after = states()
-    assert before[:3] == after[:3]
-    assert torch.equal(before[3], after[3])
+    assert global_states() == before
 
 
 @over_estimators
@@ -200,7 +163,7 @@ def test_pickle_is_small(estimator, blobs):
 
 
 @over_estimators
-def test_float_precision_is_kept(estimator, blobs):
+def test_float_precision_is_preserved(estimator, blobs):
     for dtype in (np.float32, np.float64):
         X = blobs[0].astype(dtype)
         estimator = clone(estimator).fit(X, some_classes(X))
@@ -225,11 +188,11 @@ def test_feature_names(estimator, blobs):
     estimator = clone(estimator).fit(frame, blobs[1])
     assert_array_equal(estimator.feature_names_in_, list("abcd"))
     with pytest.raises(ValueError, match="feature names"):
-        ask(estimator, frame[list("dcba")])
+        score_or_predict(estimator, frame[list("dcba")])
 
 
 @over_estimators
-def test_parameters_are_kept_as_given(estimator, blobs):
+def test_fit_does_not_change_parameters(estimator, blobs):
     estimator = clone(estimator)
     before = estimator.get_params()
     after = estimator.fit(*blobs).get_params()
@@ -251,7 +214,7 @@ BAD_INPUT = {
 
 @over_estimators
 @pytest.mark.parametrize(("X", "error", "match"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_wrong_input_is_a_clear_error(estimator, X, error, match):
+def test_bad_input_raises_a_clear_error(estimator, X, error, match):
     estimator = clone(estimator)
     if match.startswith("n_(components"):
         estimator = with_parameter(estimator, 9, "n_components", "n_clusters")
@@ -261,7 +224,7 @@ def test_wrong_input_is_a_clear_error(estimator, X, error, match):
 
 
 @over_estimators
-def test_missing_values_are_fitted_or_a_clear_error(estimator, blobs):
+def test_missing_values_are_fitted_or_raise_a_clear_error(estimator, blobs):
     X = np.where(np.random.default_rng(0).uniform(size=blobs[0].shape) < 0.1, np.nan, blobs[0])
     estimator = clone(estimator)
     if not get_tags(estimator).input_tags.allow_nan:
@@ -296,7 +259,7 @@ def test_use_before_fit(estimator, blobs):
 def test_wrong_number_of_features(estimator, blobs):
     estimator = clone(estimator).fit(*blobs)
     with pytest.raises(ValueError, match="X has 3 features, but .* is expecting 4 features"):
-        ask(estimator, blobs[0][:, :3])
+        score_or_predict(estimator, blobs[0][:, :3])
 
 
 @over_generative
@@ -312,11 +275,11 @@ def test_sample_size(estimator, blobs):
 @over_estimators
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_unknown_device(estimator, device, blobs):
-    with pytest.raises(ValueError, match=f"device='{device}' can not be used here; use 'auto' or one of"):
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used here; use 'auto' or one of"):
         with_parameter(estimator, device, "device").fit(*blobs)
 
 
-def test_devices_that_are_not_there(blobs):
+def test_devices_that_this_machine_lacks(blobs):
     for name in ("gpu", "GPU:0", "cdua", "nvidia"):
         with pytest.raises(ValueError, match=f"device='{name}' .* no device of this name. Did you mean 'cuda'"):
             TorchGMM(device=name).fit(blobs[0])
@@ -342,7 +305,7 @@ TYPOS = [
 
 
 @pytest.mark.parametrize(("estimator", "match"), TYPOS, ids=lambda part: type(part).__name__)
-def test_typos_are_told(estimator, match, blobs):
+def test_typos_get_a_suggestion(estimator, match, blobs):
     with pytest.raises(InvalidParameterError, match=match.replace("'?", r"'\?$")):
         estimator.fit(*blobs)
     with pytest.raises(InvalidParameterError) as told:
@@ -382,8 +345,8 @@ def test_failed_fit_changes_nothing(estimator, blobs, monkeypatch):
     assert_same(outputs(estimator, blobs[0]), expected)
 
 
-def test_no_asserts_guard_users(blobs):
-    """The errors stay under ``python -O``."""
+def test_errors_are_raised_under_python_O(blobs):
+    """Errors do not depend on asserts, which ``python -O`` removes."""
     code = (
         "import numpy as np\nfrom skvae import VAEEmbedder\n"
         "try:\n    VAEEmbedder(likelihood='bernoulli').fit(-np.ones((20, 2)))\n"

@@ -1,4 +1,4 @@
-"""Estimators among others: weights that are routed, names of columns, searches in several processes."""
+"""Estimators in pipelines and searches: routed weights, feature names, several processes."""
 
 import os
 
@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import sklearn
 import torch
+from helpers import QUICK, assert_same, outputs, over_estimators, some_classes, with_parameter
 from numpy.testing import assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
@@ -17,7 +18,6 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.fixes import parse_version
 from sklearn.utils.validation import has_fit_parameter
-from test_common import QUICK, assert_same, outputs, over_estimators, some_classes, with_parameter
 
 from skvae import ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA
 from skvae.selection import CRITERIA
@@ -40,7 +40,7 @@ def test_every_estimator_takes_weights():
 
 
 def with_request(estimator, wanted):
-    """A copy whose fit, and that of what it wraps, asks for weights or not."""
+    """Return a clone whose fit, and that of nested estimators, requests weights or not."""
     estimator = clone(estimator).set_fit_request(sample_weight=wanted)
     if isinstance(estimator, ClusterLabelClassifier):
         estimator.estimator.set_fit_request(sample_weight=wanted)
@@ -48,7 +48,7 @@ def with_request(estimator, wanted):
 
 
 def with_score_request(pipeline):
-    """The pipeline, whose score is asked for weights as well: scikit-learn 1.6 takes it for a consumer of them."""
+    """Request weights of the score of a pipeline, too, which scikit-learn 1.6 takes for a consumer of them."""
     return pipeline.set_score_request(sample_weight=True) if hasattr(pipeline, "set_score_request") else pipeline
 
 
@@ -65,8 +65,8 @@ def test_weights_are_routed_through_a_pipeline(estimator, X):
 
 
 @over_weighted
-def test_whole_weights_are_repeated_rows(estimator, X):
-    """Also none, whatever is in such a row."""
+def test_integer_weights_are_repeated_samples(estimator, X):
+    """Weight 0 removes a sample, whatever its values."""
     weight = np.random.default_rng(0).integers(0, 4, size=len(X))
     y, repeated = some_classes(X), np.random.default_rng(1).permutation(np.repeat(np.arange(len(X)), weight))
     far = np.where(weight[:, None] == 0, 1e3, X)
@@ -76,7 +76,7 @@ def test_whole_weights_are_repeated_rows(estimator, X):
 
 
 @over_weighted
-def test_equal_weights_are_none(estimator, X):
+def test_equal_weights_are_no_weights(estimator, X):
     y = some_classes(X)
     weighted = clone(estimator).fit(X, y, sample_weight=np.ones(len(X)))
     assert_same(outputs(weighted, X), outputs(clone(estimator).fit(X, y), X), rtol=1e-5, atol=1e-5)
@@ -94,7 +94,7 @@ BAD_WEIGHTS = {
 
 @over_weighted
 @pytest.mark.parametrize(("weights_of", "match"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
-def test_weights_that_are_none(estimator, weights_of, match, X):
+def test_bad_weights_raise(estimator, weights_of, match, X):
     estimator = clone(estimator)
     with pytest.raises(ValueError, match=match):
         estimator.fit(X, some_classes(X), sample_weight=weights_of(len(X)))
@@ -104,46 +104,46 @@ def test_weights_that_are_none(estimator, weights_of, match, X):
 # Weights in scores and criteria
 
 
-def judgements(estimator, X, y, **weights):
-    """All numbers by which an estimator judges a fit."""
+def scores_of(estimator, X, y, **weights):
+    """Return all scores of a fit."""
     found = {name: getattr(estimator, name)(X, **weights) for name in CRITERIA if hasattr(estimator, name)}
     return found | {"score": estimator.score(X, y, **weights)}
 
 
 @over_estimators
-def test_whole_weights_judge_as_repeated_samples(estimator, X):
-    """Also none, whatever is in such a sample."""
+def test_integer_weights_score_as_repeated_samples(estimator, X):
+    """Weight 0 removes a sample, whatever its values."""
     weight = np.random.default_rng(0).integers(0, 4, size=len(X))
     y, repeated = some_classes(X), np.random.default_rng(1).permutation(np.repeat(np.arange(len(X)), weight))
     fitted = clone(estimator).fit(X, y, sample_weight=weight)
-    expected = judgements(fitted, X[repeated], y[repeated])
+    expected = scores_of(fitted, X[repeated], y[repeated])
     fillings = [X, np.where(weight[:, None] == 0, 1e3, X)]
     if get_tags(estimator).input_tags.allow_nan:
         fillings.append(np.where(weight[:, None] == 0, np.nan, X))
     for rows in fillings:
-        found = judgements(fitted, rows, y, sample_weight=weight)
+        found = scores_of(fitted, rows, y, sample_weight=weight)
         assert found == pytest.approx(expected, rel=1e-9)
         assert all(type(value) is float for value in found.values())
-    assert judgements(fitted, X, y) != pytest.approx(expected, rel=1e-3)
+    assert scores_of(fitted, X, y) != pytest.approx(expected, rel=1e-3)
     # Numbers that are not whole: those of samples, in another unit.
-    found = judgements(fitted, X, y, sample_weight=weight / 8)["score"]
+    found = scores_of(fitted, X, y, sample_weight=weight / 8)["score"]
     kmeans = isinstance(estimator, TorchMiniBatchKMeans)  # whose score is a sum
     assert found * (8 if kmeans else 1) == pytest.approx(expected["score"], rel=1e-9)
 
 
 @over_estimators
-def test_samples_that_count_nothing_may_be_out_of_range(estimator, X):
-    """As in a fit: the likelihood for values from 0 to 1 does not meet them."""
+def test_samples_of_weight_0_may_be_out_of_range(estimator, X):
+    """As in a fit, the likelihood for values from 0 to 1 does not see them."""
     X = (X - X.min()) / np.ptp(X)
     weight, y = np.arange(len(X)) % 3, some_classes(X)
     rows = np.where(weight[:, None] == 0, -9.0, X)
     fitted = clone(estimator).fit(rows, y, sample_weight=weight)
-    expected = judgements(fitted, X, y, sample_weight=weight)
-    assert judgements(fitted, rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
+    expected = scores_of(fitted, X, y, sample_weight=weight)
+    assert scores_of(fitted, rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("estimator", [e for e in QUICK if hasattr(e, "max_epochs")], ids=str)
-def test_missing_values_that_were_not_learned_still_are_an_error(estimator, X):
+def test_missing_values_unseen_in_fit_still_raise(estimator, X):
     fitted, weight = clone(estimator).fit(X), np.arange(len(X)) % 3
     X[1, 0] = np.nan
     with pytest.raises(ValueError, match="was fitted to rows without missing values"):
@@ -154,16 +154,16 @@ def test_missing_values_that_were_not_learned_still_are_an_error(estimator, X):
 def test_no_weights_are_the_mean_over_samples(estimator, X):
     y, ones = some_classes(X), np.ones(len(X))
     fitted = clone(estimator).fit(X, y)
-    plain = judgements(fitted, X, y)
-    assert judgements(fitted, X, y, sample_weight=None) == plain
-    assert judgements(fitted, X, y, sample_weight=ones) == pytest.approx(plain, rel=1e-12)
+    plain = scores_of(fitted, X, y)
+    assert scores_of(fitted, X, y, sample_weight=None) == plain
+    assert scores_of(fitted, X, y, sample_weight=ones) == pytest.approx(plain, rel=1e-12)
     if hasattr(fitted, "score_samples"):
         assert plain["score"] == fitted.score_samples(X).mean(dtype=np.float64)
 
 
 @over_estimators
 @pytest.mark.parametrize(("weights_of", "match"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
-def test_weights_that_cannot_judge(estimator, weights_of, match, X):
+def test_bad_weights_of_scores_raise(estimator, weights_of, match, X):
     y = some_classes(X)
     fitted, weight = clone(estimator).fit(X, y), weights_of(len(X))
     for name in ("score", *CRITERIA):
@@ -176,7 +176,7 @@ def test_weights_that_cannot_judge(estimator, weights_of, match, X):
 
 
 @over_estimators
-def test_names_of_columns(estimator, X):
+def test_feature_names_out(estimator, X):
     fitted = clone(estimator).fit(X, some_classes(X))
     assert fitted.n_features_in_ == 4
     if not hasattr(fitted, "transform"):
@@ -197,7 +197,7 @@ def test_names_of_columns(estimator, X):
 
 
 @over_estimators
-def test_pages_show_the_estimator(estimator, X):
+def test_html_representation(estimator, X):
     estimator = clone(estimator)
     page = estimator._repr_html_()
     assert type(estimator).__name__ in page
@@ -211,7 +211,7 @@ def test_pages_show_the_estimator(estimator, X):
 
 @pytest.fixture
 def two_peaks():
-    """A histogram of two peaks, its bins in any order: their middles (60, 1), numbers of samples, nearest peaks."""
+    """Histogram of two peaks, its bins in random order: their centres (60, 1), numbers of samples, nearest peaks."""
     rng = np.random.default_rng(0)
     samples = np.concatenate([rng.normal(-2, 1, size=3000), rng.normal(2, 1, size=3000)])
     counts, edges = np.histogram(samples, bins=60)
@@ -221,7 +221,7 @@ def two_peaks():
 
 
 def splits_of(X, counts, n_splits):
-    """The same folds for bins, and for the samples in them."""
+    """Return the same folds of bins, and of the samples in them."""
     place = np.repeat(np.arange(len(X)), counts)
     for train, test in KFold(n_splits).split(X):
         yield (train, test), (np.flatnonzero(np.isin(place, train)), np.flatnonzero(np.isin(place, test)))
@@ -233,7 +233,7 @@ def assert_same_search(found, expected):
         np.testing.assert_allclose(found.cv_results_[name], expected.cv_results_[name], rtol=1e-4)
 
 
-def test_searches_judge_by_weights(two_peaks):
+def test_searches_score_with_weights(two_peaks):
     X, counts, _ = two_peaks
     bins, samples = zip(*splits_of(X, counts, 3), strict=True)
     grid = {"gmm__n_components": [1, 2]}
@@ -255,7 +255,7 @@ def test_searches_judge_by_weights(two_peaks):
 
 
 @pytest.mark.skipif(parse_version(sklearn.__version__) < parse_version("1.7"), reason="weights go to fits alone")
-def test_searches_without_routing_judge_by_weights(two_peaks):
+def test_searches_without_routing_score_with_weights(two_peaks):
     X, counts, _ = two_peaks
     bins, samples = zip(*splits_of(X, counts, 3), strict=True)
     gmm, grid = TorchGMM(max_iter=500, random_state=0), {"n_components": [1, 2]}
@@ -263,7 +263,7 @@ def test_searches_without_routing_judge_by_weights(two_peaks):
     assert_same_search(GridSearchCV(gmm, grid, cv=bins).fit(X, sample_weight=counts), expected)
 
 
-def test_searches_of_a_classifier_judge_by_weights(two_peaks):
+def test_searches_of_a_classifier_score_with_weights(two_peaks):
     X, counts, y = two_peaks
     bins, samples = zip(*splits_of(X, counts, 3), strict=True)
     gmm, grid = TorchGMM(max_iter=500, random_state=0), {"estimator__n_components": [1, 2]}
@@ -276,7 +276,7 @@ def test_searches_of_a_classifier_judge_by_weights(two_peaks):
 
 
 @over_estimators
-def test_pipelines_judge_by_weights(estimator, X):
+def test_pipelines_score_with_weights(estimator, X):
     """With routing and without, for every last step."""
     y, weight = some_classes(X), np.arange(len(X)) % 3
     pipeline = make_pipeline(FunctionTransformer(), clone(estimator))

@@ -1,20 +1,19 @@
-"""The contract of every estimator on an accelerator: what it gives there is what it gives on the CPU.
+"""Contract of every estimator on an accelerator: its results are those of the CPU.
 
 Data are such that likelihoods have buffers (units of features, numbers of categories), which move with the networks.
 """
 
 import copy
 import pickle
-import warnings
 
 import numpy as np
 import pytest
 import standin
 import torch
+from helpers import METHODS, assert_same, outputs, quietly
 from numpy.testing import assert_allclose
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from skorch.callbacks import Callback
@@ -30,7 +29,7 @@ from skvae.estimators import (
     TorchPPCA,
     VaDEClusterer,
     VAEEmbedder,
-    _likelihoods,
+    _likelihood_choice,
 )
 
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 2, "batch_size": 64, "random_state": 0}
@@ -43,12 +42,11 @@ IMAGES = RNG.uniform(size=(96, 64))
 MISSING = np.where(RNG.uniform(size=X.shape) < 0.05, np.nan, X)
 WEIGHTS = np.arange(len(X)) % 3
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-METHODS = ("predict", "predict_proba", "transform", "score_samples")
-OTHERS = ("posterior_variance", "log_likelihood", "reconstruct", "impute")  # less is said of them, for time
+OTHERS = ("posterior_variance", "log_likelihood", "reconstruct", "impute")  # only called for some cases, to save time
 
 
 class Case:
-    """A fit: of what, to what, and how."""
+    """A fit: estimator, data, way of fitting and arguments."""
 
     def __init__(self, estimator, X, how, **given):
         self.estimator, self.X, self.how, self.given = estimator, X, how, given
@@ -57,15 +55,13 @@ class Case:
         return f"{type(self.estimator).__name__}: {self.how}"
 
     def on(self, device, folder):
-        """The fitted estimator."""
+        """Return the estimator fitted on a device."""
         made = clone(self.estimator)
         name = next(name for name in made.get_params() if name.split("__")[-1] == "device")
         made.set_params(**{name: device})
         if hasattr(made, "checkpoint"):
             made.set_params(checkpoint=folder / f"{device.replace(':', '_')}.pt" if self.how == "checkpoint" else None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # after so few epochs
-            return HOW.get(self.how, fit)(made, self.X, self.given)
+        return quietly(HOW.get(self.how, fit), made, self.X, self.given)
 
     @property
     def needs_float64(self):
@@ -91,7 +87,7 @@ def fit_then_partial_fit(estimator, X, given):
 
 
 class StopOnce(Callback):
-    """Interrupts the second epoch of the first training."""
+    """Interrupt the second epoch of the first training."""
 
     stopped = False
 
@@ -102,7 +98,7 @@ class StopOnce(Callback):
 
 
 def checkpoint(estimator, X, given):
-    """A fit that goes on from its file."""
+    """Interrupt a fit, and resume it from its checkpoint."""
     StopOnce.stopped = False
     estimator.set_params(callbacks=[StopOnce()])
     with pytest.raises(InterruptedError):
@@ -173,39 +169,31 @@ def test_every_estimator_is_in_the_cases():
     assert {type(case.estimator) for case in FITS} == set(ESTIMATORS.values())
 
 
-def answers(estimator, X, names=METHODS):
-    """What an estimator says about X: parameters, and what its methods give."""
-    names = [name for name in names if hasattr(estimator, name)]
-    if isinstance(estimator, TorchPPCA) and "posterior_variance" in names:
-        names.remove("posterior_variance")  # the same for every row
-    options = {"log_likelihood": {"random_state": 0, "n_importance_samples": 3}}
-    found = {name: getattr(estimator, name)(X, **options.get(name, {})) for name in names}
-    if hasattr(estimator, "inverse_transform") and "transform" in names:
-        found["inverse_transform"] = estimator.inverse_transform(found["transform"])
+def results_of(estimator, X, names=METHODS):
+    """Return the results of methods, and fitted attributes, by name."""
+    results = outputs(estimator, X, [*names, "inverse_transform"] if "transform" in names else names)
     for name in ("loss_curve_", "means_", "cluster_centers_", "weights_", "kl_per_dimension_", "consistency_"):
         if hasattr(estimator, name):
-            found[name] = getattr(estimator, name)
-    return found
+            results[name] = getattr(estimator, name)
+    return results
 
 
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        assert np.isfinite(expected[name]).all(), name
-        assert_allclose(value, expected[name], err_msg=name, **(CLOSE | tolerance))
+def assert_close(results, expected, **tolerance):
+    assert all(np.isfinite(value).all() for value in expected.values())
+    assert_same(results, expected, **(CLOSE | tolerance))
 
 
 @over_cases
 def test_results_are_those_of_the_cpu(case, device, is_real, tmp_path):
     if device == "mps" and case.needs_float64:
-        with pytest.raises(ValueError, match="device='mps' can not be used here; use 'auto' or one of .*float64"):
+        with pytest.raises(ValueError, match="device='mps' cannot be used here; use 'auto' or one of .*float64"):
             case.on(device, tmp_path)
         return
     names = [*METHODS[:3], *(() if case.how in HOW else METHODS[3:]), *(OTHERS if case in FITS else ())]
-    found = answers(case.on(device, tmp_path), case.X, names)
+    found = results_of(case.on(device, tmp_path), case.X, names)
     if not is_real or not hasattr(case.estimator, "hidden_layer_sizes"):  # networks draw on the device
         tolerance = {"rtol": 1e-5, "atol": 1e-5} if device == "mps" or case.X.dtype == np.float32 else {}
-        assert_same(found, answers(case.on("cpu", tmp_path), case.X, names), **tolerance)
+        assert_close(found, results_of(case.on("cpu", tmp_path), case.X, names), **tolerance)
 
 
 @over_fits
@@ -214,21 +202,21 @@ def test_fitted_on_a_device_and_used_elsewhere(case, device, tmp_path):
         pytest.skip("mps has no float64.")
     fitted = case.on(device, tmp_path)
     names = METHODS[:3]
-    expected = answers(fitted, case.X, names)
+    expected = results_of(fitted, case.X, names)
     n_pickled = standin.n_pickled()
     dumped = pickle.dumps(fitted)
     assert standin.n_pickled() == n_pickled, "a pickle holds tensors of the device"
     skvae.save(fitted, tmp_path / "fitted.skvae")
     others = [pickle.loads(dumped), copy.deepcopy(fitted), skvae.load(tmp_path / "fitted.skvae")]
     for other in others:
-        assert_same(answers(other, case.X, names), expected)
+        assert_close(results_of(other, case.X, names), expected)
         inner = getattr(other, "estimator_", other)
         inner.set_params(device="cpu")
-        assert_same(answers(other, case.X, names), expected)
+        assert_close(results_of(other, case.X, names), expected)
     if hasattr(inner, "partial_fit"):
         inner.partial_fit(case.X)
         inner.set_params(device=device).partial_fit(case.X)
-        assert all(np.isfinite(value).all() for value in answers(other, case.X, names).values())
+        assert all(np.isfinite(value).all() for value in results_of(other, case.X, names).values())
 
 
 @over_fits
@@ -240,7 +228,7 @@ def test_the_second_device(case, device, tmp_path):
     second = case.on("cuda:1", tmp_path)
     if hasattr(second, "module_"):
         assert {parameter.device for parameter in second.module_.parameters()} == {torch.device("cuda:1")}
-    assert_same(answers(second, case.X), answers(case.on("cuda:0", tmp_path), case.X))
+    assert_close(results_of(second, case.X), results_of(case.on("cuda:0", tmp_path), case.X))
 
 
 @pytest.mark.parametrize("case", [case for case in FITS if isinstance(case.estimator, ClusterLabelClassifier)], ids=str)
@@ -267,18 +255,18 @@ def test_grid_search_over_a_pipeline(device):
 
 
 def test_samples_larger_than_the_device(device, is_real, monkeypatch, tmp_path):
-    """They stay on the CPU, and a block of batches at a time goes to the device."""
+    """They stay on the CPU, and blocks of batches go to the device."""
     if is_real or device != "cuda":
         pytest.skip("Only CUDA says how much memory is free.")
     case = Case(VAEEmbedder(2, **SMALL | {"max_epochs": 3}), X, "fit", X_val=X[:20])
-    expected = answers(case.on("cpu", tmp_path), X)
+    expected = results_of(case.on("cpu", tmp_path), X)
     monkeypatch.setattr(standin.ACTIVE, "free_bytes", 1000)
-    assert_same(answers(case.on(device, tmp_path), X), expected)
-    assert _likelihoods.stored_rows(case.on("cpu", tmp_path).module_.likelihood, X, torch.device(device)).is_cpu
+    assert_close(results_of(case.on(device, tmp_path), X), expected)
+    assert _likelihood_choice.stored_rows(case.on("cpu", tmp_path).module_.likelihood, X, torch.device(device)).is_cpu
 
 
 class Draws(nn.Module):
-    """A network of the user's that draws from torch's global random numbers."""
+    """Custom network that draws from torch's global generator."""
 
     def __init__(self, n_inputs, n_outputs):
         super().__init__()
@@ -312,7 +300,7 @@ def test_a_resumed_checkpoint_of_a_network_that_draws(device, tmp_path):
 
 
 def test_a_checkpoint_of_another_kind_of_device(tmp_path):
-    """Generators of other devices have states of other sizes, which those of the stand-in have not."""
+    """Generators of other devices have states of other sizes, unlike those of the stand-in."""
     path = tmp_path / "vae.pt"
     vae = VAEEmbedder(2, checkpoint=path, callbacks=[StopOnce()], **SMALL | {"max_epochs": 4})
     StopOnce.stopped = False
@@ -334,7 +322,7 @@ SHORTAGES = {
 
 
 class Short(nn.Module):
-    """A network for which there is too little memory with more than so many rows, as long as it trains or always."""
+    """Network that runs out of memory with more than a number of samples, in training or always."""
 
     def __init__(self, n_inputs, n_outputs):
         super().__init__()
@@ -364,7 +352,7 @@ def test_too_little_memory(error, always, device):
 @pytest.mark.filterwarnings("ignore:The device ran out of memory with chunks")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_too_little_memory_for_what_follows_a_training(device):
-    """Codes to start from, and the choice of the weight of views, take no more rows than the training did."""
+    """Initial codes, and the choice of the weight of consistency, use no larger batches than the training did."""
     encoder = Short(64, 4)
     encoder.always = True
     vade = VaDEClusterer(3, encoder=encoder, image_shape=(8, 8), augment="affine", device=device, **VADE)
@@ -397,7 +385,7 @@ def test_memory_of_a_device_for_a_chunk(device, monkeypatch):
 
 
 class NotOnMPS(nn.Module):
-    """A network with an operator that mps has no kernel for."""
+    """Network with an operator for which mps has no kernel."""
 
     def __init__(self, n_inputs, n_outputs):
         super().__init__()
@@ -408,7 +396,7 @@ class NotOnMPS(nn.Module):
 
 
 class TooLarge(NotOnMPS):
-    """A network with sizes that mps can not do."""
+    """Network with sizes that mps does not support."""
 
     def forward(self, x):
         if x.device.type == "mps":
@@ -417,7 +405,7 @@ class TooLarge(NotOnMPS):
 
 
 class InFloat64(NotOnMPS):
-    """A network that computes in float64."""
+    """Network that computes in float64."""
 
     def forward(self, x):
         return self.layer(x.double().sigmoid().to(x))
@@ -432,7 +420,7 @@ def test_auto_takes_the_cpu_for_what_mps_lacks(network, device, is_real):
         found = VAEEmbedder(2, encoder=network, device="auto", **SMALL).fit(X)
     assert len(warned) == 1
     assert warned[0].filename == __file__
-    assert_same(answers(found, X), answers(expected, X))
+    assert_close(results_of(found, X), results_of(expected, X))
     with pytest.raises((RuntimeError, TypeError), match="MPS"):
         VAEEmbedder(2, encoder=network, device="mps", **SMALL).fit(X)
 
@@ -448,7 +436,7 @@ def test_auto_takes_the_device_that_can_do_it(device):
     assert used == {device}
     assert torch.device(vae.net_.device).type == next(vae.net_.module_.parameters()).device.type
     gmm = TorchGMM(3, random_state=0).fit(X)
-    assert_same(answers(gmm, X), answers(TorchGMM(3, device="cpu", random_state=0).fit(X), X))
+    assert_close(results_of(gmm, X), results_of(TorchGMM(3, device="cpu", random_state=0).fit(X), X))
 
 
 def test_units_keep_their_digits_where_there_is_no_float64(device):
@@ -468,5 +456,5 @@ def test_the_cause_of_an_error_in_a_forked_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(ValueError, match="device='cuda' can not be used here.*forked.*'spawn'"):
+    with pytest.raises(ValueError, match="device='cuda' cannot be used here.*forked.*'spawn'"):
         TorchGMM(2, device="cuda").fit(X)

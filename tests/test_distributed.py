@@ -1,4 +1,4 @@
-"""Two processes that fit together, over the loopback interface, and one with all rows."""
+"""A process group of two, over the loopback interface, compared with one process with all samples."""
 
 import json
 import os
@@ -31,7 +31,7 @@ ROUNDING = {"lower_bounds_": 1e-8}
 
 
 def processes(folder):
-    """Two processes that make all fits."""
+    """Start two processes that make all fits."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -42,7 +42,7 @@ def processes(folder):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each of two processes found."""
+    """Results of each of two processes."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     folder = shared / "processes"
@@ -60,21 +60,21 @@ def found(tmp_path_factory):
 
 
 def alone(fit):
-    """What a fit finds in this process."""
+    """Return the results of a fit in this process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return fit(Shard(0, 1))
 
 
-def assert_same(one, other, but=()):
-    """Both processes have the same, to the last bit."""
+def assert_equal(one, other, but=()):
+    """Compare the results of two processes, to the last bit."""
     assert one.keys() == other.keys()
     for name in one.keys() - {*but}:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def assert_close(found, expected, rtol, but=()):
-    """Parameters differ by no more than a share of the largest of their kind."""
+    """Compare parameters, with a tolerance relative to the largest value of an array."""
     assert found.keys() == expected.keys()
     for name in expected.keys() - {*but}:
         largest = max(np.abs(expected[name]).max(initial=0.0), np.finfo(float).tiny)
@@ -83,9 +83,9 @@ def assert_close(found, expected, rtol, but=()):
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_two_processes_find_what_one_finds(name, found):
+def test_two_processes_agree_with_one(name, found):
     one, two = found[0][name], found[1][name]
-    assert_same(one, two, but=["labels_"])
+    assert_equal(one, two, but=["labels_"])
     expected = alone(FITS[name])
     assert_close(one, expected, 1e-5 if "float32" in name else 1e-10, but=["labels_"])
     if "labels_" in expected:
@@ -95,19 +95,19 @@ def test_two_processes_find_what_one_finds(name, found):
 @pytest.mark.parametrize("name", OTHER_DRAWS)
 def test_other_draws_are_as_good(name, found):
     one, two = found[0][name], found[1][name]
-    assert_same(one, two, but=["labels_"])
+    assert_equal(one, two, but=["labels_"])
     assert one["inertia_"] == pytest.approx(alone(OTHER_DRAWS[name])["inertia_"], rel=0.05)
 
 
 @pytest.mark.parametrize("name", EQUAL_NETS)
 def test_averaged_gradients_are_those_of_all_rows(name, found):
-    assert_same(found[0][name], found[1][name])
+    assert_equal(found[0][name], found[1][name])
     assert_close(found[0][name], alone(EQUAL_NETS[name]), 1e-4)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_networks_are_as_good(name, found):
-    assert_same(found[0][name], found[1][name], but=["labels_"])
+    assert_equal(found[0][name], found[1][name], but=["labels_"])
     expected = alone(NETS[name])
     assert found[0][name]["score"] == pytest.approx(expected["score"], rel=0.05)
     if "init_losses_" in expected:
@@ -117,12 +117,12 @@ def test_networks_are_as_good(name, found):
 
 @pytest.mark.parametrize("name", ODD_NETS)
 def test_all_processes_end_with_the_same_networks(name, found):
-    assert_same(found[0][name], found[1][name], but=["warnings"])
+    assert_equal(found[0][name], found[1][name], but=["warnings"])
     assert np.isfinite(found[0][name]["loss_curve"]).all()
 
 
 def test_bad_epochs_are_made_again_by_all(found):
-    """The second process ran out of memory, and then of numbers; the first says so."""
+    """The second process ran out of memory, and then had a NaN; the first warns."""
     texts = found[0]["moody"]["warnings"]
     assert [text.split(" with ")[0] for text in texts[:1]] == ["The device ran out of memory"]
     assert any("goes on from epoch" in text and "half the learning rate" in text for text in texts)
@@ -189,8 +189,8 @@ def test_a_process_that_fails_within_an_epoch_stops_the_others(found):
     assert own_empty
 
 
-def test_a_killed_process_stops_the_others_and_a_restart_goes_on(found, tmp_path):
-    """Killed by SIGKILL in the middle of an epoch; the launcher starts both again."""
+def test_a_killed_process_stops_the_others_and_a_restart_resumes(found, tmp_path):
+    """A process is killed by SIGKILL within an epoch; the launcher restarts both."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     settings = ["--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "2"]
     command = [*launcher, *settings, str(HERE / "killed_fit.py"), str(tmp_path)]
@@ -208,7 +208,7 @@ def test_a_killed_process_stops_the_others_and_a_restart_goes_on(found, tmp_path
     restarted = torch.load(tmp_path / "found.pt", weights_only=False)
     assert restarted.pop("attempt") == 1
     assert [(tmp_path / f"left_{rank}").read_text() for rank in range(2)] == ["0", "0"]
-    assert_same(restarted, found[0]["long"])
+    assert_equal(restarted, found[0]["long"])
 
 
 def test_a_group_that_the_script_made_is_left_to_it(monkeypatch):

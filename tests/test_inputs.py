@@ -1,4 +1,4 @@
-"""What rows may come in: every kind gives what the plain array gives, for every estimator."""
+"""Forms of input: for every estimator, each gives the results of an array of NumPy."""
 
 import warnings
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy
 import torch
+from helpers import ALL_METHODS, QUICK, assert_same, outputs, over_estimators, read_only, some_classes
 from numpy.testing import assert_array_equal
 from scipy import sparse
 from sklearn import config_context
@@ -17,7 +18,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.fixes import parse_version
-from test_common import QUICK, assert_same, outputs, over_estimators, some_classes
 
 from skvae import ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
 
@@ -42,20 +42,14 @@ def dispatching(on=True):
 
 @pytest.fixture
 def X(blobs):
-    """Whole numbers from 0 to 255, which every dtype holds."""
+    """Integers from 0 to 255, which every dtype can hold."""
     rows = blobs[0][::3]
     return np.round(255 * (rows - rows.min()) / np.ptp(rows))
 
 
-def polars_frame(X, kind="Float64"):
+def polars_frame(X, dtype="Float64"):
     polars = pytest.importorskip("polars")
-    return polars.DataFrame({name: X[:, i].tolist() for i, name in enumerate(NAMES)}).cast(getattr(polars, kind))
-
-
-def read_only(X):
-    X = X.copy()
-    X.flags.writeable = False
-    return X
+    return polars.DataFrame({name: X[:, i].tolist() for i, name in enumerate(NAMES)}).cast(getattr(polars, dtype))
 
 
 EXACT = {
@@ -107,12 +101,12 @@ SINGLE = {
 
 
 @over_estimators
-def test_kinds_of_input(estimator, X):
-    """A table of kinds for each fit, which is what takes the time."""
+def test_every_form_of_input_gives_the_results_of_an_array(estimator, X):
+    """All forms in one test for each estimator, because fits take the time."""
     X, y = X.clip(0, 250), some_classes(X)
     fitted = clone(estimator).fit(X, y)
     expected = outputs(fitted, X)
-    for name, convert in EXACT.items():
+    for form, convert in EXACT.items():
         rows = convert(X)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "X (has|does not have valid) feature names")
@@ -120,7 +114,7 @@ def test_kinds_of_input(estimator, X):
                 assert_same(outputs(fitted, rows), expected, **CLOSE)
                 assert_same(outputs(clone(estimator).fit(rows, y), rows), expected, **CLOSE)
             except Exception as error:
-                error.add_note(f"The rows were: {name}.")
+                error.add_note(f"The form of input was: {form}.")
                 raise
 
 
@@ -129,15 +123,15 @@ def test_kinds_of_input(estimator, X):
 def test_single_precision(estimator, convert, X):
     y, rows = some_classes(X), convert(X)
     expected = outputs(clone(estimator).fit(X, y), X)
-    found = outputs(clone(estimator).fit(rows, y), rows)
-    assert_same(found, expected, **LOOSE)
-    assert {value.dtype for name, value in found.items() if name != "predict"} == {np.dtype(np.float32)}
+    results = outputs(clone(estimator).fit(rows, y), rows)
+    assert_same(results, expected, **LOOSE)
+    assert {value.dtype for name, value in results.items() if name != "predict"} == {np.dtype(np.float32)}
 
 
 @over_estimators
 @pytest.mark.parametrize("dtype", [np.uint8, bool])
 @pytest.mark.parametrize("convert", [np.asarray, sparse.csr_array, torch.from_numpy, pd.DataFrame])
-def test_bytes_and_truth_values(estimator, dtype, convert, X):
+def test_bytes_and_booleans(estimator, dtype, convert, X):
     """Networks keep bytes as they are and standardise them in another order of operations, hence the tolerance."""
     X = (X > 100 if dtype is bool else X).astype(dtype)
     y, rows = some_classes(X), convert(X)
@@ -159,11 +153,11 @@ LARGE = {
 
 @over_estimators
 @pytest.mark.parametrize("convert", LARGE.values(), ids=LARGE)
-def test_large_tables_are_read_a_chunk_at_a_time(estimator, convert, X, tmp_path, monkeypatch):
+def test_large_inputs_are_read_a_chunk_at_a_time(estimator, convert, X, tmp_path, monkeypatch):
     y, rows = some_classes(X), convert(X, tmp_path)
     fitted = clone(estimator).fit(X, y)
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     assert_same(outputs(fitted, rows), outputs(fitted, X), **CLOSE)
     streamed = clone(estimator).fit(rows, y)
     if sparse.issparse(rows) or not hasattr(estimator, "max_epochs"):  # networks see those of files in another order
@@ -172,7 +166,7 @@ def test_large_tables_are_read_a_chunk_at_a_time(estimator, convert, X, tmp_path
 
 
 @over_estimators
-def test_labels_and_weights_of_any_kind(estimator, X):
+def test_labels_and_weights_in_every_form(estimator, X):
     y, weight = some_classes(X), np.arange(len(X)) % 3
     expected = outputs(clone(estimator).fit(X, y, sample_weight=weight.astype(float)), X)
     for convert in (list, pd.Series, torch.from_numpy, lambda values: torch.from_numpy(values).bfloat16()):
@@ -195,7 +189,7 @@ WEIGHTS = {
 
 
 @over_estimators
-def test_weights_of_any_kind_in_scores(estimator, X):
+def test_weights_in_every_form_in_scores(estimator, X):
     y, weight = some_classes(X), np.arange(len(X)) % 3
     fitted, counted = clone(estimator).fit(X, y), weight > 0
     rows = {"array": X, "tensor": torch.from_numpy(X).requires_grad_(), "sparse": sparse.csr_array(X)}
@@ -205,22 +199,22 @@ def test_weights_of_any_kind_in_scores(estimator, X):
         labels = [y] if name == "score" else []
         judge = getattr(fitted, name)
         expected = judge(X[counted], *[y[counted] for _ in labels], sample_weight=weight[counted])
-        for kind, convert in WEIGHTS.items():
+        for form, convert in WEIGHTS.items():
             for of_rows, values in rows.items():
                 for dispatch in {False, of_rows == "tensor"}:
                     with dispatching(dispatch):
-                        found = judge(values, *labels, sample_weight=convert(weight))
-                    assert found == pytest.approx(expected, rel=1e-9), f"{name} of {of_rows}, weights as {kind}"
+                        results = judge(values, *labels, sample_weight=convert(weight))
+                    assert results == pytest.approx(expected, rel=1e-9), f"{name} of {of_rows}, weights as {form}"
 
 
 @over_estimators
 @pytest.mark.parametrize("convert", LARGE.values(), ids=LARGE)
-def test_weights_in_scores_of_large_tables(estimator, convert, X, tmp_path, monkeypatch):
+def test_weights_in_scores_of_large_inputs(estimator, convert, X, tmp_path, monkeypatch):
     y, weight = some_classes(X), np.arange(len(X)) % 3
     fitted = clone(estimator).fit(X, y)
     rows, expected = convert(X, tmp_path), fitted.score(X, y, sample_weight=weight)
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     assert fitted.score(rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
 
 
@@ -239,7 +233,7 @@ MISSING = {
 
 @over_estimators
 @pytest.mark.parametrize("convert", MISSING.values(), ids=MISSING)
-def test_missing_values_of_any_kind(estimator, convert, X):
+def test_missing_values_in_every_form(estimator, convert, X):
     X = np.where(np.random.default_rng(0).uniform(size=X.shape) < 0.1, np.nan, X)
     y = some_classes(X)
     if not get_tags(estimator).input_tags.allow_nan:
@@ -252,28 +246,28 @@ def test_missing_values_of_any_kind(estimator, convert, X):
         assert_same(outputs(fitted, X), outputs(clone(estimator).fit(X, y), X), **CLOSE)
 
 
-MISSING_TAKERS = [estimator for estimator in QUICK if get_tags(estimator).input_tags.allow_nan]
+ALLOW_NAN = [estimator for estimator in QUICK if get_tags(estimator).input_tags.allow_nan]
 
 
-@pytest.mark.parametrize("estimator", MISSING_TAKERS, ids=lambda estimator: type(estimator).__name__)
-@pytest.mark.parametrize("kind", ["memory map", "sparse"])
-def test_missing_values_of_samples_that_count_nothing(estimator, kind, X, tmp_path, monkeypatch):
-    """A score does not read them, where others could not be missing."""
+@pytest.mark.parametrize("estimator", ALLOW_NAN, ids=lambda estimator: type(estimator).__name__)
+@pytest.mark.parametrize("form", ["memory map", "sparse"])
+def test_missing_values_of_samples_with_weight_zero(estimator, form, X, tmp_path, monkeypatch):
+    """A score does not read them."""
     weight, y = np.arange(len(X)) % 3, some_classes(X)
     fitted = clone(estimator).fit(X, y)
     rows, expected = X.copy(), fitted.score(X, y, sample_weight=weight)
     rows[weight == 0] = np.nan
-    rows = LARGE[kind](rows, tmp_path)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
-    if kind == "memory map":
-        monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
+    rows = LARGE[form](rows, tmp_path)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
+    if form == "memory map":
+        monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
     assert fitted.score(rows, y, sample_weight=weight) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("estimator", MISSING_TAKERS, ids=lambda estimator: type(estimator).__name__)
+@pytest.mark.parametrize("estimator", ALLOW_NAN, ids=lambda estimator: type(estimator).__name__)
 @pytest.mark.parametrize("unit", [1, 255], ids=["numbers", "shares"])  # shares make the likelihood "bernoulli"
-def test_rows_with_missing_values_alone(estimator, unit, X):
-    """A feature, or all of them, may have no value in the rows that are asked about."""
+def test_samples_with_missing_values_one_at_a_time(estimator, unit, X):
+    """Samples for which a feature, or all features, are missing."""
     X = np.where(np.random.default_rng(0).uniform(size=X.shape) < 0.1, np.nan, X / unit)
     X[3] = np.nan
     fitted = clone(estimator).fit(np.delete(X, 3, axis=0), some_classes(X)[1:])
@@ -338,7 +332,7 @@ def some_columns(**columns):
     return pd.DataFrame({"a": np.arange(20.0), **columns})
 
 
-TOLD_COLUMNS = {  # what is fitted, the error, and what it says of columns
+WRONG_COLUMNS = {  # input, class of the error, and its message
     "text": (
         lambda: some_columns(species=["x", "y"] * 10, b=1.0, island=["u"] * 20),
         ValueError,
@@ -370,19 +364,19 @@ TOLD_COLUMNS = {  # what is fitted, the error, and what it says of columns
 }
 
 
-@pytest.mark.parametrize(("make", "error", "match"), TOLD_COLUMNS.values(), ids=TOLD_COLUMNS)
-def test_columns_that_are_wrong_are_named(make, error, match):
+@pytest.mark.parametrize(("make", "error", "match"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS)
+def test_errors_name_wrong_columns(make, error, match):
     with pytest.raises(error, match=match):
         TorchGMM(2).fit(make())
 
 
-def test_missing_values_of_pandas_are_no_text():
+def test_missing_values_of_pandas_are_not_text():
     X = pd.DataFrame(
         {"a": pd.array([True, None, False] * 4, dtype="boolean"), "b": pd.array([1, 2, None] * 4, "Int64")}
     )
-    with pytest.raises(ValueError, match="Input X contains NaN") as found:
+    with pytest.raises(ValueError, match="Input X contains NaN") as results:
         TorchMiniBatchKMeans(2).fit(X)
-    assert "Column(s)" not in str(found.value)
+    assert "Column(s)" not in str(results.value)
     text = X.assign(b=["x", None, "y"] * 4)
     with pytest.raises(ValueError, match=r"Column\(s\) \['b'\] of X hold no numbers"):
         TorchMiniBatchKMeans(2).fit(text)
@@ -390,7 +384,7 @@ def test_missing_values_of_pandas_are_no_text():
 
 @over_estimators
 @pytest.mark.parametrize(("make", "error", "match"), NOT_NUMBERS.values(), ids=NOT_NUMBERS)
-def test_what_is_no_table_of_numbers(estimator, make, error, match):
+def test_input_that_is_not_a_matrix_of_numbers(estimator, make, error, match):
     rows = make()
     for dispatch in (False, True):
         with dispatching(dispatch), pytest.raises(error, match=match):
@@ -398,30 +392,6 @@ def test_what_is_no_table_of_numbers(estimator, make, error, match):
 
 
 # Tensors in, tensors out
-
-
-METHODS = (
-    "transform",
-    "predict",
-    "predict_proba",
-    "score_samples",
-    "log_likelihood",
-    "reconstruct",
-    "impute",
-    "posterior_variance",
-)
-
-
-def answers(estimator, X):
-    """What the methods say that give something for each row, and what the codes are decoded to."""
-    names = [name for name in METHODS if hasattr(estimator, name)]
-    if isinstance(estimator, TorchPPCA):
-        names.remove("posterior_variance")  # the same for every row
-    options = {"log_likelihood": {"random_state": 0, "n_importance_samples": 3}}
-    found = {name: getattr(estimator, name)(X, **options.get(name, {})) for name in names}
-    if hasattr(estimator, "inverse_transform"):
-        found["inverse_transform"] = estimator.inverse_transform(found["transform"])
-    return found
 
 
 @over_estimators
@@ -439,13 +409,13 @@ def check_tensors_give_tensors(estimator, device, dtype, X):
     X = torch.from_numpy(X).to(dtype)
     y = some_classes(X)
     fitted = clone(estimator).fit(X.numpy(), y)
-    expected = answers(fitted, X.numpy())
+    expected = outputs(fitted, X.numpy(), ALL_METHODS)
     x = X.to(device).clone().requires_grad_()
     with dispatching():
-        found = answers(fitted, x)
+        results = outputs(fitted, x, ALL_METHODS)
         again = clone(estimator).fit(x, torch.from_numpy(y).to(device))
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+    assert results.keys() == expected.keys()
+    for name, value in results.items():
         assert isinstance(value, torch.Tensor), name
         assert value.device == x.device, name
         assert value.dtype == (torch.int64 if name == "predict" else dtype), name
@@ -453,13 +423,13 @@ def check_tensors_give_tensors(estimator, device, dtype, X):
         np.testing.assert_allclose(value.cpu(), expected[name], **(CLOSE if dtype == torch.float64 else LOOSE))
     assert not [name for name, value in vars(again).items() if isinstance(value, torch.Tensor)]
     assert_array_equal(x.detach().cpu(), X)
-    for name, value in answers(fitted, x).items():  # as scikit-learn has it without the setting
+    for name, value in outputs(fitted, x, ALL_METHODS).items():  # as scikit-learn has it without the setting
         assert isinstance(value, np.ndarray), name
 
 
 @over_estimators
-def test_rows_of_tensors_stay_where_they_are(estimator, X, monkeypatch):
-    """On the way from tensors to tensors nothing with a value for each row becomes an array."""
+def test_samples_of_tensors_stay_on_their_device(estimator, X, monkeypatch):
+    """No tensor with a value for each sample becomes an array on the way."""
     fitted = clone(estimator).fit(X, some_classes(X))
     x, sizes = torch.from_numpy(np.repeat(X, 3, axis=0)), []
     numpy, to_host = torch.Tensor.numpy, torch.Tensor.cpu
@@ -474,7 +444,7 @@ def test_rows_of_tensors_stay_where_they_are(estimator, X, monkeypatch):
     with dispatching():
         monkeypatch.setattr(torch.Tensor, "numpy", recorded(numpy))
         monkeypatch.setattr(torch.Tensor, "cpu", recorded(to_host))
-        answers(fitted, x)
+        outputs(fitted, x, ALL_METHODS)
     networks = getattr(fitted, "module_", torch.nn.Module()).state_dict()
     weights = max([0, *(value.numel() for value in networks.values())])
     assert [size for size in sizes if size >= len(x) and size > weights] == []
@@ -487,34 +457,36 @@ def test_scores_of_tensors_are_numbers(estimator, X):
     methods = [name for name in ("score", "bic", "aic", "icl") if hasattr(fitted, name)]
     args = (X, y) if isinstance(estimator, ClusterLabelClassifier) else (X,)
     with dispatching():
-        found = {name: getattr(fitted, name)(*map(torch.from_numpy, args[: 1 + (name == "score")])) for name in methods}
-    for name, value in found.items():
+        results = {
+            name: getattr(fitted, name)(*map(torch.from_numpy, args[: 1 + (name == "score")])) for name in methods
+        }
+    for name, value in results.items():
         assert isinstance(value, float)
         np.testing.assert_allclose(value, getattr(fitted, name)(*args[: 1 + (name == "score")]), rtol=1e-9)
 
 
 @over_estimators
-def test_fits_that_answer(estimator, X):
+def test_fit_predict_and_fit_transform_of_tensors(estimator, X):
     x, y = torch.from_numpy(X), some_classes(X)
     for name in ("fit_predict", "fit_transform"):
         if hasattr(estimator, name):
             expected = getattr(clone(estimator), name)(X, y)
             assert isinstance(getattr(clone(estimator), name)(x, y), np.ndarray)
             with dispatching():
-                found = getattr(clone(estimator), name)(x, y)
-            assert isinstance(found, torch.Tensor)
-            np.testing.assert_allclose(found, expected, **CLOSE)
+                results = getattr(clone(estimator), name)(x, y)
+            assert isinstance(results, torch.Tensor)
+            np.testing.assert_allclose(results, expected, **CLOSE)
 
 
-WITH_WAYS = [estimator for estimator in QUICK if hasattr(estimator, "interpolate")]
+INTERPOLATING = [estimator for estimator in QUICK if hasattr(estimator, "interpolate")]
 
 
-@pytest.mark.parametrize("estimator", WITH_WAYS, ids=lambda estimator: type(estimator).__name__)
-def test_ways_between_tensors_are_arrays(estimator, X):
+@pytest.mark.parametrize("estimator", INTERPOLATING, ids=lambda estimator: type(estimator).__name__)
+def test_interpolations_of_tensors_are_arrays(estimator, X):
     fitted, x = clone(estimator).fit(X), torch.from_numpy(X)
     with dispatching():
-        found = fitted.interpolate(x[:5], x[5:10], n_steps=3)
-    np.testing.assert_allclose(found, fitted.interpolate(X[:5], X[5:10], n_steps=3))
+        results = fitted.interpolate(x[:5], x[5:10], n_steps=3)
+    np.testing.assert_allclose(results, fitted.interpolate(X[:5], X[5:10], n_steps=3))
 
 
 @over_estimators
@@ -524,9 +496,9 @@ def test_tensors_of_other_dtypes_give_float64(estimator, dtype, X):
     fitted = clone(estimator).fit(X, some_classes(X))
     x = torch.from_numpy(X).to(dtype)
     with dispatching():
-        found = answers(fitted, x)
-    expected = answers(fitted, x.double().numpy())
-    for name, value in found.items():
+        results = outputs(fitted, x, ALL_METHODS)
+    expected = outputs(fitted, x.double().numpy(), ALL_METHODS)
+    for name, value in results.items():
         assert value.dtype == (torch.int64 if name == "predict" else torch.float64)
         np.testing.assert_allclose(value, expected[name], **CLOSE)
 
@@ -560,13 +532,13 @@ def test_tensors_of_images():
     vae = VAEEmbedder(2, image_shape=(8, 8), architecture="mlp", hidden_layer_sizes=(8,), max_epochs=2, random_state=0)
     vae.fit(images)
     with dispatching():
-        found = vae.transform(images)
+        results = vae.transform(images)
         assert vae.score_samples(images * (1 + 1e-7)).shape == (30,)  # clipped to the support on the way
         with pytest.raises(ValueError, match=r"likelihood='bernoulli' needs values in \[0, 1\]"):
             vae.score_samples(images + 1)
         with pytest.raises(ValueError, match="X has images of shape"):
             vae.transform(images[:, :4])
-    np.testing.assert_allclose(found, vae.transform(images.numpy().reshape(30, -1)), atol=1e-6)
+    np.testing.assert_allclose(results, vae.transform(images.numpy().reshape(30, -1)), atol=1e-6)
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial"])
@@ -574,8 +546,8 @@ def test_tensors_of_counts(likelihood, X):
     vae = VAEEmbedder(2, likelihood=likelihood, hidden_layer_sizes=(8,), max_epochs=2, random_state=0).fit(X)
     with dispatching():
         for dtype in (torch.float64, torch.int32, torch.uint8):
-            found = vae.score_samples(torch.from_numpy(X).to(dtype))
-            np.testing.assert_allclose(found, vae.score_samples(X), rtol=1e-6)
+            results = vae.score_samples(torch.from_numpy(X).to(dtype))
+            np.testing.assert_allclose(results, vae.score_samples(X), rtol=1e-6)
         with pytest.raises(ValueError, match="needs whole numbers, but X has 141.5"):
             vae.score_samples(torch.from_numpy(X) + 0.5)
 
@@ -585,11 +557,11 @@ def test_missing_values_of_tensors(estimator, X):
     X = np.where(np.random.default_rng(0).uniform(size=X.shape) < 0.1, np.nan, X)
     fitted = estimator.fit(X)
     with dispatching():
-        found = answers(fitted, torch.from_numpy(X))
-    assert_same({name: value.numpy() for name, value in found.items()}, answers(fitted, X), **CLOSE)
+        results = outputs(fitted, torch.from_numpy(X), ALL_METHODS)
+    assert_same({name: value.numpy() for name, value in results.items()}, outputs(fitted, X, ALL_METHODS), **CLOSE)
 
 
-def test_missing_values_of_tensors_that_were_not_learned(X):
+def test_missing_values_of_tensors_that_the_model_does_not_take(X):
     vae = VAEEmbedder(2, hidden_layer_sizes=(8,), max_epochs=2, random_state=0).fit(X)
     x = torch.from_numpy(X.copy())
     x[3, 1] = torch.nan
@@ -600,26 +572,26 @@ def test_missing_values_of_tensors_that_were_not_learned(X):
         vae.transform(x)
 
 
-def test_classes_that_are_no_numbers(X):
+def test_classes_of_strings_are_arrays(X):
     classifier = ClusterLabelClassifier(TorchGMM(2, random_state=0)).fit(X, np.array(["one", "two"])[some_classes(X)])
     with dispatching():
-        found = classifier.predict(torch.from_numpy(X))
-    assert isinstance(found, np.ndarray)
-    assert_array_equal(found, classifier.predict(X))
+        results = classifier.predict(torch.from_numpy(X))
+    assert isinstance(results, np.ndarray)
+    assert_array_equal(results, classifier.predict(X))
 
 
 @over_estimators
-def test_other_arrays_of_the_standard_become_arrays(estimator, X):
+def test_other_array_api_arrays_become_numpy_arrays(estimator, X):
     fitted = clone(estimator).fit(X, some_classes(X))
     with dispatching():
-        found = answers(fitted, array_api_strict.asarray(X))
+        results = outputs(fitted, array_api_strict.asarray(X), ALL_METHODS)
         again = clone(estimator).fit(array_api_strict.asarray(X), some_classes(X))
-    assert_same(found, answers(fitted, X))
+    assert_same(results, outputs(fitted, X, ALL_METHODS))
     assert_same(outputs(again, X), outputs(fitted, X))
 
 
 class AnnotatedData:
-    """What annotated matrices of single cells look like."""
+    """Stand-in for annotated matrices of single cells."""
 
     def __init__(self, X):
         self.X, self.shape, self.obs, self.var = X, X.shape, {}, {}

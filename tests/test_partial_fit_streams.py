@@ -1,4 +1,4 @@
-"""Batches in order of arrival: the ends of streams are near fits to all rows."""
+"""Streams of batches by `partial_fit` end near fits to all samples."""
 
 import numpy as np
 import pytest
@@ -18,20 +18,20 @@ def digits():
 
 
 def streamed(estimator, X, n_rows, n_passes):
-    """The estimator after passes over batches of so many rows."""
+    """Return the estimator after passes over the batches."""
     for _ in range(n_passes):
         estimator.partial_fit(X[start : start + n_rows] for start in range(0, len(X), n_rows))
     return estimator
 
 
 def gap(fitted, found):
-    """How far mean scores of streams are below those of fits, relative to these."""
+    """Return the relative loss of mean scores of streams compared with fits."""
     return (np.mean(fitted) - np.mean(found)) / abs(np.mean(fitted))
 
 
 @pytest.mark.parametrize(("k", "n_rows"), [(10, 200), (20, 150)])
 def test_mixtures_of_a_stream(k, n_rows, digits):
-    """Also with batches that have fewer rows for a component than features."""
+    """Batches may have fewer samples for a component than features."""
     codes = TorchPPCA(10).fit(digits).transform(digits)
     X, X_test = codes[:1400], codes[1400:]
     fitted = [TorchGMM(k, random_state=seed).fit(X).score(X_test) for seed in range(6)]

@@ -1,17 +1,15 @@
-"""Properties of every estimator on drawn data, and after drawn sequences of calls."""
+"""Properties of every estimator on random data, and after random sequences of calls."""
 
 import pickle
-import warnings
 
 import numpy as np
 import pytest
+from helpers import METHODS, QUICK, assert_same, outputs, over_estimators, quietly, some_classes, with_parameter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
-from test_common import QUICK, assert_same, over_estimators, some_classes, with_parameter
 
 few = settings(
     max_examples=15,
@@ -19,12 +17,13 @@ few = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+BY_SAMPLE = (*METHODS, "reconstruct")  # methods with a result for each sample
 pytestmark = pytest.mark.filterwarnings("ignore:.* clusters have no labelled row")
 
 
 @st.composite
-def tables(draw):
-    """Rows of whole numbers, many of them equal, on some scale."""
+def arrays(draw):
+    """Draw samples of integers, many of them equal, on some scale."""
     shape = draw(st.tuples(st.integers(6, 40), st.integers(2, 5)))
     dtype = draw(st.sampled_from([np.float64, np.float32, np.int16, np.uint8]))
     whole = draw(npst.arrays(np.int16, shape, elements=st.integers(0, 9)))
@@ -33,27 +32,14 @@ def tables(draw):
     return (whole * scale).astype(dtype)
 
 
-def answers(estimator, X):
-    """What an estimator says about each row."""
-    names = ("predict", "predict_proba", "transform", "score_samples", "reconstruct")
-    return {name: getattr(estimator, name)(X) for name in names if hasattr(estimator, name)}
-
-
-def quietly(method, *args, **kwargs):
-    """A call whose fit may end where there is no more to learn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return method(*args, **kwargs)
-
-
 def close(X):
-    """What rounding leaves of numbers of the size of those in X."""
+    """Return the tolerance of rounding for results on the scale of X."""
     tolerance = 1e-3 if X.dtype == np.float32 else 1e-7
     return {"rtol": tolerance, "atol": tolerance * max(1.0, float(np.abs(X).max()))}
 
 
 def without_ties(found, other):
-    """Two sets of answers without the choice between clusters that are equally near, or equally probable."""
+    """Drop predictions that differ only in the choice among equally near or equally probable clusters."""
     if "predict" not in found:
         return found, other
     differ = found["predict"] != other["predict"]
@@ -67,10 +53,10 @@ def without_ties(found, other):
 
 @over_estimators
 @few
-@given(X=tables(), seed=st.integers(0, 3))
-def test_answers(estimator, X, seed):
+@given(X=arrays(), seed=st.integers(0, 3))
+def test_outputs(estimator, X, seed):
     fitted = quietly(clone(estimator).fit, X, some_classes(X))
-    found = answers(fitted, X)
+    found = outputs(fitted, X, BY_SAMPLE)
     for name, value in found.items():
         assert len(value) == len(X)
         assert np.isfinite(value).all(), name
@@ -85,10 +71,10 @@ def test_answers(estimator, X, seed):
         np.testing.assert_allclose(fitted.score(X), found["score_samples"].mean(dtype=np.float64), rtol=1e-5)
     order = np.random.default_rng(seed).permutation(len(X))
     permuted = {name: value[order] for name, value in found.items()}
-    assert_same(*without_ties(answers(fitted, X[order]), permuted), **close(X))
+    assert_same(*without_ties(outputs(fitted, X[order], BY_SAMPLE), permuted), **close(X))
     few_rows = X[: 1 + seed]
     alone = {name: value[: 1 + seed] for name, value in found.items()}
-    assert_same(*without_ties(answers(fitted, few_rows), alone), **close(X))
+    assert_same(*without_ties(outputs(fitted, few_rows, BY_SAMPLE), alone), **close(X))
 
 
 CHUNKED = [e for e in QUICK if any(name.split("__")[-1] == "chunk_size" for name in e.get_params())]
@@ -96,37 +82,37 @@ CHUNKED = [e for e in QUICK if any(name.split("__")[-1] == "chunk_size" for name
 
 @pytest.mark.parametrize("estimator", CHUNKED, ids=lambda estimator: type(estimator).__name__)
 @few
-@given(X=tables(), chunk_size=st.integers(1, 50))
+@given(X=arrays(), chunk_size=st.integers(1, 50))
 def test_chunks_change_nothing(estimator, X, chunk_size):
     y = some_classes(X)
-    expected = answers(quietly(clone(estimator).fit, X, y), X)
-    found = answers(quietly(with_parameter(estimator, chunk_size, "chunk_size").fit, X, y), X)
+    expected = outputs(quietly(clone(estimator).fit, X, y), X, BY_SAMPLE)
+    found = outputs(quietly(with_parameter(estimator, chunk_size, "chunk_size").fit, X, y), X, BY_SAMPLE)
     tolerance = close(X) if X.dtype != np.float32 else {"rtol": 0.05, "atol": 0.05 * float(np.abs(X).max())}
     assert_same(*without_ties(found, expected), **tolerance)
 
 
-CALLS = ("fit", "partial_fit", "answers", "pickle", "clone", "set_params", "failed fit")
+CALLS = ("fit", "partial_fit", "outputs", "pickle", "clone", "set_params", "failed fit")
 
 
 @over_estimators
 @settings(few, max_examples=8)
-@given(calls=st.lists(st.sampled_from(CALLS), min_size=2, max_size=6), X=tables())
+@given(calls=st.lists(st.sampled_from(CALLS), min_size=2, max_size=6), X=arrays())
 def test_sequences_of_calls(estimator, calls, X):
-    """A fit depends on the parameters and the rows, and on nothing that went before."""
+    """A fit depends on the parameters and the data, not on earlier calls."""
     X = X.astype(np.float64)
     X[:, 0] += 50 * (np.arange(len(X)) % 2)
     y = some_classes(X)
-    expected = answers(quietly(clone(estimator).fit, X, y), X)
-    current, last = clone(estimator), None  # what the last call left, None before a fit
-    for call in [*calls, "answers", "fit", "answers"]:
+    expected = outputs(quietly(clone(estimator).fit, X, y), X, BY_SAMPLE)
+    current, last = clone(estimator), None  # outputs after the last call, None before a fit
+    for call in [*calls, "outputs", "fit", "outputs"]:
         if call == "fit":
             quietly(current.fit, X, y)
             last = expected
         elif call == "partial_fit" and hasattr(current, "partial_fit"):
             quietly(current.partial_fit, X)
-            last = answers(current, X)
-        elif call == "answers" and last is not None:
-            assert_same(answers(current, X), last)
+            last = outputs(current, X, BY_SAMPLE)
+        elif call == "outputs" and last is not None:
+            assert_same(outputs(current, X, BY_SAMPLE), last)
             assert all(np.isfinite(value).all() for value in last.values())
         elif call == "pickle":
             current = pickle.loads(pickle.dumps(current))

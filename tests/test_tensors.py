@@ -1,4 +1,4 @@
-"""Tensors that require gradients, and those of bfloat16 and float16, wherever an array is taken."""
+"""Tensors that require gradients, of bfloat16 and of float16 are accepted wherever an array is."""
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -1,13 +1,13 @@
-"""Datasets and loaders of torch: fits to them are those to the array of their rows, and streams are loops."""
+"""Datasets and loaders of torch: they give the results of an array of their samples, and streams are loops."""
 
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, fitted_values, outputs, over_estimators, some_classes
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from test_common import assert_same, outputs, over_estimators, some_classes
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from skvae import AutoencoderEmbedder, ClusterLabelClassifier, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
-from skvae.data.torch_datasets import DatasetRows, table_of
+from skvae.data.torch_datasets import DatasetSource, samples_of_dataset
 from skvae.distributed import shard
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
@@ -40,7 +40,7 @@ pytestmark = [
 
 
 class Rows(Dataset):
-    """Rows one by one, in a form of the user's."""
+    """Map-style dataset whose items have a form of the user's."""
 
     def __init__(self, X, form=torch.from_numpy):
         self.X, self.form, self.read = X, form, []
@@ -54,7 +54,7 @@ class Rows(Dataset):
 
 
 class ManyRows(Rows):
-    """Rows of which several can be asked for at once."""
+    """Map-style dataset that reads several items at once."""
 
     def __getitem__(self, i):
         raise NotImplementedError
@@ -65,7 +65,7 @@ class ManyRows(Rows):
 
 
 class Stream(IterableDataset):
-    """Rows in their own order."""
+    """Iterable dataset."""
 
     def __init__(self, X):
         self.X = X
@@ -100,7 +100,7 @@ def X(blobs):
 
 
 @over_estimators
-def test_datasets_are_their_rows(estimator, X):
+def test_datasets_give_the_results_of_an_array(estimator, X):
     y = some_classes(X)
     fitted = clone(estimator).fit(X, y)
     expected = outputs(fitted, X)
@@ -114,43 +114,43 @@ def test_datasets_are_their_rows(estimator, X):
 def test_large_datasets_are_read_a_chunk_at_a_time(estimator, X, monkeypatch):
     y = some_classes(X)
     fitted = clone(estimator).fit(X, y)
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
     rows = Rows(X, with_label)
     assert_same(outputs(fitted, rows), outputs(fitted, X), **CLOSE)
-    found = outputs(clone(estimator).fit(rows, y), X)
+    result = outputs(clone(estimator).fit(rows, y), X)
     if not hasattr(estimator, "max_epochs"):  # networks see rows that are read in another order
-        assert_same(found, outputs(fitted, X), **CLOSE)
-    assert all(np.isfinite(value).all() for value in found.values())
+        assert_same(result, outputs(fitted, X), **CLOSE)
+    assert all(np.isfinite(value).all() for value in result.values())
 
 
 @pytest.mark.parametrize("make", DATASETS.values(), ids=DATASETS)
-def test_kinds_of_datasets(make, X):
+def test_forms_of_datasets(make, X):
     expected = TorchPPCA(2).fit(X)
-    found = TorchPPCA(2).fit(make(X))
-    assert_array_equal(found.components_, expected.components_)
-    assert_array_equal(found.transform(make(X)), expected.transform(X))
-    assert found.score(make(X)) == expected.score(X)
+    result = TorchPPCA(2).fit(make(X))
+    assert_array_equal(result.components_, expected.components_)
+    assert_array_equal(result.transform(make(X)), expected.transform(X))
+    assert result.score(make(X)) == expected.score(X)
 
 
 def test_tensors_are_not_copied(X):
     x = torch.from_numpy(X)
-    assert table_of(DataLoader(TensorDataset(x, torch.zeros(len(x))))) is x
+    assert samples_of_dataset(DataLoader(TensorDataset(x, torch.zeros(len(x))))) is x
 
 
-@pytest.mark.parametrize("kind", [Rows, ManyRows])
-def test_items_are_read_once(kind, X):
-    rows = kind(X)
+@pytest.mark.parametrize("dataset", [Rows, ManyRows])
+def test_items_are_read_once(dataset, X):
+    rows = dataset(X)
     TorchGMM(2, random_state=0).fit(rows)
-    assert sorted(rows.read) == [0, *range(len(X))]  # the first tells what the others are
+    assert sorted(rows.read) == [0, *range(len(X))]  # the first one for its shape and dtype
 
 
 def test_dtypes_and_slices(X):
-    rows = DatasetRows(Rows(X.astype(np.float32)))
+    rows = DatasetSource(Rows(X.astype(np.float32)))
     assert (rows.shape, rows.dtype) == (X.shape, np.float32)
     assert_array_equal(rows[10:20], X[10:20].astype(np.float32))
     assert rows[20:10].shape == (0, X.shape[1])
-    found = TorchPPCA(2).fit(Rows(X.astype(np.float32)))
-    assert found.components_.dtype == np.float32
+    result = TorchPPCA(2).fit(Rows(X.astype(np.float32)))
+    assert result.components_.dtype == np.float32
     assert TorchPPCA(2).fit(Rows(X, lambda row: torch.from_numpy(row).bfloat16())).components_.dtype == np.float64
 
 
@@ -162,7 +162,7 @@ def test_images(X):
     np.testing.assert_allclose(clone(vae).fit(images).transform(images), expected, **CLOSE)
 
 
-def test_some_rows_without_a_class(X):
+def test_samples_without_a_class(X):
     y = np.where(np.arange(len(X)) % 3, X[:, 0] > X[:, 0].mean(), -1)
     classifier = ClusterLabelClassifier(TorchGMM(2, random_state=0))
     rows = DataLoader(Rows(X, with_label))
@@ -173,18 +173,13 @@ def test_shards(monkeypatch, X):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     part, theirs = shard(Rows(X), X)
-    assert_array_equal(DatasetRows(part)[:], theirs)
+    assert_array_equal(DatasetSource(part)[:], theirs)
 
 
-def state(estimator):
-    found = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name != "history_"}
-    return {name: value for name, value in found.items() if isinstance(value, np.ndarray | list | float | int)}
-
-
-def by_hand(estimator, batches):
+def after_batches(estimator, batches):
     for batch in batches:
         estimator.partial_fit(batch)
-    return state(estimator)
+    return fitted_values(estimator)
 
 
 STREAMS = {
@@ -197,15 +192,15 @@ STREAMS = {
 
 @over_streamed
 @pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS)
-def test_a_stream_is_a_loop(estimator, make, X):
+def test_partial_fit_of_a_stream_is_a_loop_over_batches(estimator, make, X):
     np.random.default_rng(0).shuffle(X)
-    expected = by_hand(clone(estimator), np.split(X, [40, 80]))
-    found = clone(estimator)
-    assert found.partial_fit(make(X)) is found
-    found = state(found)
-    assert found.keys() == expected.keys()
+    expected = after_batches(clone(estimator), np.split(X, [40, 80]))
+    result = clone(estimator)
+    assert result.partial_fit(make(X)) is result
+    result = fitted_values(result)
+    assert result.keys() == expected.keys()
     for name, value in expected.items():
-        assert_array_equal(found[name], value, err_msg=name)
+        assert_array_equal(result[name], value, err_msg=name)
 
 
 def test_batches_before_an_error_are_kept(X):
@@ -222,8 +217,8 @@ def test_batches_before_an_error_are_kept(X):
 
 @over_streamed
 def test_a_dataset_is_one_batch(estimator, X):
-    expected = by_hand(clone(estimator), [X])
-    for name, value in by_hand(clone(estimator), [Rows(X, with_label)]).items():
+    expected = after_batches(clone(estimator), [X])
+    for name, value in after_batches(clone(estimator), [Rows(X, with_label)]).items():
         assert_array_equal(value, expected[name], err_msg=name)
 
 
@@ -232,7 +227,7 @@ class Endless(Dataset):
         return np.zeros(2)
 
 
-BAD = {
+INVALID = {
     "a stream": (Stream, TypeError, "Stream, which gives its rows once and in its own order"),
     "a loader of a stream": (lambda X: DataLoader(Stream(X)), TypeError, "Stream, which gives its rows once"),
     "a generator": (iter, TypeError, "give an array or a map-style Dataset, or batches"),
@@ -263,19 +258,19 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("make", "kind", "match"), BAD.values(), ids=BAD)
-def test_what_is_no_table(make, kind, match, X):
+@pytest.mark.parametrize(("make", "error", "match"), INVALID.values(), ids=INVALID)
+def test_inputs_that_are_not_datasets_of_samples(make, error, match, X):
     ppca = TorchPPCA(2)
-    with pytest.raises(kind, match=match):
+    with pytest.raises(error, match=match):
         ppca.fit(make(X))
     assert not hasattr(ppca, "components_")
     ppca.fit(X)
-    with pytest.raises(kind, match=match):
+    with pytest.raises(error, match=match):
         ppca.transform(make(X))
 
 
 @over_streamed
-def test_what_is_no_stream(estimator, X):
+def test_inputs_that_are_not_streams_of_batches(estimator, X):
     with pytest.raises(TypeError, match="gives rows and not batches"):
         estimator.partial_fit(Stream(X))
     for extra in ({"y": np.zeros(len(X))}, {"sample_weight": np.ones(len(X))}):
@@ -288,7 +283,7 @@ def test_what_is_no_stream(estimator, X):
     assert not hasattr(estimator, "n_features_in_")
 
 
-def test_labels_of_a_batch_start_a_mixture_as_before(X):
+def test_labels_of_a_batch_initialize_a_mixture(X):
     """y is positional, too."""
     y = np.arange(len(X)) % 2
     with warnings.catch_warnings():

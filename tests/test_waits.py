@@ -1,7 +1,7 @@
-"""How often the host waits for an accelerator, counted by the stand-in.
+"""Numbers of waits of the host for an accelerator, counted by the stand-in.
 
 While the host waits, the device runs out of work: on a real GPU each wait costs tens of microseconds, as much as many
-kernels. What is counted belongs to an iteration, a step or an epoch: the difference of a long and a short fit.
+kernels. Waits are counted by iteration, step or epoch, as the difference of a long and a short fit.
 """
 
 import numpy as np
@@ -32,14 +32,14 @@ def _counted(device):
 
 
 def waits_of(function, *arguments):
-    """Waits of a call, by reason and line."""
+    """Return the waits of a call by reason and line."""
     with standin.ACTIVE.counting() as waits:
         function(*arguments)
     return dict(waits)
 
 
 def check(function, few, many, at_most):
-    """Raise if the waits between ``few`` and ``many`` iterations are more than so many for each."""
+    """Raise if the waits between ``few`` and ``many`` iterations exceed a number for each."""
     short, long = waits_of(function, few), waits_of(function, many)
     more = {key: long[key] - short.get(key, 0) for key in long if long[key] > short.get(key, 0)}
     assert sum(more.values()) <= at_most * (many - few), more
@@ -93,7 +93,7 @@ def test_ten_steps_of_mini_batch_k_means(params, n_steps_read, device):
         settings = {"batch_size": 120, "max_iter": n_epochs, "device": device, "random_state": 0}
         TorchMiniBatchKMeans(3, **settings, **params).fit(X.astype(np.float32))
 
-    check(fit, 1, 2 if not params else 4, at_most=n_steps_read)  # beside what is read, mps copies the draws
+    check(fit, 1, 2 if not params else 4, at_most=n_steps_read)  # besides what is read, mps copies the draws
 
 
 def test_k_means(device):
@@ -135,7 +135,7 @@ def test_an_epoch(estimator, data, device):
     def fit(n_epochs):
         estimator.set_params(device=device, max_epochs=n_epochs).fit(data)
 
-    check(fit, 2, 4, at_most=1)  # the losses and the terms of the bound are read together
+    check(fit, 2, 4, at_most=1)  # the losses and the terms of the ELBO are read together
 
 
 def test_an_epoch_of_samples_larger_than_the_device(device, monkeypatch):
@@ -145,8 +145,8 @@ def test_an_epoch_of_samples_larger_than_the_device(device, monkeypatch):
     check(lambda n: VAEEmbedder(2, max_epochs=n, device=device, **SMALL).fit(FEW), 2, 4, at_most=2)  # and the order
 
 
-def test_answers_about_an_array(device):
-    """The array goes to the device, and the answer comes back."""
+def test_methods_of_an_array(device):
+    """The array goes to the device, and the result comes back."""
     kmeans = TorchMiniBatchKMeans(3, device=device, random_state=0).fit(X.astype(np.float32))
     assert sum(waits_of(kmeans.predict, X.astype(np.float32)).values()) <= (2 if device == "cuda" else 3)
     if device == "mps":  # the others compute on the CPU

@@ -11,13 +11,13 @@ from .messages import meant
 
 FLOATS = (np.float64, np.float32)
 DEVICES = ("cuda", "mps", "cpu")
-OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}  # what people call them
+OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}
 
 
 def host_array(value):
-    """A tensor as an array on the host, in float64 where NumPy has no such dtype; anything else as it is.
+    """Return a tensor as an array on the host, in float64 where NumPy lacks its dtype; other inputs as they are.
 
-    A list or tuple of tensors is a list of arrays.
+    A list or tuple of tensors becomes a list of arrays.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def check_dense(tensor):
 
 @contextmanager
 def named_in_errors(name):
-    """Let an error about an array that is checked as X say the array's own name."""
+    """Rename X to the name of an array in errors about it, for arrays that are checked as X."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -55,50 +55,28 @@ def named_in_errors(name):
         raise type(error)(message if name in message else f"{name}: {message}") from error
 
 
-def check_one_matrix(X):
-    """Raise if X is a container of several matrices, as AnnData and MuData are.
-
-    Raises
-    ------
-    TypeError
-        It says which of them to give.
-    """
-    if isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "iloc") or hasattr(X, "columns"):
-        return  # columns of a frame may have any name
-    name = type(X).__name__
-    if hasattr(X, "mod") and hasattr(X, "obs"):
-        raise TypeError(
-            f"X is of type {name}, which holds several tables; give one matrix of numbers, such as mdata.mod['rna'].X."
-        )
-    if hasattr(X, "X") and hasattr(X, "obs") and (hasattr(X, "var") or hasattr(X, "layers")):
-        raise TypeError(
-            f"X is of type {name}, which holds several matrices; give one of them: adata.X, adata.layers['counts'] or "
-            "adata.obsm['X_pca']."
-        )
-
-
 def resolve_device(device, *, dtype=torch.float32):
-    """The torch device for a ``device`` parameter; "auto" is the first of cuda, mps and cpu that can be used.
+    """Return the torch device of a ``device`` parameter; "auto" is the first of cuda, mps and cpu that can be used.
 
     Parameters
     ----------
     device : str or torch.device
     dtype : torch.dtype, default=torch.float32
-        What has to be computed there (mps has no float64).
+        Dtype of the computations (mps has no float64).
 
     Raises
     ------
     ValueError
-        If torch does not know the device, or the machine does not have it, or it can not compute in the dtype.
+        If torch has no such device, or the machine does not have it, or it cannot compute in the dtype.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    there = [name for name in DEVICES if available[name] and not (name == "mps" and dtype == torch.float64)]
+    usable = [name for name in DEVICES if available[name] and not (name == "mps" and dtype == torch.float64)]
     try:
-        resolved = torch.device(there[0] if device == "auto" else device)
+        resolved = torch.device(usable[0] if device == "auto" else device)
         torch.empty(0, device=resolved, dtype=dtype)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         why = _why_not(device, dtype, error)
-        raise ValueError(f"device={str(device)!r} can not be used here; use 'auto' or one of {there}: {why}") from error
+        raise ValueError(f"device={str(device)!r} cannot be used here; use 'auto' or one of {usable}: {why}") from error
     return resolved
 
 
@@ -110,76 +88,76 @@ def _why_not(device, dtype, error):
             "'spawn' or with joblib's loky backend."
         )
     try:
-        found = torch.device(device)
+        named = torch.device(device)
     except (RuntimeError, TypeError):
         name = str(device).lower().split(":")[0]
         return f"torch has no device of this name.{meant(OTHER_NAMES.get(name, name), DEVICES)}"
-    if found.type == "cuda" and torch.cuda.is_available():
-        if found.index is not None and found.index >= torch.cuda.device_count():
+    if named.type == "cuda" and torch.cuda.is_available():
+        if named.index is not None and named.index >= torch.cuda.device_count():
             return f"the CUDA devices of this machine are 0 to {torch.cuda.device_count() - 1}."
         return f"{str(error).splitlines()[0]}."
-    if found.type == "mps" and torch.backends.mps.is_available():
+    if named.type == "mps" and torch.backends.mps.is_available():
         return f"it does not compute in {dtype}."
-    if found.type == "cuda":
+    if named.type == "cuda":
         build = "a build of torch with CUDA" if torch.version.cuda is None else "a driver for this GPU"
         return f"torch finds no CUDA device on this machine; install {build}, or take device='auto'."
-    return f"torch finds no {found.type} device on this machine."
+    return f"torch finds no {named.type} device on this machine."
 
 
 def generator_from(random_state):
-    """A private torch generator, seeded by an int, a RandomState or, for None, by the operating system."""
+    """Return a torch generator that is seeded by an int, a RandomState or, for None, the operating system."""
     return torch.Generator().manual_seed(seed_from(random_state))
 
 
 def seed_from(random_state):
-    """A seed below 2**31, from an int, a RandomState or, for None, the operating system."""
+    """Return a seed below 2**31 from an int, a RandomState or, for None, the operating system."""
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
 def compute_dtype(dtype, device):
-    """The torch dtype in which arrays of a dtype are computed with on a device."""
+    """Return the torch dtype of computations with arrays of a dtype on a device."""
     single = dtype == np.float32 or torch.device(device).type == "mps"  # mps has no float64
     return torch.float32 if single else torch.float64
 
 
 def device_dtype(dtype, device):
-    """The torch dtype of arrays of a dtype on a device: float32 instead of float64 where there is none."""
+    """Return the torch dtype of arrays of a dtype on a device: float32 instead of float64 on mps."""
     converted = tensor_dtype(dtype)
     return torch.float32 if converted == torch.float64 and torch.device(device).type == "mps" else converted
 
 
 def to_tensor(array, dtype, device):
-    """A copy of an array as a tensor; the array may be read-only or have negative strides."""
+    """Copy an array to a tensor; the array may be read-only or have negative strides."""
     return torch.tensor(np.asarray(array, order="C"), dtype=dtype, device=device)
 
 
 def tensor_dtypes(dtypes, device):
-    """NumPy's dtypes as those of tensors, without what a device does not have."""
-    found = [tensor_dtype(dtype) for dtype in dtypes]
-    return [dtype for dtype in found if device.type != "mps" or dtype != torch.float64]
+    """Return the torch dtypes of NumPy's, without those that a device does not have."""
+    converted = [tensor_dtype(dtype) for dtype in dtypes]
+    return [dtype for dtype in converted if device.type != "mps" or dtype != torch.float64]
 
 
 def tensor_dtype(dtype):
-    """The dtype of tensors that is this one of NumPy."""
+    """Return the torch dtype of a dtype of NumPy."""
     return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 def to_dtype(array, dtype):
-    """The array in the floating dtype that belongs to data of a dtype; integers stay what they are."""
+    """Convert results of floats to the dtype of results of data of a dtype; integers are returned as they are."""
     return array.astype(float_dtype(dtype), copy=False) if array.dtype.kind == "f" else array
 
 
 def float_dtype(dtype):
-    """The dtype of what is computed from data of a dtype: the same, or float64 for integers."""
+    """Return the dtype of results of data of a dtype: the same, or float64 for integers."""
     return dtype if np.dtype(dtype).kind == "f" else np.dtype(np.float64)
 
 
 def is_exact(estimator, names, published):
-    """Whether an estimator has parameters in float64 beside those published in float32, which are these rounded.
+    """Return whether an estimator has float64 parameters of which the public float32 attributes are the rounded values.
 
-    The user may change what is published.
+    They are not if the user changed the public ones.
 
     Parameters
     ----------
@@ -187,7 +165,7 @@ def is_exact(estimator, names, published):
     names : tuple of str
         Attributes in float64.
     published : tuple of ndarray
-        Those published, in the same order.
+        Public attributes in the same order.
     """
     return all(
         hasattr(estimator, name) and np.array_equal(getattr(estimator, name).astype(array.dtype), array)

@@ -1,4 +1,4 @@
-"""Class labels of which some may be missing, in any of the forms in which they come."""
+"""Class labels, of which some may be missing: lists, arrays, Series of pandas or polars, and tensors."""
 
 from datetime import date
 from numbers import Integral, Real
@@ -13,11 +13,11 @@ from .arrays import host_array
 
 
 class Labels(NamedTuple):
-    """The labels of the labelled samples."""
+    """Labels of the labelled samples."""
 
     rows: np.ndarray  # (m,), indices of the labelled samples
     values: np.ndarray  # (m,), their labels
-    mark: object  # value that stands for no label besides None, NaN, NA and NaT, or None
+    mark: object  # value that marks samples without a label besides None, NaN, NA and NaT, or None
     n_samples: int  # labelled or not
 
 
@@ -46,13 +46,13 @@ def read_labels(y, unlabelled):
     values = plain(y[rows])
     mark = _automatic_mark(values) if isinstance(unlabelled, str) and unlabelled == "auto" else unlabelled
     if mark is not None and len(values):
-        kept = np.fromiter((value != mark for value in values.tolist()), dtype=bool, count=len(values))
-        rows, values = rows[kept], plain(values[kept])
+        is_label = np.fromiter((value != mark for value in values.tolist()), dtype=bool, count=len(values))
+        rows, values = rows[is_label], plain(values[is_label])
     return Labels(rows, values, mark, len(y))
 
 
-def labelled_rows(y, unlabelled):
-    """As `read_labels`, of a classifier, which needs a label.
+def read_class_labels(y, unlabelled):
+    """Read labels for a classifier, which needs one at least, as `read_labels` does.
 
     Raises
     ------
@@ -71,9 +71,9 @@ def labelled_rows(y, unlabelled):
 
 
 def label_array(y, name="y"):
-    """Labels as an array (n,), with None for missing ones where the array holds objects.
+    """Convert labels to an array (n,), with None for missing ones where the array holds objects.
 
-    Text and numbers, or integers and NaN, in one list stay what they are: NumPy would make them all text, or floats.
+    Strings and numbers, or integers and NaN, in one list keep their types: NumPy would make all strings, or floats.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def label_array(y, name="y"):
     if isinstance(y, list | tuple):
         y = _array_of_list(y)
     elif hasattr(y, "to_list") and hasattr(y, "to_numpy") and not isinstance(y.dtype, np.dtype):
-        # Of the own dtypes of pandas and polars. As arrays, integers among missing values would become floats.
+        # Of dtypes of pandas or polars. As arrays, integers among missing values would become floats.
         y = np.fromiter(y.to_list(), dtype=object, count=len(y))
     elif hasattr(y, "to_numpy") and not isinstance(getattr(y, "dtype", None), np.dtype | None):
         y = np.asarray(y, dtype=object)
@@ -104,12 +104,12 @@ def label_array(y, name="y"):
 
 
 def _array_of_list(y):
-    """Labels of a list as an array: of objects if they are of several types."""
+    """Convert a list of labels to an array: of objects if they are of several types."""
     y = [host_array(label) for label in y]
     objects = np.array([label.item() if _is_scalar_array(label) else label for label in y], dtype=object)
-    kinds = set(map(type, objects.ravel().tolist()))
-    nested = objects.ndim != 1 or not kinds.isdisjoint({list, tuple, np.ndarray})
-    return objects if nested or len(kinds) > 1 else np.array(objects.tolist())
+    types = set(map(type, objects.ravel().tolist()))
+    nested = objects.ndim != 1 or not types.isdisjoint({list, tuple, np.ndarray})
+    return objects if nested or len(types) > 1 else np.array(objects.tolist())
 
 
 def _is_scalar_array(label):
@@ -117,18 +117,18 @@ def _is_scalar_array(label):
 
 
 def is_missing(labels):
-    """Which labels are NaN, NaT, NA or None."""
+    """Return a mask of the labels that are NaN, NaT, NA or None."""
     if labels.dtype.kind == "f":
         return np.isnan(labels)
     if labels.dtype.kind in "mM":
         return np.isnat(labels)
     if labels.dtype.kind != "O":
         return np.zeros(len(labels), dtype=bool)
-    return np.fromiter(map(_stands_for_none, labels), dtype=bool, count=len(labels))
+    return np.fromiter(map(_is_missing_object, labels), dtype=bool, count=len(labels))
 
 
-def _stands_for_none(label):
-    """Whether a label is None, NA, or not equal to itself, as NaN and NaT of every kind are not."""
+def _is_missing_object(label):
+    """Return whether a label is None, NA, or not equal to itself, as NaN and NaT of every type are not."""
     if label is None or is_pandas_na(label):
         return True
     try:
@@ -138,11 +138,11 @@ def _stands_for_none(label):
 
 
 def plain(labels):
-    """Labels that are present as an array of numbers or dates, if they are objects that all are such."""
+    """Convert labels without missing ones to an array of numbers or dates, if they are objects that all are such."""
     if labels.dtype.kind != "O" or not len(labels):
         return labels
-    for kind in (Integral, Real):
-        if all(isinstance(label, kind | np.bool_) for label in labels):
+    for number in (Integral, Real):
+        if all(isinstance(label, number | np.bool_) for label in labels):
             return np.array([label.item() if isinstance(label, np.generic) else label for label in labels])
     if all(isinstance(label, date) and getattr(label, "tzinfo", None) is None for label in labels):
         return labels.astype("datetime64")
@@ -150,7 +150,7 @@ def plain(labels):
 
 
 def _automatic_mark(values):
-    """The mark of "auto": see `read_labels`."""
+    """Return the mark of "auto": see `read_labels`."""
     if values.dtype.kind == "i":
         return -1 if set(np.unique(values)) != {-1, 1} else None
     text = values.dtype.kind == "U" or (values.dtype.kind == "O" and any(isinstance(value, str) for value in values))
@@ -162,12 +162,12 @@ def _is_minus_one(value):
 
 
 def sorted_classes(labels):
-    """Distinct labels in sorted order, and the position of each label among them.
+    """Return the distinct labels in sorted order, and the position of each label among them.
 
     Raises
     ------
     ValueError
-        If they are no classes, but for example real numbers.
+        If they are not classes, but for example real numbers.
     TypeError
         If they are of several types, or of one that cannot be sorted.
     """
@@ -180,7 +180,7 @@ def sorted_classes(labels):
 
 
 def _check_numbers(labels):
-    """Raise if labels are real numbers that are not whole."""
+    """Raise if labels are floats that are no integers."""
     assert_all_finite(labels, input_name="y")
     broken = labels[labels != np.rint(labels)] if labels.dtype.kind == "f" else ()
     if len(broken):
@@ -191,10 +191,10 @@ def _check_numbers(labels):
 
 
 def check_types(labels, name="y"):
-    """Raise if labels are objects and not all text."""
+    """Raise if labels are objects and not all strings."""
     if labels.dtype.kind != "O" or all(isinstance(label, str) for label in labels):
         return
-    kinds = sorted({type(label).__name__ for label in labels})
-    if len(kinds) > 1:
-        raise TypeError(f"{name} has labels of the types {kinds}; they should be all strings or all numbers.")
-    raise TypeError(f"{name} has labels of type {kinds[0]}; they should be strings or numbers.")
+    types = sorted({type(label).__name__ for label in labels})
+    if len(types) > 1:
+        raise TypeError(f"{name} has labels of the types {types}; they should be all strings or all numbers.")
+    raise TypeError(f"{name} has labels of type {types[0]}; they should be strings or numbers.")

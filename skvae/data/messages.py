@@ -1,23 +1,23 @@
-"""Parts of messages: numbers that can be told apart, and names that a typo may have meant."""
+"""Parts of messages: numbers in enough digits, options, and suggestions for typos."""
 
 from difflib import get_close_matches
 
 
 def shown(value, *bounds, digits=6):
-    """A number in a few digits, or in as many as tell it from the bounds that a message compares it with.
+    """Format a number in a few digits, or in enough to tell it from the bounds that a message compares it with.
 
     Parameters
     ----------
     value : float
-        Of its own dtype, in whose digits it is shown.
+        Number in its own dtype, whose digits are shown.
     *bounds : float
     digits : int, default=6
-        Significant ones, where they are enough.
+        Significant digits, where they are enough.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from skvae.estimators._messages import shown
+    >>> from skvae.data.messages import shown
     >>> shown(np.float32(6.0000005), 6), shown(1 / 3, 6)
     ('6.0000005', '0.333333')
     """
@@ -27,13 +27,15 @@ def shown(value, *bounds, digits=6):
     return text
 
 
-def one_of(names):
-    """Names in sorted order, in the words of a message."""
-    return f"{{{', '.join(map(repr, sorted(names)))}}}"
+def one_of(options):
+    """Format options in sorted order."""
+    return f"{{{', '.join(map(repr, sorted(options)))}}}"
 
 
-def meant(name, names):
-    """A sentence that asks for the name that was meant, if one of the names is close; else nothing."""
-    found = get_close_matches(name.lower(), [known.lower() for known in names], n=1) if isinstance(name, str) else []
-    close = [known for known in names if known.lower() in found]
-    return f" Did you mean {close[0]!r}?" if close else ""
+def meant(name, options):
+    """Return a sentence that suggests the option that is closest to a name, or nothing if none is close."""
+    if not isinstance(name, str):
+        return ""
+    closest = get_close_matches(name.lower(), [option.lower() for option in options], n=1)
+    similar = [option for option in options if option.lower() in closest]
+    return f" Did you mean {similar[0]!r}?" if similar else ""

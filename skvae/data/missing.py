@@ -1,4 +1,4 @@
-"""Missing values at the border: where they are, what has to be there, what is filled in."""
+"""Missing values in samples: checks, means of the observed values, imputation."""
 
 import numpy as np
 import torch
@@ -6,27 +6,20 @@ import torch
 from ..fitting.chunks import row_chunks
 from ..fitting.distributed import current_group
 from ..fitting.missing import impute
-from .tables import Table, TensorRows
-
-
-def has_missing(X):
-    """Whether a value of X is NaN; files, which are read a chunk at a time, refuse it then (see `_streams_nan`)."""
-    if isinstance(X, TensorRows):
-        return bool(X.x.isnan().any())
-    return X.has_missing() if isinstance(X, Table) else bool(np.isnan(X.min()))
+from .samples import has_missing, is_lazy
 
 
 def any_missing(X):
-    """Whether a value is missing in the rows of any of the processes that fit together.
+    """Return whether a value is missing in the samples of any of the processes that fit together.
 
     Raises
     ------
     ValueError
-        If there is, and rows are read a chunk at a time.
+        If there is, and the samples of this process are read a chunk at a time.
     """
     own = has_missing(X)
     missing = any(current_group().all_gather_int(own))
-    if missing and not own and isinstance(X, Table):
+    if missing and not own and is_lazy(X):
         raise ValueError(
             "Another process has rows with NaN, but those of this one are read a chunk at a time, where no value may "
             "be missing; give it fewer rows, or an array."
@@ -34,37 +27,37 @@ def any_missing(X):
     return missing
 
 
-def rows_with_values(X, weight=None, counted=slice(None)):
-    """Rows that have a value, their weights and what selects them, as `counted_rows` gives them.
+def rows_with_values(X, weight=None, selected=slice(None)):
+    """Select samples that have an observed value, from the results of `positive_weight_samples`, in the same form.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If no value is observed.
     """
-    some = ~np.isnan(X).all(axis=1)
-    if not some.any():
+    observed = ~np.isnan(X).all(axis=1)
+    if not observed.any():
         raise ValueError("Every value of X is NaN; at least one should be observed.")
-    if some.all():
-        return X, weight, counted
-    if isinstance(counted, slice):
-        counted = some
+    if observed.all():
+        return X, weight, selected
+    if isinstance(selected, slice):
+        selected = observed
     else:
-        counted = counted.copy()
-        counted[counted] = some
-    return X[some], None if weight is None else weight[some], counted
+        selected = selected.copy()
+        selected[selected] = observed
+    return X[observed], None if weight is None else weight[observed], selected
 
 
 def check_columns(estimator, X):
-    """Raise if a column of the training data has no value.
+    """Raise if a column of the training data has no observed value.
 
     Raises
     ------
     ValueError
-        It names the columns, by their names if X had any.
+        With the names of the columns if X had any, else their indices.
     """
-    (n_seen,) = current_group().all_reduce_sum(torch.from_numpy((~np.isnan(X)).sum(axis=0)))
-    empty = n_seen.numpy() == 0
+    (n_observed,) = current_group().all_reduce_sum(torch.from_numpy((~np.isnan(X)).sum(axis=0)))
+    empty = n_observed.numpy() == 0
     if empty.any():
         names = getattr(estimator, "feature_names_in_", np.arange(X.shape[1]))[empty].tolist()
         raise ValueError(
@@ -74,7 +67,7 @@ def check_columns(estimator, X):
 
 
 def observed_means(X, weight=None):
-    """Weighted means of the observed values of each column (n_features,), in float64.
+    """Compute weighted means of the observed values of each column (n_features,), in float64.
 
     They are those of all processes that fit together.
     """
@@ -89,12 +82,12 @@ def observed_means(X, weight=None):
 
 
 def filled_in(X, expected):
-    """X with expected values where it has NaN, in its dtype; observed values are the same to the last bit."""
+    """Return X with expected values in place of NaN, in its dtype; observed values do not change in the last bit."""
     return np.where(np.isnan(X), expected.astype(X.dtype, copy=False), X)
 
 
 def impute_chunk(x, mixture, family):
-    """Rows of a tensor with NaN replaced by its expectation under a mixture in float64; the others stay."""
+    """Replace NaN in a tensor by its expectation under a mixture, in float64; other values do not change."""
     missing = x.isnan()
     if not missing.any():
         return x.clone()

@@ -8,13 +8,13 @@ from ..fitting.distributed import current_group
 from ..fitting.weighted_rows import WeightedRows
 from .arrays import to_tensor
 from .chunks import centered
-from .tables import Table, streamed
+from .samples import LazySamples, streamed
 
 
 class Samples(NamedTuple):
     """Samples of positive weight, and a centre that they are fitted about."""
 
-    X: np.ndarray | Table  # (n, d)
+    X: np.ndarray | LazySamples  # (n, d)
     weight: np.ndarray | None  # (n,), float64; None: all one
     center: np.ndarray  # (d,), float64
     has_missing: bool = False  # whether any process has missing values
@@ -33,7 +33,7 @@ def centered_rows(X, dtype, device, center, block_size=None):
 
     Parameters
     ----------
-    X : ndarray or Table of shape (n, d)
+    X : ndarray or LazySamples of shape (n, d)
     dtype : torch.dtype
     device : torch.device
     center : ndarray of shape (d,), float64
@@ -44,6 +44,6 @@ def centered_rows(X, dtype, device, center, block_size=None):
     -------
     x : Tensor or LazyRows of shape (n, d)
     """
-    if isinstance(X, Table):
+    if isinstance(X, LazySamples):
         return streamed(X, dtype, device, center=center, block_size=block_size)
     return centered(X, center, dtype, device)

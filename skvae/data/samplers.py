@@ -8,7 +8,7 @@ from ..fitting.chunks import row_chunks
 from ..fitting.distributed import current_group
 from ..fitting.weighted_rows import WeightedRows, draw_indices
 from .arrays import tensor_dtype, to_tensor
-from .tables import Table, TensorRows, streamed
+from .samples import LazySamples, TensorSamples, streamed
 
 POOL_BYTES = 2**26  # of the rows in a pool
 POOL_BATCHES = 8  # but it has no fewer rows than so many batches
@@ -25,10 +25,10 @@ def as_tensor(X, dtype, device):
 
 
 def on_device(X, device):
-    """Copy an array to an accelerator as `TensorRows`, for more than one pass; return anything else unchanged."""
+    """Copy an array to an accelerator as `TensorSamples`, for more than one pass; return anything else unchanged."""
     if device.type == "cpu" or not isinstance(X, np.ndarray):
         return X
-    return TensorRows(as_tensor(X, tensor_dtype(X.dtype), device))
+    return TensorSamples(as_tensor(X, tensor_dtype(X.dtype), device))
 
 
 def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size):
@@ -52,11 +52,11 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
     -------
     sampler : BatchSampler
     """
-    group, is_table = current_group(), isinstance(X, Table)
+    group, is_table = current_group(), isinstance(X, LazySamples)
     pool_size = max(POOL_BYTES // (X.dtype.itemsize * X.shape[1]), POOL_BATCHES * batch_size, init_size)
 
     def pooled():
-        table = X if is_table else Table(X, X.dtype)
+        table = X if is_table else LazySamples(X, X.dtype)
         rows = WeightedRows(streamed(table, dtype, device), weight, group)
         run_length = min(table.run_length, max(1, pool_size // MIN_RUNS))
         return PooledBatchSampler(rows, min(pool_size, len(X)), run_length, generator)
@@ -76,7 +76,7 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
 
 def sample_array(X, sampler, n_samples, generator):
     """Return an array of the samples: all of an array; of a table, those in memory or a random sample."""
-    if not isinstance(X, Table):
+    if not isinstance(X, LazySamples):
         return X
     if isinstance(sampler.x, torch.Tensor):
         return sampler.x.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Datasets and loaders of torch: tables whose rows are items, and streams of batches."""
+"""Datasets and loaders of torch as sources of samples: map-style datasets, whose items are samples, and batches."""
 
 from collections.abc import Iterator
 from types import NoneType
@@ -19,16 +19,16 @@ from torch.utils.data import (
 
 from .arrays import host_array
 
-AT_ONCE = 1024  # items that are asked for together
+MAX_ITEMS = 1024  # that are asked for together
 
 
-class DatasetRows:
-    """Rows of a map-style dataset, with the shape, dtype and slices of a table on disk.
+class DatasetSource:
+    """Samples of a map-style dataset, with ``shape``, ``dtype`` and slices, as files on disk have them.
 
     Parameters
     ----------
     dataset : torch.utils.data.Dataset
-        Its items are rows (d,) or images, or tuples of which these are the first part.
+        Its items are samples (d,) or images, or tuples of which these are the first part.
 
     Raises
     ------
@@ -56,55 +56,59 @@ class DatasetRows:
         return self.shape[0]
 
     def __getitem__(self, rows):
-        """Rows of a slice (b, ...)."""
+        """Return the samples of a slice (b, ...)."""
         indices = range(*rows.indices(len(self)))
-        found = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        for start in range(0, len(indices), AT_ONCE):
-            wanted = indices[start : start + AT_ONCE]
-            part = self._items(wanted)
+        samples = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        for start in range(0, len(indices), MAX_ITEMS):
+            some = indices[start : start + MAX_ITEMS]
+            part = self._items(some)
             if part.shape[1:] != self.shape[1:] or not np.can_cast(part.dtype, self.dtype):
-                raise self._unlike(f"{part.shape[1:]} and dtype {part.dtype}", wanted)
-            found[start : start + len(part)] = part
-        return found
+                raise self._shape_error(f"{part.shape[1:]} and dtype {part.dtype}", some)
+            samples[start : start + len(part)] = part
+        return samples
 
     def __array__(self, dtype=None, copy=None):
-        """All rows."""
+        """Return all samples."""
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
     def _items(self, indices):
-        """Rows of some items, in the form of an array."""
+        """Return the samples of some items as an array."""
         indices = [*indices]
         if getattr(self._dataset, "__getitems__", None):
             items = self._dataset.__getitems__(indices)
         else:
             items = [self._dataset[i] for i in indices]
-        rows = [np.asarray(host_array(first_part(item))) for item in items]
-        shapes = {row.shape for row in rows}
+        samples = [np.asarray(host_array(without_labels(item))) for item in items]
+        shapes = {sample.shape for sample in samples}
         if len(shapes) > 1:
-            raise self._unlike(" or ".join(map(str, sorted(shapes))), indices)
-        return np.stack(rows)
+            raise self._shape_error(" or ".join(map(str, sorted(shapes))), indices)
+        return np.stack(samples)
 
-    def _unlike(self, found, indices):
+    def _shape_error(self, shapes, indices):
         return ValueError(
-            f"Items {indices[0]} to {indices[-1]} of X, a {type(self._dataset).__name__}, have shape {found}, but all "
+            f"Items {indices[0]} to {indices[-1]} of X, a {type(self._dataset).__name__}, have shape {shapes}, but all "
             "items should have the shape and the dtype of the first one."
         )
 
 
-def table_of(X):
-    """The tensor of a `TensorDataset`, and the rows of any other dataset; anything else as it is.
+def samples_of_dataset(X):
+    """Return the tensor of a `TensorDataset`, or a source of the samples of another dataset.
 
     Parameters
     ----------
-    X : Dataset, DataLoader or object
+    X : Dataset, DataLoader or Iterator
         Of a loader, the dataset is taken.
+
+    Returns
+    -------
+    X : Tensor or DatasetSource
 
     Raises
     ------
     TypeError
-        If X gives its rows once and in its own order alone, or if items are not arrays of numbers.
+        If X gives its samples once and in its own order only, or if items are not arrays of numbers.
     ValueError
-        If the batches of a loader are not made of the rows of its dataset.
+        If the batches of a loader are not made of the samples of its dataset.
     """
     X = dataset_of(X)
     if isinstance(X, IterableDataset | Iterator):
@@ -114,11 +118,11 @@ def table_of(X):
         )
     if isinstance(X, TensorDataset):
         return X.tensors[0]
-    return DatasetRows(X) if isinstance(X, Dataset) else X
+    return DatasetSource(X) if isinstance(X, Dataset) else X
 
 
 def dataset_of(X):
-    """The dataset of a `DataLoader`; anything else as it is."""
+    """Return the dataset of a `DataLoader`; other inputs as they are."""
     if not isinstance(X, DataLoader):
         return X
     if isinstance(X.dataset, IterableDataset):
@@ -137,7 +141,7 @@ def dataset_of(X):
     return X.dataset
 
 
-def first_part(item):
-    """The row of an item, or the rows of a batch: what stands before labels."""
+def without_labels(item):
+    """Return the sample of an item, or the samples of a batch, which stand before labels."""
     holds_parts = isinstance(item, list) and bool(item) and isinstance(item[0], torch.Tensor | np.ndarray)
     return item[0] if isinstance(item, tuple) or holds_parts else item

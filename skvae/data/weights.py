@@ -1,6 +1,4 @@
-"""Rows and their weights: how many there are, which count, in what order, how often."""
-
-from functools import partial
+"""Sample weights: checks, selection and resampling by them, and an order of samples to resample in."""
 
 import numpy as np
 import torch
@@ -10,61 +8,63 @@ from sklearn.utils.validation import _check_sample_weight
 from ..fitting.chunks import blocks_of
 from ..fitting.distributed import current_group
 from ..fitting.weighted_rows import canonical_order
-from .arrays import host_array, named_in_errors, tensor_dtype
-from .missing import has_missing
-from .tables import Table, select_rows, streamed
+from .arrays import host_array, named_in_errors
+from .samples import run_length, select_samples, tensor_or_stream
 
 
-def counted_rows(X, sample_weight):
-    """Rows of positive weight, their weights (float64, None if all are one) and what selects them.
+def positive_weight_samples(X, sample_weight):
+    """Select the samples of positive weight.
+
+    Returns
+    -------
+    X : ndarray, LazySamples or TensorSamples of shape (n, d)
+    weight : ndarray of shape (n,) or None
+        Weights in float64; None where ``sample_weight`` is None.
+    selected : slice or ndarray of bool of shape (n_samples,)
+        Index of the samples in X.
 
     Raises
     ------
     ValueError
-        If the weights are not finite, negative, all zero, or not one for each row.
+        If the weights are not finite, negative, all zero, or not one for each sample.
     """
     if sample_weight is None:
         return X, None, slice(None)
     weight = check_weights(sample_weight, X)
-    counted = weight > 0
-    return (X, weight, slice(None)) if counted.all() else (select_rows(X, counted), weight[counted], counted)
+    selected = weight > 0
+    return (X, weight, slice(None)) if selected.all() else (select_samples(X, selected), weight[selected], selected)
 
 
 def check_weights(sample_weight, X):
-    """Weights of rows in float64.
+    """Return weights of samples in float64.
 
     Raises
     ------
     ValueError
-        If they are not finite, negative, all zero, or not one for each row.
+        If they are not finite, negative, all zero, or not one for each sample.
     """
-    weight = finite_weights(sample_weight, X)
+    weight = nonnegative_weights(sample_weight, X)
     if not weight.any():
         raise ValueError("Every sample_weight is zero; at least one row should count.")
     return weight
 
 
-def finite_weights(sample_weight, X):
-    """Weights of rows in float64, of which all may be zero.
+def nonnegative_weights(sample_weight, X):
+    """Return weights of samples in float64, of which all may be zero.
 
     Raises
     ------
     ValueError
-        If they are not finite, negative, or not one for each row.
+        If they are not finite, negative, or not one for each sample.
     """
-    check_no_word(sample_weight)
+    check_not_text(sample_weight)
     # Weights are an array, also of a tensor.
     with named_in_errors("sample_weight"), config_context(array_api_dispatch=False):
         return _check_sample_weight(host_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
 
 
-def weighted_sum(values, weight=None):
-    """Sum of the values (n,) in float64, each as often as its weight says."""
-    return float(values.sum(dtype=np.float64) if weight is None else weight @ values.astype(np.float64, copy=False))
-
-
-def check_no_word(sample_weight):
-    """Raise if a word stands where weights should be."""
+def check_not_text(sample_weight):
+    """Raise if weights are a string, such as "balanced"."""
     if isinstance(sample_weight, str):
         raise ValueError(
             f"sample_weight={sample_weight!r} should be an array of numbers, one for each row; "
@@ -72,34 +72,34 @@ def check_no_word(sample_weight):
         )
 
 
-def repeated_rows(X, sample_weight, seed):
-    """Rows as often as their weights say, in an order that does not depend on where they stood, but in files as there.
+def weighted_sum(values, weight=None):
+    """Compute the weighted sum of values (n,) in float64."""
+    return float(values.sum(dtype=np.float64) if weight is None else weight @ values.astype(np.float64, copy=False))
 
-    Whole weights are numbers of rows. Others are rounded up or down at random, so that their sum is kept; if they are
-    smaller than one on average, they are scaled to be one.
+
+def resample_by_weight(X, sample_weight, seed):
+    """Repeat samples by their weights, in an order that does not depend on that of X, but of files in their own order.
+
+    Integer weights are numbers of repetitions. Others are rounded up or down at random, so that their sum is preserved;
+    if they are smaller than one on average, they are scaled to a mean of one.
     """
-    X, weight, _ = counted_rows(X, sample_weight)
-    in_file = isinstance(X, Table) and X.run_length > 1
+    X, weight, _ = positive_weight_samples(X, sample_weight)
+    in_file = run_length(X) > 1
     if in_file and weight is None:
         return X
-    order = np.arange(len(X)) if in_file else order_of(X)
+    order = np.arange(len(X)) if in_file else canonical_sample_order(X)
     if weight is None:
-        return select_rows(X, order)
+        return select_samples(X, order)
     n_rows, total_weight = current_group().all_reduce_sum(len(weight), weight.sum())
     ends = np.cumsum(weight[order] * max(1.0, n_rows / total_weight))
-    # The share of the last row that is cut off is no whole row: rounding of sums of whole numbers is none.
-    counted = np.floor(ends + np.random.default_rng(seed).uniform(1e-9, 1)).astype(np.int64)
-    return select_rows(X, np.repeat(order, np.diff(counted, prepend=0)))
+    # Sums of integers are exact, and a shift of less than one does not change their floors.
+    counts = np.floor(ends + np.random.default_rng(seed).uniform(1e-9, 1)).astype(np.int64)
+    return select_samples(X, np.repeat(order, np.diff(counts, prepend=0)))
 
 
-def order_of(X):
-    """Indices of the rows of X, in an order that depends neither on where they stand nor on linear units."""
-    if isinstance(X, Table):
-        x = streamed(X, tensor_dtype(X.dtype), "cpu")
-        x = x.map(partial(torch.nan_to_num, nan=0.0)) if X.has_missing() else x
-    else:
-        x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
-        x = x.nan_to_num(nan=0.0) if has_missing(X) else x
+def canonical_sample_order(X):
+    """Return indices of the samples in an order that depends neither on their order in X nor on linear units."""
+    x = tensor_or_stream(X, missing=0.0)
     low, high = (torch.stack([extreme(x[block], 0) for block in blocks_of(x)]) for extreme in (torch.amin, torch.amax))
     low, high = low.amin(0).double(), high.amax(0).double()
     span = high - low

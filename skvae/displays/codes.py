@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import generator_from
-from ..estimators import TorchPPCA, VAEEmbedder
+from ..models import COVARIANCES
 
 
 def last_step(estimator):
@@ -118,16 +118,12 @@ def code_distribution(estimator):
         decode = decoder_of(estimator[:-1]) if before else None
     else:
         decode = decoder_of(estimator)
+    if hasattr(last, "_latent_distribution"):
+        return CodeDistribution(*last._latent_distribution(), decode)
     if hasattr(last, "covariances_"):
-        means = np.asarray(last.means_, dtype=float)
-        covariances = full_covariances(last.covariances_, last.covariance_type, means).astype(float)
+        means, covariances = (np.asarray(part, dtype=float) for part in mixture_of(last))
         weights = np.asarray(last.weights_, dtype=float)
         return CodeDistribution(weights / weights.sum(), means, covariances, decode)
-    if hasattr(last, "code_covariance_"):
-        return CodeDistribution(np.ones(1), last.code_mean_[None], last.code_covariance_[None], decode)
-    if isinstance(last, VAEEmbedder | TorchPPCA):
-        size = last._n_features_out
-        return CodeDistribution(np.ones(1), np.zeros((1, size)), np.eye(size)[None], decode)
     raise TypeError(
         f"{type(last).__name__} does not say how codes are distributed; give a VAEEmbedder, AutoencoderEmbedder, "
         "VaDEClusterer or TorchPPCA, a Gaussian mixture, or a pipeline that ends in one."
@@ -142,13 +138,11 @@ def mixture_of(last):
 
 
 def full_covariances(covariances, covariance_type, means):
-    """Covariance matrices (n_components, n_features, n_features) from the compact shape of any covariance type."""
+    """Return covariance matrices (k, d, d) from those in the shape that an estimator of a covariance type publishes."""
     k, d = np.shape(means)
-    covariances = np.asarray(covariances)
-    if covariance_type in ("full", "tied"):
+    covariances = COVARIANCES[covariance_type].expand(torch.tensor(covariances)).numpy()
+    if covariances.ndim == 3:
         return np.broadcast_to(covariances, (k, d, d))
-    if covariance_type == "spherical":
-        covariances = covariances[:, None]
     return np.broadcast_to(covariances, (k, d))[:, :, None] * np.eye(d)
 
 

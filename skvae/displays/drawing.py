@@ -6,7 +6,7 @@ import numpy as np
 
 from ..data.arrays import host_array
 from ..data.labels import is_missing, sorted_classes
-from ..models.networks import check_channels_first
+from ..models.images import check_channels_first
 
 # Ten colours that can be told apart with every kind of colour vision (Petroff 2021, "Accessible color sequences").
 COLORS = (

@@ -16,13 +16,15 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..data.arrays import FLOATS, compute_dtype, host_array, named_in_errors, resolve_device
+from ..data.chunks import map_samples
 from ..data.columns import Columns
 from ..fitting.augment import AUGMENTATIONS
 from ..fitting.net import COMPILE_MODES, LR_SCHEDULES, OPTIMIZERS
 from ..fitting.warnings import warn
-from ..models import ACTIVATIONS, LIKELIHOODS, Observed
-from ..models.networks import NETWORKS, check_channels_first
-from ._base import LatentMixin, TorchEstimator, batch_by_batch, fit_method
+from ..models import ACTIVATIONS, LIKELIHOODS, MaskedLikelihood
+from ..models.images import check_channels_first
+from ..models.networks import NETWORKS
+from ._base import LatentMixin, TorchEstimator
 from ._callbacks import NamedCallbacksMixin
 from ._checks import check_sample_size, row_count
 from ._embedder_training import (
@@ -34,7 +36,9 @@ from ._embedder_training import (
     to_device,
     train,
 )
+from ._fit import batch_by_batch, fit_method
 from ._likelihood_choice import check_support, outside_counter, warn_of_outside
+from .export import Encoder
 
 POSITIVE_INT = Interval(Integral, 1, None, closed="left")
 NOT_NEGATIVE = Interval(Real, 0.0, None, closed="left")
@@ -47,6 +51,12 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     Subclasses implement `_make_prior`, `_fit_networks` and `_set_latent_statistics`. Fields are the parameters that all
     have; a subclass may have another default.
     """
+
+    _fitted_schema: ClassVar[dict] = {
+        **{"module_": dict, "likelihood_": str, "history_": list, "loss_curve_": list, "n_iter_": int},
+        **dict.fromkeys(("_n_features_out", "_n_trained_features", "_widest"), int),
+        **{"_n_steps": int, "_n_batches": int, "_first_seed": int, "_fit_dtype": np.dtype},
+    }
 
     architecture: str = "auto"
     hidden_layer_sizes: Any = "auto"
@@ -113,6 +123,9 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    def _export_module(self, dtype):
+        return Encoder(self.module_, dtype)
 
     @abstractmethod
     def _make_prior(self):
@@ -266,7 +279,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         return super()._validate(X, reset=reset, **settings)
 
     def _knows_missing(self):
-        return not hasattr(self, "module_") or isinstance(self.module_.likelihood, Observed)
+        return not hasattr(self, "module_") or isinstance(self.module_.likelihood, MaskedLikelihood)
 
     def _within_support(self, X):
         """Return X after `check_support` of the fitted likelihood."""
@@ -298,7 +311,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             network.to(compute_dtype(X.dtype, device))
         # Units need the full precision, whatever the networks compute in: offsets may be large.
         dtype = compute_dtype(np.float64, device)
-        return self._map(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
+        return map_samples(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -13,8 +13,8 @@ import torch
 
 from ..data.arrays import named_in_errors, resolve_device
 from ..data.columns import Columns
-from ..data.tables import select_rows
-from ..data.weights import repeated_rows
+from ..data.samples import select_samples
+from ..data.weights import resample_by_weight
 from ..fitting.augment import resolve_augment
 from ..fitting.batches import count_batches, subsample
 from ..fitting.checkpoint import epoch_records, make_checkpoint, read_checkpoint
@@ -24,11 +24,13 @@ from ..fitting.evaluation import posterior_of
 from ..fitting.lazy_rows import is_lazy
 from ..fitting.training import Interrupted, Plan, TrainingData, average_models
 from ..fitting.warnings import warn
-from ..models import LatentModel, Observed, Support
-from ..models.networks import check_image_shape, row_width
+from ..models import LatentModel, MaskedLikelihood, Support
+from ..models.images import check_image_shape
+from ..models.networks import row_width
 from ..models.priors import Posterior
 from ._callbacks import training_callbacks
 from ._checks import check_enough_rows, check_processes, fit_seed, row_count
+from ._fit import EpochTasks
 from ._likelihood_choice import (
     build_likelihood,
     check_support,
@@ -38,7 +40,6 @@ from ._likelihood_choice import (
     stored_rows,
 )
 from ._networks import has_user_modules, make_networks, pretrained_model
-from ._tasks import EpochTasks
 
 SKORCH_RECORDS = ("train_batch_count", "valid_batch_count", "train_loss_best", "valid_loss_best")  # not in history_
 MAX_DIAGNOSTIC_ROWS = 5_000  # of which latent statistics are computed
@@ -61,7 +62,7 @@ def prepare_samples(estimator, X, sample_weight, X_val=None):
     if estimator.checkpoint is not None and estimator.random_state is None:
         content = read_checkpoint(estimator.checkpoint)  # an interrupted fit resumes with its own seed
         seed = current_group().all_gather_int(seed if content is None else content["seed"])[0]
-    repeated = repeated_rows(X, sample_weight, seed)
+    repeated = resample_by_weight(X, sample_weight, seed)
     check_enough_rows(repeated, getattr(estimator, estimator._min_samples), estimator._min_samples)
     estimator._first_seed = seed
     return TrainingSamples(repeated, X, seed, estimator.warm_start and hasattr(estimator, "module_"), X_val)
@@ -72,7 +73,7 @@ def prepare_batch(estimator, X, sample_weight):
     is_first = not hasattr(estimator, "module_")
     first_seed = fit_seed(estimator.random_state) if is_first else estimator._first_seed
     seed = first_seed + (0 if is_first else estimator.n_iter_)
-    repeated = repeated_rows(X, sample_weight, seed)
+    repeated = resample_by_weight(X, sample_weight, seed)
     if is_first:
         check_enough_rows(repeated, getattr(estimator, estimator._min_samples), estimator._min_samples)
         estimator._first_seed = first_seed
@@ -89,7 +90,7 @@ def hold_out(samples, fraction):
             "give more rows."
         )
     order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(samples.seed)).numpy()
-    X, X_val = (select_rows(samples.X, part) for part in (order[n_held_out:], order[:n_held_out]))
+    X, X_val = (select_samples(samples.X, part) for part in (order[n_held_out:], order[:n_held_out]))
     return samples._replace(X=X, X_val=X_val)
 
 
@@ -179,7 +180,7 @@ def _resumed_model(estimator, samples):
             f"The networks to continue from embed {sizes[0]} features in {sizes[1]} dimensions, but X has {n_features} "
             f"features and {estimator._latent_dim_parameter} is {latent_dim(estimator)}; fit a clone."
         )
-    if columns.n_missing and not isinstance(estimator.module_.likelihood, Observed):
+    if columns.n_missing and not isinstance(estimator.module_.likelihood, MaskedLikelihood):
         raise ValueError(
             "X has missing values, but the networks to continue from were trained on rows without any, and have no "
             "mask of them; fit a clone."
@@ -229,7 +230,7 @@ def _training_data(estimator, samples, initial, generator):
 def _validation_rows(estimator, likelihood, X_val, device):
     """Store validation samples in the form of training samples."""
     columns = Columns(X_val, names=column_names(estimator))
-    if columns.n_missing and not isinstance(likelihood, Observed):
+    if columns.n_missing and not isinstance(likelihood, MaskedLikelihood):
         raise ValueError("X_val has missing values, but X has none, so that no mask of them is learned; fill them in.")
     with named_in_errors("X_val"):
         return stored_rows(likelihood, check_support(likelihood, X_val, columns), device)

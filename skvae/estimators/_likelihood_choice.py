@@ -13,10 +13,10 @@ from torch import nn
 from ..data.arrays import float_dtype, tensor_dtype, to_tensor
 from ..data.columns import Columns
 from ..data.messages import meant, shown
-from ..data.tables import Table, streamed
+from ..data.samples import LazySamples, clip_samples, streamed
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
-from ..models import LIKELIHOODS, Observed, Support
+from ..models import LIKELIHOODS, MaskedLikelihood, Support
 
 MAX_EXCESS, MAX_FRACTION = 1e-3, 0.1  # beyond a bound, or a whole number, that rounding may explain
 REQUIRED_METHODS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
@@ -73,7 +73,7 @@ def likelihood_name(likelihood):
     """Return the name of a likelihood, or that of its class if it is not registered."""
     if isinstance(likelihood, str):
         return likelihood
-    if isinstance(likelihood, Observed):
+    if isinstance(likelihood, MaskedLikelihood):
         return likelihood_name(likelihood.likelihood)
     cls = likelihood if isinstance(likelihood, type) else type(likelihood)
     return next((name for name, registered in LIKELIHOODS.items() if registered is cls), cls.__name__)
@@ -86,7 +86,7 @@ def check_support(likelihood, X, columns=None):
     ----------
     likelihood : str, torch.nn.Module or class
         A fitted module has the categories of the training data in its support.
-    X : ndarray, Table or TensorRows of shape (n, d)
+    X : ndarray, LazySamples or TensorSamples of shape (n, d)
     columns : Columns, optional
         Ranges and moments of the columns of X.
 
@@ -115,7 +115,7 @@ def check_support(likelihood, X, columns=None):
         )
     if not (smallest < low).any() and not (largest > high).any():
         return X
-    return X.clip(low, high).astype(X.dtype, copy=False) if isinstance(X, np.ndarray) else X.clip(low, high)
+    return clip_samples(X, low, high)
 
 
 def check_integers(name, low, high, columns):
@@ -221,7 +221,7 @@ def build_likelihood(likelihood, X, columns=None):
     ----------
     likelihood : str, torch.nn.Module or class with ``from_data``
         From `choose_likelihood`.
-    X : ndarray of shape (n, d), or Table
+    X : ndarray of shape (n, d), or LazySamples
     columns : Columns, optional
         Ranges and moments of the columns of X.
 
@@ -233,7 +233,7 @@ def build_likelihood(likelihood, X, columns=None):
         If X is outside the support, or if all values of a feature are missing.
     """
     columns = Columns(X) if columns is None else columns
-    columns.check_seen()
+    columns.check_observed()
     if isinstance(likelihood, nn.Module):
         return for_missing(copy.deepcopy(likelihood), columns)
     cls = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
@@ -253,14 +253,14 @@ def for_missing(likelihood, columns):
     TypeError
         If it has no likelihood of single values.
     """
-    if isinstance(likelihood, Observed) or not columns.n_missing:
+    if isinstance(likelihood, MaskedLikelihood) or not columns.n_missing:
         return likelihood
     if not hasattr(likelihood, "feature_log_prob"):
         raise TypeError(
             f"X has missing values, but likelihood={likelihood_name(likelihood)} has no feature_log_prob, the log-"
             "likelihood of each value; add it, or fill in the missing values."
         )
-    return Observed(likelihood)
+    return MaskedLikelihood(likelihood)
 
 
 def check_required_methods(likelihood, names):
@@ -284,7 +284,7 @@ def stored_rows(likelihood, X, device):
         with torch.no_grad():
             return likelihood.standardize(rows).to(torch.float32)
 
-    if isinstance(X, Table):
+    if isinstance(X, LazySamples):
         dtype = standardize(torch.empty((0, X.shape[1]), dtype=tensor_dtype(X.dtype))).dtype
         return streamed(X, tensor_dtype(X.dtype), "cpu").map(standardize, dtype)
     rows = standardize(to_tensor(X, None, "cpu"))

@@ -10,8 +10,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..fitting.devices import seeded_rng_state
-from ..models import LatentModel, Observed
-from ..models.networks import NETWORKS, LogScaleHead, check_image_shape
+from ..models import LatentModel, MaskedLikelihood
+from ..models.images import check_image_shape
+from ..models.networks import NETWORKS, LogScaleHead, NetworkConfig, mlp
 
 
 def make_networks(estimator, likelihood, n_statistics, n_features, generator):
@@ -70,7 +71,7 @@ def pretrained_model(estimator):
 def _pretrained_networks(estimator, likelihood, n_features):
     """Return copies of the networks of the pretrained estimator, with a head of log-scales where they have none."""
     model, latent_dim = estimator.pretrained.module_, getattr(estimator, estimator._latent_dim_parameter)
-    if isinstance(likelihood, Observed) != isinstance(model.likelihood, Observed):
+    if isinstance(likelihood, MaskedLikelihood) != isinstance(model.likelihood, MaskedLikelihood):
         raise ValueError(
             "X has missing values, but pretrained was fitted to rows without any, and its encoder has no mask of them; "
             "fit it to such rows too, or leave pretrained out."
@@ -90,30 +91,34 @@ def _default_networks(estimator, likelihood, n_statistics, n_features, generator
     n_inputs, n_outputs = likelihood.n_inputs(n_features), likelihood.n_outputs(n_features)
     auto = estimator._image_architecture if estimator.image_shape is not None else "mlp"
     architecture = auto if estimator.architecture == "auto" else estimator.architecture
-    settings = {
-        "activation": estimator.activation,
-        "batch_norm": estimator.batch_norm,
-        "layer_norm": estimator.layer_norm,
-    }
-    settings |= {"dropout": estimator.dropout, "n_statistics": n_statistics, "generator": generator}
-    if architecture != "mlp":
-        if estimator.image_shape is None:
-            raise ValueError(f"architecture={architecture!r} needs image_shape, such as (28, 28) or (3, 32, 32).")
-        settings["image_shape"] = tuple(estimator.image_shape)
-        if not isinstance(estimator.channels, str):  # "auto": those of the networks
-            settings["channels"] = _check_sizes("channels", estimator.channels)
     default = estimator._auto_sizes[architecture]
     sizes = default if isinstance(estimator.hidden_layer_sizes, str) else estimator.hidden_layer_sizes
-    settings["hidden_layer_sizes"] = _check_sizes("hidden_layer_sizes", sizes)
-    settings["head_layer_sizes"] = _check_sizes("head_layer_sizes", estimator.head_layer_sizes)
+    config = NetworkConfig(
+        estimator.activation,
+        generator,
+        hidden_layer_sizes=_check_sizes("hidden_layer_sizes", sizes),
+        head_layer_sizes=_check_sizes("head_layer_sizes", estimator.head_layer_sizes),
+        batch_norm=estimator.batch_norm,
+        layer_norm=estimator.layer_norm,
+        dropout=estimator.dropout,
+        n_statistics=n_statistics,
+    )
     latent_dim = getattr(estimator, estimator._latent_dim_parameter)
-    build = functools.partial(NETWORKS[architecture], n_components=latent_dim)
-    if architecture == "mlp" or not isinstance(likelihood, Observed):
-        return build(n_inputs, n_outputs=n_outputs, **settings)
+    if architecture == "mlp":
+        return mlp(n_inputs, latent_dim, n_outputs, config)
+    if estimator.image_shape is None:
+        raise ValueError(f"architecture={architecture!r} needs image_shape, such as (28, 28) or (3, 32, 32).")
+    settings = {"n_components": latent_dim, "config": config}
+    if not isinstance(estimator.channels, str):  # "auto": those of the networks
+        settings["channels"] = _check_sizes("channels", estimator.channels)
+    build = functools.partial(NETWORKS[architecture], **settings)
+    image_shape = tuple(estimator.image_shape)
+    if not isinstance(likelihood, MaskedLikelihood):
+        return build(n_inputs, n_outputs=n_outputs, image_shape=image_shape)
     # The encoder sees the mask of missing values as further channels.
-    channels, *size = check_image_shape(settings.pop("image_shape"), n_features)
-    encoder, _ = build(n_inputs, n_outputs=n_inputs, image_shape=(2 * channels, *size), **settings)
-    _, decoder = build(n_features, n_outputs=n_outputs, image_shape=(channels, *size), **settings)
+    channels, *size = check_image_shape(image_shape, n_features)
+    encoder, _ = build(n_inputs, n_outputs=n_inputs, image_shape=(2 * channels, *size))
+    _, decoder = build(n_features, n_outputs=n_outputs, image_shape=(channels, *size))
     return encoder, decoder
 
 

@@ -222,6 +222,11 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         "free_bits": [NOT_NEGATIVE],
         "n_draws": [POSITIVE_INT],
     }
+    _fitted_schema: ClassVar[dict] = {"kl_per_dimension_": "q", "active_units_": int}
+
+    def _latent_distribution(self):
+        """Return weights, means and covariances of the prior, which is N(0, I)."""
+        return np.ones(1), np.zeros((1, self._n_features_out)), np.eye(self._n_features_out)[None]
 
     beta: float = 1.0
     kl_warmup_epochs: int = 0
@@ -457,6 +462,11 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         **SinglePhaseEmbedder._parameter_constraints,
         "corruption": [Interval(Real, 0.0, 1.0, closed="neither"), None],
     }
+    _fitted_schema: ClassVar[dict] = {"code_mean_": "q", "code_covariance_": "qq"}
+
+    def _latent_distribution(self):
+        """Return weights, means and covariances of the normal with the moments of the training codes."""
+        return np.ones(1), self.code_mean_[None], self.code_covariance_[None]
 
     corruption: float | None = None
 

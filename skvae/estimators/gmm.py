@@ -13,10 +13,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
-from ..data.chunks import column_means
+from ..data.chunks import column_means, map_samples
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ..data.rows import Samples
-from ..data.weights import counted_rows, weighted_sum
+from ..data.weights import positive_weight_samples, weighted_sum
 from ..fitting.distributed import current_group
 from ..fitting.em import MixtureFit, fit_best_mixture, step_mixture
 from ..fitting.em_steps import e_step
@@ -28,8 +28,9 @@ from ..fitting.warnings import warn
 from ..fitting.weighted_rows import WeightedRows
 from ..fitting.whitened_rows import WhitenedRows, largest_product
 from ..models.covariances import COVARIANCES, Mixture
-from ._base import ScoreMixin, TorchEstimator, batch_by_batch, fit_method
+from ._base import ScoreMixin, TorchEstimator
 from ._checks import check_enough_rows, check_index, check_processes, check_sample_size, fit_generator
+from ._fit import batch_by_batch, fit_method
 from ._mixture_init import (
     check_component_weights,
     check_init,
@@ -37,6 +38,7 @@ from ._mixture_init import (
     responsibilities_from,
     responsibility_function,
 )
+from .export import MixtureModel
 
 EXACT = ("_exact_means", "_exact_factor")  # in float64, where the published parameters in float32 are not accurate
 MAX_ON_HOST = 2**17  # numbers in the covariances of a mixture whose M-step for a batch is computed on the CPU
@@ -210,6 +212,15 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         "verbose": ["verbose"],
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"weights_": "k", "means_": "km", "_exact_means": "km"},
+        **dict.fromkeys(("covariances_", "precisions_", "precisions_cholesky_", "_exact_factor"), "..."),
+        **{"lower_bound_": float, "lower_bounds_": list, "converged_": bool, "_weight_seen": float},
+        **{"n_iter_": int, "n_regularized_": int},
+    }
+
+    def _export_module(self, dtype):
+        return MixtureModel(self._mixture(torch.float64, "cpu"), COVARIANCES[self.covariance_type])
 
     def __init__(
         self,
@@ -530,7 +541,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         device, family = resolve_device(self.device, dtype=torch.float64), COVARIANCES[self.covariance_type]
         mixture = self._mixture(torch.float64, device)
         rows = {"dtype": compute_dtype(X.dtype, device), "device": device, "chunk_size": self.chunk_size}
-        return self._map(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
+        return map_samples(lambda x: impute_chunk(x, mixture, family), X, width=3 * X.shape[1], **rows)
 
     def bic(self, X, sample_weight=None):
         """Return the Bayesian information criterion on X; lower is better.
@@ -670,7 +681,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
     def _training_samples(self, X, sample_weight):
         """Return the samples of positive weight, without those that have no value, and their centre."""
         n_passed = len(X)
-        X, weight, selected = counted_rows(X, sample_weight)
+        X, weight, selected = positive_weight_samples(X, sample_weight)
         check_enough_rows(X, self.n_components)
         center = column_means(X, weight)
         has_missing = np.isnan(center).any() and any_missing(X)
@@ -683,7 +694,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     def _batch_samples(self, X, sample_weight):
         """Return the samples of positive weight of a further batch, about the mean of the mixture."""
-        X, weight, _ = counted_rows(X, sample_weight)
+        X, weight, _ = positive_weight_samples(X, sample_weight)
         center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
         has_missing = any_missing(X)
         if has_missing:
@@ -862,7 +873,9 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
         rows = {"dtype": dtype, "device": device, "width": 3 * (X.shape[1] + len(mixture.means))}
         with self._serial_if_small(X):
-            return self._map(complete, X, parameters=mixture, incomplete=incomplete, chunk_size=self.chunk_size, **rows)
+            return map_samples(
+                complete, X, parameters=mixture, incomplete=incomplete, chunk_size=self.chunk_size, **rows
+            )
 
     def _serial_if_small(self, X):
         """Return a context in which one thread computes where products of samples are too small for several."""

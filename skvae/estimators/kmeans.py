@@ -12,7 +12,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_device, to_dtype, to_tensor
-from ..data.chunks import chunks_of, map_chunks
+from ..data.chunks import map_chunks, read_chunks
 from ..data.samplers import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
 from ..data.weights import check_weights
 from ..fitting.chunks import row_chunks
@@ -29,8 +29,10 @@ from ..fitting.minibatch import (
 from ..fitting.nearest import MAX_CHUNK, NearestCenters, distances, squared_residuals
 from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
-from ._base import TorchEstimator, batch_by_batch, fit_method
+from ._base import TorchEstimator
 from ._checks import check_processes, fit_seed, row_count
+from ._fit import batch_by_batch, fit_method
+from .export import Centers
 
 MIN_FLOAT32_RATIO = 1e-4  # of the inertia to the spread of the centres: float32 has four digits of such distances
 MAP_BYTES = 2**22  # of a chunk and what is computed from it, which stay in a cache
@@ -170,6 +172,13 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         "verbose": ["verbose"],
         "device": [str, torch.device],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"cluster_centers_": "kd", "labels_": ("n", "iu"), "inertia_": float, "n_iter_": int, "n_steps_": int},
+        **{"_counts": "k", "_n_features_out": int, "_partial_seed": int, "_in_float64": bool},
+    }
+
+    def _export_module(self, dtype):
+        return Centers(self.cluster_centers_)
 
     def __init__(
         self,
@@ -542,7 +551,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         ----------
         make_function : callable, Tensor (k, d) -> (Tensor (b, d) -> Tensor (b, ...))
             Makes the function from the centres less their mean.
-        X : ndarray, Table or TensorRows of shape (n, d)
+        X : ndarray, LazySamples or TensorSamples of shape (n, d)
         """
         options, mean = self._options(X), self.cluster_centers_.mean(axis=0, dtype=np.float64)
         mean = mean.astype(X.dtype)  # the very number that is subtracted from the samples
@@ -564,7 +573,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         """Compute the weighted sum of the squared distances of samples to their centres."""
         options, parts = self._options(X), []
         centers = to_device(to_tensor(self.cluster_centers_, options["dtype"], "cpu"), options["device"])
-        for rows, chunk in chunks_of(X, len(X)):
+        for rows, chunk in read_chunks(X, len(X)):
             chunk_labels = torch.as_tensor(labels[rows]).to(options["device"])
             squares = in_float64(squared_residuals(as_tensor(chunk, **options), centers, chunk_labels))
             parts.append(squares.sum() if weight is None else squares @ in_float64(weight[rows]))

@@ -1,4 +1,4 @@
-"""Clusters named by a few labels."""
+"""Classifier whose clusters are named by a few labels."""
 
 from numbers import Integral
 from typing import ClassVar
@@ -19,29 +19,30 @@ from sklearn.utils.validation import _num_samples, check_is_fitted, has_fit_para
 from torch.utils.data import Dataset, Subset
 
 from ..data.arrays import device_dtype, host_array, to_tensor
-from ..data.labels import labelled_rows, sorted_classes
+from ..data.labels import read_class_labels, sorted_classes
 from ..data.torch_datasets import dataset_of
-from ..data.weights import check_no_word, finite_weights
+from ..data.weights import check_not_text, nonnegative_weights
 from ..fitting.warnings import warn
-from ._base import CheckedParametersMixin, transactional
+from ._base import CheckedParametersMixin
+from ._fit import transactional
 
 MAX_NAMED = 10  # clusters that a warning names
 
 
 def majority(counts):
-    """One for the most frequent class of each cluster, the first of those that are equally frequent."""
+    """Give probability one to the most frequent class of each cluster, the first of equally frequent ones."""
     return np.eye(counts.shape[1])[counts.argmax(axis=1)]
 
 
 def proportional(counts):
-    """Frequencies of the classes in each cluster."""
+    """Return the frequencies of the classes in each cluster."""
     return counts / counts.sum(axis=1, keepdims=True)
 
 
 def hungarian(counts):
-    """One for the class that a cluster is matched to, one to one; clusters without a match go by their majority.
+    """Give probability one to the class that a cluster is matched to, one to one, else to its majority class.
 
-    A cluster and a class without a common row are no match, although the best matching may have to pair them.
+    A cluster and a class without a common sample are no match, although the best matching may have to pair them.
     """
     table = majority(counts)
     clusters, classes = linear_sum_assignment(counts, maximize=True)
@@ -54,32 +55,32 @@ ASSIGNMENTS = {"majority": majority, "proportional": proportional, "hungarian": 
 
 
 class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParametersMixin, BaseEstimator):
-    """Classifier from clusters: they are found without labels, and a few labelled rows say what they mean.
+    """Classifier from clusters that are found without labels and named by a few labelled samples.
 
-    `fit` clusters all rows and does not show their labels to the clusterer. The labelled rows then estimate
+    `fit` clusters all samples and does not show their labels to the clusterer. The labelled samples then estimate
     P(class | cluster), and ``predict_proba(x)`` is the sum over clusters of P(cluster | x) P(class | cluster).
 
     Parameters
     ----------
     estimator : estimator
         Clusterer or mixture with ``fit`` and ``predict``, or a pipeline that ends in one; it is cloned. If it has
-        ``predict_proba``, as mixtures do, P(cluster | x) is that, else one for the predicted cluster. What can not
-        assign new rows, such as :class:`sklearn.cluster.DBSCAN`, can not be used. A
+        ``predict_proba``, as mixtures do, P(cluster | x) is that, else one for the predicted cluster. Clusterers that
+        cannot assign new samples, such as :class:`sklearn.cluster.DBSCAN`, cannot be used. A
         :class:`sklearn.frozen.FrozenEstimator` around a fitted one is not fitted again.
 
     assignment : {"majority", "proportional", "hungarian"}, default="majority"
-        How P(class | cluster) follows from the labelled rows of a cluster.
+        How P(class | cluster) follows from the labelled samples of a cluster.
 
         - "majority": one for their most frequent class; of equally frequent ones, the first in ``classes_``.
         - "proportional": the frequencies of their classes.
-        - "hungarian": clusters and classes are matched one to one, so that as many labelled rows as possible agree.
-          Clusters that are left over, or would be paired with a class that none of their rows has, go by their
-          majority. With fewer clusters than classes, some classes are never predicted.
+        - "hungarian": clusters and classes are matched one to one, so that as many labelled samples as possible agree.
+          Clusters that are left over, or would be paired with a class that none of their samples has, take their
+          majority class. With fewer clusters than classes, some classes are never predicted.
 
     unlabelled : "auto", int, str or None, default="auto"
-        Value of y that marks rows without a label. None, NaN, NA and NaT always do. "auto": -1 if the labels are
+        Value of y that marks samples without a label. None, NaN, NA and NaT always do. "auto": -1 if the labels are
         integers, unless -1 and 1 are the only ones, which then are two classes, as they usually are; and the number -1
-        among text. None: no other value.
+        among strings. None: no other value.
 
     Attributes
     ----------
@@ -88,13 +89,13 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
     classes_ : ndarray of shape (n_classes,)
         Classes in sorted order.
     class_prior_ : ndarray of shape (n_classes,)
-        Frequencies of the classes among all labelled rows.
+        Frequencies of the classes among all labelled samples.
     counts_ : ndarray of shape (n_clusters, n_classes)
-        Labelled rows, or their weight, by cluster (the most probable one) and class.
+        Numbers of labelled samples, or their weights, by cluster (the most probable one) and class.
     table_ : ndarray of shape (n_clusters, n_classes)
-        P(class | cluster). Rows of clusters without a labelled row are ``class_prior_``.
+        P(class | cluster). Clusters without a labelled sample have ``class_prior_``.
     cluster_labels_ : ndarray of shape (n_samples,)
-        Cluster of each training row, labelled or not.
+        Cluster of each training sample, labelled or not.
     n_features_in_ : int
         Number of features, if the clusterer knows it.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -103,14 +104,14 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
     See Also
     --------
     skvae.metrics.clustering_accuracy_score : Score of clusters that are matched to classes.
-    sklearn.semi_supervised.SelfTrainingClassifier : Labels that a classifier gives to rows which have none.
+    sklearn.semi_supervised.SelfTrainingClassifier : Labels from a classifier for samples without one.
 
     Notes
     -----
-    Clusters are numbered from 0. Rows in no cluster (label -1), and new rows in a cluster that no training row is in,
-    get ``class_prior_``.
+    Clusters are numbered from 0. Samples in no cluster (label -1), and new samples in a cluster without a training
+    sample, get ``class_prior_``.
 
-    Labels are counted in the most probable cluster of their row. Weighting them by P(cluster | x) would blur
+    Labels are counted in the most probable cluster of their sample. Weighting them by P(cluster | x) would blur
     the table a second time, after the sum over clusters in ``predict_proba``.
 
     References
@@ -136,6 +137,10 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         "assignment": [StrOptions(set(ASSIGNMENTS))],
         "unlabelled": [str, Integral, None],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"classes_": ("c", "OUbiuf"), "cluster_labels_": ("n", "iu"), "class_prior_": "c"},
+        **{"counts_": "kc", "table_": "kc"},
+    }
 
     def __init__(self, estimator, *, assignment="majority", unlabelled="auto"):
         self.estimator = estimator
@@ -145,19 +150,19 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
     @_fit_context(prefer_skip_nested_validation=False)  # the parameters of the clusterer are the user's as well
     @transactional
     def fit(self, X, y, sample_weight=None, **fit_params):
-        """Find clusters in all rows, and learn their classes from the labelled ones.
+        """Find clusters in all samples, and learn their classes from the labelled ones.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training data; whatever the clusterer takes.
+            Training data in any form that the clusterer takes.
         y : array-like of shape (n_samples,)
-            Classes, whole numbers or strings; None, NaN, NA, NaT and what ``unlabelled`` says for rows without. A list,
-            an array, a Series of pandas or polars, or a tensor. The text "nan" is a class.
+            Classes, integers or strings; None, NaN, NA, NaT and the value of ``unlabelled`` for samples without. A
+            list, an array, a Series of pandas or polars, or a tensor. The string "nan" is a class.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights of the rows. They are given to the clusterer if it takes them, and count labels.
+            Nonnegative weights of the samples. They are passed to the clusterer if it takes them, and count labels.
         **fit_params : dict
-            Given to ``estimator.fit``, or routed if metadata routing is enabled.
+            Passed to ``estimator.fit``, or routed if metadata routing is enabled.
 
         Returns
         -------
@@ -167,23 +172,23 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         Raises
         ------
         ValueError
-            If no row is labelled, no labelled row has a positive weight, or y is not one class for each row, but for
-            example real numbers or one-hot rows.
+            If no sample is labelled, no labelled sample has a positive weight, or y is not one class for each sample,
+            but for example real numbers or one-hot vectors.
         TypeError
             If some classes are strings and some numbers.
 
         Warns
         -----
         UserWarning
-            If clusters have no labelled row, or if the clusterer does not take the weights.
+            If clusters have no labelled sample, or if the clusterer does not take the weights.
         """
         X = dataset_of(X)
-        rows, labels, mark, _ = labelled_rows(y, self.unlabelled)
+        rows, labels, mark, _ = read_class_labels(y, self.unlabelled)
         sample_weight = checked_weights(sample_weight, X, y)
         weight = np.ones(_num_samples(y)) if sample_weight is None else sample_weight
         classes, codes = sorted_classes(labels)
         if len(labels):
-            check_labels_count(weight[rows])
+            check_labelled_weight(weight[rows])
 
         # None is given as y because FrozenEstimator.fit insists on one.
         estimator = clone(self.estimator).fit(X, None, **self._params_of_estimator(sample_weight, fit_params))
@@ -197,15 +202,15 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
 
         self.estimator_, self.classes_, self.cluster_labels_ = estimator, classes, clusters
         self.counts_, self.class_prior_, self._mark = counts, prior / prior.sum(), mark
-        self._precision = precision(X)
-        known = counts.sum(axis=1) > 0
+        self._precision = held_dtype(X)
+        labelled = counts.sum(axis=1) > 0
         self.table_ = np.tile(self.class_prior_, (n_clusters, 1))
-        self.table_[known] = ASSIGNMENTS[self.assignment](counts[known])
-        warn_of_unknown(known)
+        self.table_[labelled] = ASSIGNMENTS[self.assignment](counts[labelled])
+        warn_of_unlabelled(labelled)
         return self
 
     def predict(self, X):
-        """Most probable class of each row.
+        """Predict the most probable class of each sample.
 
         Parameters
         ----------
@@ -223,7 +228,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         return self.classes_[host_array(best)]
 
     def predict_proba(self, X):
-        """Probabilities of the classes for each row.
+        """Predict probabilities of the classes for each sample.
 
         Parameters
         ----------
@@ -241,25 +246,25 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
             if isinstance(resp, torch.Tensor):
                 return resp @ torch.from_numpy(self.table_).to(resp)
             return resp @ self.table_.astype(resp.dtype, copy=False)
-        # scikit-learn's k-means can not predict rows of another precision than it was fitted to.
+        # k-means of scikit-learn cannot predict samples of another precision than it was fitted to.
         if self._precision is not None and (isinstance(X, np.ndarray) or issparse(X)) and X.dtype.kind in "fiub":
             X = X.astype(self._precision, copy=False)
         clusters, n_clusters = self.estimator_.predict(X), len(self.table_)
-        known, table = (clusters >= 0) & (clusters < n_clusters), np.vstack([self.table_, self.class_prior_])
+        is_named, table = (clusters >= 0) & (clusters < n_clusters), np.vstack([self.table_, self.class_prior_])
         if isinstance(clusters, torch.Tensor):
             dtype = X.dtype if X.is_floating_point() else device_dtype(table.dtype, clusters.device)
-            return to_tensor(table, dtype, clusters.device)[torch.where(known, clusters, n_clusters)]
-        return table[np.where(known, clusters, n_clusters)]
+            return to_tensor(table, dtype, clusters.device)[torch.where(is_named, clusters, n_clusters)]
+        return table[np.where(is_named, clusters, n_clusters)]
 
     def score(self, X, y, sample_weight=None):
-        """Share of the labelled rows whose class is predicted; rows without a label do not count.
+        """Compute the share of the labelled samples whose class is predicted; samples without a label do not count.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Data.
         y : array-like of shape (n_samples,)
-            Classes; unlabelled rows are marked as in `fit`.
+            Classes; unlabelled samples are marked as in `fit`.
         sample_weight : array-like of shape (n_samples,), default=None
             Nonnegative weights of the samples; an integer weight is as many equal samples, and a weight of zero none.
 
@@ -271,21 +276,21 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         Raises
         ------
         ValueError
-            If no row is labelled, no labelled row has a positive weight, or y or the weights are not one for each row.
+            If no sample is labelled, no labelled sample has a positive weight, or y or the weights are not one for each
+            sample.
         """
         check_is_fitted(self)
         X = dataset_of(X)
         weight = checked_weights(sample_weight, X, y)
-        rows, labels, _, _ = labelled_rows(y, self._mark)
+        rows, labels, _, _ = read_class_labels(y, self._mark)
         if weight is not None:
-            check_labels_count(weight[rows])
+            check_labelled_weight(weight[rows])
             counted = weight[rows] > 0
             rows, labels = rows[counted], labels[counted]
             weight = weight[rows]
         if len(rows) < _num_samples(y):
             X = Subset(X, rows.tolist()) if isinstance(X, Dataset) else _safe_indexing(X, rows)
-        found = self.predict(X)
-        return accuracy_score(labels, host_array(found), sample_weight=weight)
+        return accuracy_score(labels, host_array(self.predict(X)), sample_weight=weight)
 
     @property
     def n_features_in_(self):
@@ -298,7 +303,7 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         return self.estimator_.feature_names_in_
 
     def get_metadata_routing(self):
-        """Where metadata go that are given to this estimator.
+        """Return the metadata routing of this estimator.
 
         Returns
         -------
@@ -313,17 +318,17 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
         tags.input_tags = get_tags(self.estimator).input_tags
         return tags
 
-    def _explained(self, message, name, value):
+    def _parameter_message(self, message, name, value):
         if name == "estimator" and hasattr(value, "fit_predict") and not hasattr(value, "predict"):
             last = type(value.steps[-1][1] if isinstance(value, Pipeline) else value).__name__
             return (
                 f"{message} {last} labels the rows that it is fitted to and cannot label new ones; use a clusterer "
                 "with predict, such as TorchMiniBatchKMeans, TorchGMM, VaDEClusterer or KMeans."
             )
-        return super()._explained(message, name, value)
+        return super()._parameter_message(message, name, value)
 
     def _params_of_estimator(self, sample_weight, fit_params):
-        """What the fit of the clusterer is given beside X."""
+        """Return the parameters for the fit of the clusterer."""
         if get_config()["enable_metadata_routing"]:
             return process_routing(self, "fit", sample_weight=sample_weight, **fit_params).estimator.fit
         if sample_weight is None:
@@ -340,26 +345,26 @@ class ClusterLabelClassifier(ClassifierMixin, MetaEstimatorMixin, CheckedParamet
 
 
 def checked_weights(sample_weight, X, y):
-    """Weights of samples in float64, None if there are none.
+    """Return weights of samples in float64, or None if there are none.
 
     Raises
     ------
     ValueError
-        If they are not finite, negative, or not one for each row, or if X and y have different numbers of rows.
+        If they are not finite, negative, or not one for each sample, or if X and y have different numbers of samples.
     """
-    check_no_word(sample_weight)  # which has a length
+    check_not_text(sample_weight)  # which has a length
     check_consistent_length(X, y, sample_weight)
-    return None if sample_weight is None else finite_weights(sample_weight, y)
+    return None if sample_weight is None else nonnegative_weights(sample_weight, y)
 
 
-def check_labels_count(weight):
-    """Raise if no labelled row has a positive weight."""
+def check_labelled_weight(weight):
+    """Raise if no labelled sample has a positive weight."""
     if not weight.any():
         raise ValueError("Every labelled row has a sample_weight of zero; at least one row with a class should count.")
 
 
 def hard_clusters(estimator, X):
-    """Cluster of each row, and the number of clusters.
+    """Predict the cluster of each sample; return the clusters and their number.
 
     Raises
     ------
@@ -378,20 +383,20 @@ def hard_clusters(estimator, X):
     return clusters, max(int(clusters.max()) + 1, 0)
 
 
-def precision(X):
-    """Dtype in which scikit-learn's clusterers hold X; None for data frames, whose columns have their own."""
+def held_dtype(X):
+    """Return the dtype in which clusterers of scikit-learn hold X; None for frames, whose columns have their own."""
     if hasattr(X, "dtypes"):
         return None
     return np.float32 if getattr(getattr(X, "dtype", None), "name", None) == "float32" else np.float64
 
 
-def warn_of_unknown(known):
-    """Warn of clusters without a labelled row."""
-    if known.all():
+def warn_of_unlabelled(labelled):
+    """Warn of clusters without a labelled sample."""
+    if labelled.all():
         return
-    unknown = np.flatnonzero(~known).tolist()
-    names = ", ".join(map(str, unknown[:MAX_NAMED])) + (", ..." if len(unknown) > MAX_NAMED else "")
+    unlabelled = np.flatnonzero(~labelled).tolist()
+    names = ", ".join(map(str, unlabelled[:MAX_NAMED])) + (", ..." if len(unlabelled) > MAX_NAMED else "")
     warn(
-        f"{len(unknown)} of {len(known)} clusters have no labelled row ({names}); rows there get the frequencies of "
-        "all labels.",
+        f"{len(unlabelled)} of {len(labelled)} clusters have no labelled row ({names}); rows there get the frequencies "
+        "of all labels.",
     )

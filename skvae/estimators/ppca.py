@@ -12,10 +12,10 @@ from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import compute_dtype, float_dtype, generator_from, is_exact, resolve_device, to_dtype, to_tensor
-from ..data.chunks import centered, centered_columns, column_means, scatter_about
+from ..data.chunks import centered, centered_columns, column_means, map_samples, scatter_about
 from ..data.columns import Columns
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ..data.weights import counted_rows
+from ..data.weights import positive_weight_samples
 from ..fitting.distributed import current_group
 from ..fitting.missing import PatternRows, impute, observed_e_step
 from ..fitting.ppca import VarianceFloor, fit_ppca, fit_ppca_em, gram_spectrum, scatter_spectrum
@@ -24,8 +24,10 @@ from ..fitting.weighted_rows import WeightedRows
 from ..models.covariances import COVARIANCES
 from ..models.ppca import PPCA
 from ..models.tensors import copy_to_device
-from ._base import LatentMixin, TorchEstimator, fit_method
+from ._base import LatentMixin, TorchEstimator
 from ._checks import check_processes, check_sample_size, row_count
+from ._fit import fit_method
+from .export import LinearEncoder
 
 EXACT = ("_exact_mean", "_exact_components", "_exact_variances")  # in float64, where float32 is not enough
 MIN_SHARE = 1e-4  # of the largest variance: float32 has three digits of such variances
@@ -139,6 +141,18 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         "tol": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"mean_": "d", "components_": "qd", "explained_variance_": "q", "explained_variance_ratio_": "q"},
+        **{"_exact_mean": "d", "_exact_components": "qd", "_exact_variances": "q", "noise_variance_": float},
+        **{"n_components_": int, "n_iter_": int, "_n_features_out": int},
+    }
+
+    def _export_module(self, dtype):
+        return LinearEncoder(self.transform, self.mean_)
+
+    def _latent_distribution(self):
+        """Return weights, means and covariances of the prior, which is N(0, I)."""
+        return np.ones(1), np.zeros((1, self.n_components_)), np.eye(self.n_components_)[None]
 
     def __init__(
         self, n_components=None, *, device="auto", chunk_size=None, random_state=None, tol=1e-6, max_iter=1000
@@ -181,7 +195,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         """
         X = self._validate(X, reset=True, min_samples=2)
         check_processes(self, X)
-        X, weight, _ = counted_rows(X, sample_weight)
+        X, weight, _ = positive_weight_samples(X, sample_weight)
         mean = column_means(X, weight)
         is_incomplete = np.isnan(mean).any() and any_missing(X)
         if is_incomplete:
@@ -385,7 +399,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         X = self._validate(X, reset=False)
         device, family = resolve_device(self.device, dtype=torch.float64), COVARIANCES["full"]
         mixture = self._model(torch.float64, device).as_mixture()
-        return self._map(
+        return map_samples(
             lambda x: impute_chunk(x, mixture, family),
             X,
             dtype=compute_dtype(X.dtype, device),
@@ -429,7 +443,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         Parameters
         ----------
         function : callable, PPCA and Tensor (b, d) -> Tensor (b, ...)
-        X : ndarray, Table or TensorRows of shape (n, d)
+        X : ndarray, LazySamples or TensorSamples of shape (n, d)
             Validated samples or latent codes.
         incomplete : callable, optional
             It gets a chunk, the model, and its density (mixture and family), in float64.
@@ -443,7 +457,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             model = self._model(torch.float64, device)
             return model, model.as_mixture(), COVARIANCES["full"]
 
-        return self._map(
+        return map_samples(
             lambda x, *parts: function(PPCA(*parts), x),
             X,
             dtype=dtype,

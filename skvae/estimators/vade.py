@@ -22,22 +22,16 @@ from ..fitting.distributed import current_group
 from ..fitting.evaluation import mean_elbo, posterior_of
 from ..fitting.lazy_rows import select_rows
 from ..fitting.training import fit_module
-from ..fitting.vade import (
-    LAST_WEIGHT,
-    ConsistencyDecay,
-    PruneMixtures,
-    one_cycle,
-    soft_mixtures,
-    standardize_codes,
-)
+from ..fitting.vade import LAST_WEIGHT, ConsistencyDecay, PruneMixtures, one_cycle, soft_mixtures, standardize_codes
 from ..fitting.warnings import warn
 from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Mixture, Support
-from ._base import fit_method
 from ._checks import check_index, row_count
 from ._elbo import ELBOMixin, draw_generator, draw_samples
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, BaseEmbedder
 from ._embedder_training import augmentation, history_of, prepare_samples, train, training_plan, user_callbacks
+from ._fit import fit_method
 from ._networks import pretrained_model
+from .export import EncoderWithClusters
 from .gmm import TorchGMM
 
 AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.3}  # of views in joint training
@@ -284,6 +278,14 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         "pretrain_epochs": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
         "pretrain_lr": [Interval(Real, 0.0, None, closed="neither")],
     }
+    _fitted_schema: ClassVar[dict] = {
+        **{"weights_": "k", "means_": "km", "covariances_": "...", "cluster_centers_": "kd", "labels_": ("n", "iu")},
+        **{"lower_bound_": float, "lower_bounds_": list, "n_effective_clusters_": float, "_confidence": float},
+        **{"pretrain_history_": list, "init_losses_": list, "held_out_scores_": dict, "consistency_": float},
+    }
+
+    def _export_module(self, dtype):
+        return EncoderWithClusters(self.module_, dtype)
 
     n_clusters: int = field(default=10, kw_only=False)
     latent_dim: int = 10

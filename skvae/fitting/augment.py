@@ -6,7 +6,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..models.networks import check_image_shape
+from ..models.images import check_image_shape
 
 
 def affine_views(u, image_shape, generator, *, rotation=10.0, shift=0.08, log_scale=0.1, shear=0.1):

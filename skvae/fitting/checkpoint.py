@@ -1,16 +1,14 @@
 """Snapshots of a training: to go back to after a bad epoch, and to resume from after a process was killed."""
 
 import copy
-import os
-import tempfile
 from abc import abstractmethod
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 
 from .devices import random_states, set_random_states
+from .files import atomic_write
 
 FORMAT = 1
 SKORCH_EARLY_STOPPING = ("misses_", "dynamic_threshold_", "best_epoch_", "best_model_weights_")  # its state
@@ -160,24 +158,12 @@ class Checkpoint:
         if finished:
             self.content["finished"].append(snapshot)
         self.content["current"] = None if finished else snapshot
-        self._write()
+        with atomic_write(self.path) as file:
+            torch.save(self.content, file)
 
     def remove(self):
         """Remove the file at the end of the fit."""
         self.path.unlink(missing_ok=True)
-
-    def _write(self):
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(self.content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
 
 
 class JointCheckpoint:

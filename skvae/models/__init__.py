@@ -1,8 +1,8 @@
-"""What the models are: densities and networks in torch, with no data, devices, files or seeds."""
+"""Models: densities and networks in torch, without data, devices, files or seeds."""
 
 from .counts import Categorical, NegativeBinomial, Poisson
 from .covariances import COVARIANCES, Mixture, Moments
-from .features import FeatureSummary, Support
+from .features import FeatureSummary, Likelihood, Support
 from .latent import ELBO, LatentModel
 from .likelihoods import (
     LIKELIHOODS,
@@ -13,10 +13,10 @@ from .likelihoods import (
     Gaussian,
     SampleGaussian,
 )
-from .missing import Observed
+from .missing import MaskedLikelihood
 from .networks import ACTIVATIONS, NETWORKS
 from .ppca import PPCA
-from .priors import Flat, GaussianMixturePrior, Posterior, StandardNormal
+from .priors import Flat, GaussianMixturePrior, Posterior, Prior, StandardNormal
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,12 +35,14 @@ __all__ = [
     "Gaussian",
     "GaussianMixturePrior",
     "LatentModel",
+    "Likelihood",
+    "MaskedLikelihood",
     "Mixture",
     "Moments",
     "NegativeBinomial",
-    "Observed",
     "Poisson",
     "Posterior",
+    "Prior",
     "SampleGaussian",
     "StandardNormal",
     "Support",

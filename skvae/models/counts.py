@@ -1,4 +1,4 @@
-"""Observation models of whole numbers: counts and codes of categories. Their verbs are those of likelihoods.py."""
+"""Observation models of integers: counts and codes of categories."""
 
 import math
 
@@ -16,7 +16,7 @@ MAX_CATEGORIES = 2**20
 
 
 class Counts(nn.Module):
-    """What likelihoods of counts share: the decoder gives log-rates, relative to the mean of each feature.
+    """Base class of likelihoods of counts: the decoder outputs log-rates, relative to the mean of each feature.
 
     They are bounded smoothly to +-20, so that rates and gradients stay finite.
 
@@ -38,35 +38,35 @@ class Counts(nn.Module):
 
     @classmethod
     def from_data(cls, summary):
-        """The likelihood for data with this summary."""
+        """Return the likelihood for training data with this summary."""
         return cls(summary.mean, summary.scale)
 
     def n_inputs(self, n_features):
-        """Number of encoder inputs."""
+        """Return the number of encoder inputs."""
         return n_features
 
     def n_outputs(self, n_features):
-        """Number of decoder outputs."""
+        """Return the number of decoder outputs."""
         return n_features
 
     def standardize(self, x):
-        """What is stored for training of the rows x: the counts."""
+        """Return samples in the units of the model: the counts."""
         return x
 
     def inputs(self, u):
-        """What the encoder sees: log(1 + x), shifted and scaled to about unit variance; a number below 0 as 0."""
+        """Return log(1 + x), shifted and scaled to about unit variance; a number below 0 counts as 0."""
         return (u.clamp(min=0).log1p() - self.input_mean.to(u.dtype)) / self.input_scale.to(u.dtype)
 
     def log_rate(self, params):
-        """Logs of the expected counts (n, d)."""
+        """Return logs of the expected counts (n, d)."""
         return self.log_mean.to(params.dtype) + LOG_RATE_BOUND * (params / LOG_RATE_BOUND).tanh()
 
     def mean(self, params):
-        """Expected rows in the data's units."""
+        """Return expected samples in the units of the data."""
         return self.log_rate(params).exp()
 
     def log_prob(self, u, params):
-        """Log-probability of the rows in nats (n,)."""
+        """Return the log-probability of each sample in nats (n,)."""
         return self.feature_log_prob(u, params).sum(-1)
 
 
@@ -74,23 +74,23 @@ class Poisson(Counts):
     """Poisson counts: variance equal to the mean."""
 
     def feature_log_prob(self, u, params):
-        """Log-probability of each count in nats (n, d)."""
-        log_rate, count, seen = self.log_rate(params), u.clamp(min=1), (u > 0).to(params.dtype)
+        """Return the log-probability of each count in nats (n, d)."""
+        log_rate, count, is_positive = self.log_rate(params), u.clamp(min=1), (u > 0).to(params.dtype)
         constant = stirling_error(count) + 0.5 * (count.log() + LOG_2PI)
-        # Where nothing was counted, the deviance is that of a count of 1, which is rate - 1 - log(rate).
-        zero = (1 - seen) * (1 + log_rate)
-        return -(deviance(count, log_rate - count.log()) + zero + seen * constant)
+        # For a count of zero, the deviance is that of a count of 1, which is rate - 1 - log(rate).
+        zero = (1 - is_positive) * (1 + log_rate)
+        return -(deviance(count, log_rate - count.log()) + zero + is_positive * constant)
 
     def sample(self, params, generator):
-        """Draw rows of counts."""
+        """Draw samples of counts."""
         return torch.poisson(self.mean(params), generator=generator)
 
 
 class NegativeBinomial(Counts):
     """Negative binomial counts with mean mu and variance mu + mu^2 / theta.
 
-    The inverse dispersion theta of each feature is learned with the networks, and the same for all rows. It starts at
-    the value that the moments of the feature imply, and stays between e^-10 and e^10; a Poisson has infinite theta.
+    The inverse dispersion theta of each feature is learned with the networks, and the same for all samples. It is
+    initialized from the moments of the feature, and stays between e^-10 and e^10; a Poisson has infinite theta.
 
     Parameters
     ----------
@@ -101,9 +101,9 @@ class NegativeBinomial(Counts):
     def __init__(self, mean, scale):
         super().__init__(mean, scale)
         excess = (scale.square() - mean).clamp(min=1e-30)
-        start = (2 * mean.clamp(min=MIN_MEAN).log() - excess.log()) / LOG_DISPERSION_BOUND
+        initial = (2 * mean.clamp(min=MIN_MEAN).log() - excess.log()) / LOG_DISPERSION_BOUND
         # In units of ten, because Adam moves every parameter by about lr a step.
-        raw = LOG_DISPERSION_BOUND / 10 * start.clamp(-0.9, 0.9).atanh()
+        raw = LOG_DISPERSION_BOUND / 10 * initial.clamp(-0.9, 0.9).atanh()
         self.raw_log_dispersion = nn.Parameter(raw.to(torch.float32))
 
     @property
@@ -112,27 +112,27 @@ class NegativeBinomial(Counts):
         return LOG_DISPERSION_BOUND * (10 * self.raw_log_dispersion / LOG_DISPERSION_BOUND).tanh()
 
     def feature_log_prob(self, u, params):
-        """Log-probability of each count in nats (n, d).
+        """Return the log-probability of each count in nats (n, d).
 
         It is that of a binomial with real parameters, written as deviances and Stirling errors (Loader 2000, "Fast and
         accurate computation of binomial probabilities"). Differences of log-gamma functions would lose all digits of
         float32 for large counts or theta.
         """
         log_mu, log_theta = self.log_rate(params), self.log_theta.to(params.dtype)
-        mu, theta, count, seen = log_mu.exp(), log_theta.exp(), u.clamp(min=1), (u > 0).to(params.dtype)
+        mu, theta, count, is_positive = log_mu.exp(), log_theta.exp(), u.clamp(min=1), (u > 0).to(params.dtype)
         total, difference = count + theta, count - mu
         # log((x + theta) / (mu + theta)), accurate where they are nearly equal and where one is much larger.
         shared = difference.sign() * torch.log1p(difference.abs() / (torch.minimum(count, mu) + theta))
-        some = (
+        of_positive = (
             stirling_error(total) - stirling_error(theta) - stirling_error(count)
             - deviance(theta, shared) - deviance(count, log_mu - count.log() + shared)
             + 0.5 * (log_theta - total.log() - count.log() - LOG_2PI)
         )  # fmt: skip
-        none = -theta * F.softplus(log_mu - log_theta)
-        return seen * some + (1 - seen) * none  # both are finite; this is faster than a choice
+        of_zero = -theta * F.softplus(log_mu - log_theta)
+        return is_positive * of_positive + (1 - is_positive) * of_zero  # both are finite; faster than where
 
     def sample(self, params, generator):
-        """Draw rows of counts: Poisson counts whose rates are drawn from gamma distributions."""
+        """Draw Poisson counts whose rates are drawn from gamma distributions."""
         theta = self.log_theta.to(params.dtype).exp().expand_as(params)
         # torch.distributions draws gammas by this function too, but without a generator.
         rate = torch._standard_gamma(theta, generator=generator) * self.mean(params) / theta
@@ -140,15 +140,15 @@ class NegativeBinomial(Counts):
 
 
 def deviance(count, log_ratio):
-    """Half the Poisson deviance of counts from rates with these log(rate / count), accurate near 0 too."""
+    """Return half the Poisson deviance of counts from rates with these log(rate / count), accurate near 0 too."""
     return count * (torch.expm1(log_ratio) - log_ratio)
 
 
 def stirling_error(x):
-    """log(Gamma(x + 1)) less Stirling's approximation ``(x + 1/2) log(x) - x + log(2 pi) / 2``, for positive x.
+    """Return log(Gamma(x + 1)) less Stirling's approximation ``(x + 1/2) log(x) - x + log(2 pi) / 2``, for x > 0.
 
-    It is the asymptotic series at x + 8, and what the recurrence Gamma(x + 1) = x Gamma(x) makes of the eight steps;
-    torch's lgamma takes as long, and its gradient much longer.
+    It is the asymptotic series at x + 8, and eight steps of the recurrence Gamma(x + 1) = x Gamma(x); torch's lgamma
+    takes as long, and its gradient much longer.
     """
     inverse = 1 / (x + 8)
     share, square = x * inverse, inverse * inverse
@@ -159,7 +159,7 @@ def stirling_error(x):
 
 
 class Categorical(nn.Module):
-    """Each feature is a code 0, 1, ..., C - 1 of a category, without order; the decoder gives logits.
+    """Each feature is a code 0, 1, ..., C - 1 of a category, without order; the decoder outputs logits.
 
     The logits of the categories of the first feature come first, then those of the second, and so on. Codes up to the
     largest of the training data are possible, whether they occurred in it or not.
@@ -170,9 +170,9 @@ class Categorical(nn.Module):
         Number of categories of each feature.
     """
 
-    support = Support(0.0, math.inf, integers=True)  # before the codes of the training data are known
+    support = Support(0.0, math.inf, integers=True)  # of the class; instances are bounded by the training data
     has_mean = False  # of codes
-    missing = -1.0  # stands for a missing code; a code of no category is seen by the encoder as none
+    missing = -1.0  # stands for a missing code; the encoder's inputs are zero for codes of no category
 
     def __init__(self, n_categories):
         super().__init__()
@@ -182,7 +182,7 @@ class Categorical(nn.Module):
         starts = counts.cumsum(0) - counts
         self.register_buffer("counts", counts)
         self.register_buffer("starts", starts)
-        # Features with equal numbers of categories are computed with as one block.
+        # Features with equal numbers of categories are computed as one block.
         self.sizes = sorted(set(self.n_categories))
         for size in self.sizes:
             features = (counts == size).nonzero()[:, 0]
@@ -191,7 +191,7 @@ class Categorical(nn.Module):
 
     @classmethod
     def from_data(cls, summary):
-        """The likelihood for data with this summary: codes up to the largest of each feature.
+        """Return the likelihood for training data with this summary: codes up to the largest of each feature.
 
         Raises
         ------
@@ -201,51 +201,50 @@ class Categorical(nn.Module):
         total = float((summary.maximum + 1).sum())
         if total > MAX_CATEGORIES:
             raise ValueError(
-                f"The features of X have {total:.0f} categories in all, and {MAX_CATEGORIES} are the most that a "
-                "categorical likelihood takes; give codes from 0 without gaps (OrdinalEncoder), or merge rare ones."
+                f"The features of X have {total:.0f} categories in all, and {MAX_CATEGORIES} is the maximum of a "
+                "categorical likelihood; give codes from 0 without gaps (OrdinalEncoder), or merge rare ones."
             )
         return cls(int(maximum) + 1 for maximum in summary.maximum.tolist())
 
     def n_inputs(self, n_features):
-        """Number of encoder inputs: one for each category of each feature."""
+        """Return the number of encoder inputs: one for each category of each feature."""
         return sum(self.n_categories)
 
     def n_outputs(self, n_features):
-        """Number of decoder outputs: one for each category of each feature."""
+        """Return the number of decoder outputs: one for each category of each feature."""
         return sum(self.n_categories)
 
     def standardize(self, x):
-        """What is stored for training of the rows x: the codes."""
+        """Return samples in the units of the model: the codes."""
         return x
 
     def inputs(self, u):
-        """What the encoder sees: one-hot codes, all zero for a code that is not in the support."""
-        known = (u >= 0) & (u < self.counts) & (u == u.round())
-        columns = torch.where(known, u, 0.0).long() + self.starts
-        return u.new_zeros(len(u), sum(self.n_categories)).scatter_(-1, columns, known.to(u.dtype))
+        """Return one-hot codes, all zero for a code that is not in the support."""
+        is_valid = (u >= 0) & (u < self.counts) & (u == u.round())
+        columns = torch.where(is_valid, u, 0.0).long() + self.starts
+        return u.new_zeros(len(u), sum(self.n_categories)).scatter_(-1, columns, is_valid.to(u.dtype))
 
     def log_prob(self, u, params):
-        """Log-probability of the rows in nats (n,)."""
+        """Return the log-probability of each sample in nats (n,)."""
         codes = u.long()
-        found = [
+        return sum(
             logits.log_softmax(-1).gather(-1, codes[..., features, None]).sum((-2, -1))
             for features, logits in self._blocks(params)
-        ]
-        return sum(found)
+        )
 
     def feature_log_prob(self, u, params):
-        """Log-probability of each code in nats (n, d)."""
-        codes, found = u.long(), params.new_empty(*params.shape[:-1], len(self.n_categories))
+        """Return the log-probability of each code in nats (n, d)."""
+        codes, log_prob = u.long(), params.new_empty(*params.shape[:-1], len(self.n_categories))
         for features, logits in self._blocks(params):
-            found[..., features] = logits.log_softmax(-1).gather(-1, codes[..., features, None]).squeeze(-1)
-        return found
+            log_prob[..., features] = logits.log_softmax(-1).gather(-1, codes[..., features, None]).squeeze(-1)
+        return log_prob
 
     def mean(self, params):
-        """The most probable code of each feature (n, d); codes have no mean."""
+        """Return the most probable code of each feature (n, d); codes have no mean."""
         return self._each_block(params, lambda logits: logits.argmax(-1))
 
     def sample(self, params, generator):
-        """Draw rows of codes."""
+        """Draw samples of codes."""
 
         def draw(logits):
             flat = logits.softmax(-1).flatten(0, -2)
@@ -254,7 +253,7 @@ class Categorical(nn.Module):
         return self._each_block(params, draw)
 
     def _blocks(self, params):
-        """Features and their logits (n, features, categories), for each number of categories."""
+        """Yield features and their logits (n, features, categories) for each number of categories."""
         for size in self.sizes:
             columns = getattr(self, f"columns_{size}")
             logits = params if len(self.sizes) == 1 else params.index_select(-1, columns)

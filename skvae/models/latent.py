@@ -13,11 +13,11 @@ LOG_SCALE_BOUND = 10.0
 
 
 class ELBO(NamedTuple):
-    """The terms of the evidence lower bound of each row, in nats: it is log_likelihood - kl."""
+    """Terms of the evidence lower bound (ELBO) of each sample in nats: log_likelihood - kl."""
 
     log_likelihood: Tensor  # (n,)
     kl_parts: Tensor  # (n, m): one for each latent dimension where the prior has independent ones
-    agreement: Tensor | None = None  # (h,), beside the bound: of two views of the rows about their clusters
+    agreement: Tensor | None = None  # (h,), not in the ELBO: mutual information of clusters between augmented views
 
     @property
     def kl(self):
@@ -26,15 +26,21 @@ class ELBO(NamedTuple):
 
     @property
     def value(self):
-        """The bound (n,)."""
+        """The ELBO (n,)."""
         return self.log_likelihood - self.kl
 
 
 class LatentModel(nn.Module):
     """p(x, z) = p(x | decoder(z)) p(z) with q(z | x) from the encoder (Kingma and Welling 2014).
 
-    The autoencoder, the variational autoencoder and VaDE are this model with different priors. It works on
-    standardised rows ``u = likelihood.standardize(x)``.
+    The autoencoder, the variational autoencoder and VaDE are this model with different priors. Its inputs are
+    standardized samples ``u = likelihood.standardize(x)``.
+
+    Parameters
+    ----------
+    encoder, decoder : Module
+    likelihood : Likelihood
+    prior : Prior
     """
 
     def __init__(self, encoder, decoder, likelihood, prior):
@@ -43,28 +49,28 @@ class LatentModel(nn.Module):
         self.decoder = decoder
         self.likelihood = likelihood
         self.prior = prior
-        self.autocast = None  # a lower precision in which the networks, and they alone, compute while training
+        self.autocast = None  # lower precision of the networks during training
 
     @property
     def dtype(self):
-        """The precision of the networks."""
+        """Dtype of the networks."""
         parameters = chain(self.encoder.parameters(), self.decoder.parameters())
         return next((parameter.dtype for parameter in parameters), torch.float32)
 
     def standardize(self, x):
-        """What the model stores of rows, in the precision of the networks."""
+        """Return samples in the units of the model and the dtype of the networks."""
         return self.likelihood.standardize(x).to(self.dtype)
 
     def posterior(self, u):
-        """q(z | x) of each row."""
+        """Return q(z | x) of each sample."""
         mean, *raw = self._run(self.encoder, self.likelihood.inputs(u)).chunk(self.prior.n_statistics, dim=-1)
         if not raw:
             return Posterior(mean, torch.full_like(mean, -torch.inf))
-        # Bounded smoothly: a row far from the training data cannot overflow exp, and gradients do not vanish.
+        # Bounded smoothly: a sample far from the training data cannot overflow exp, and gradients do not vanish.
         return Posterior(mean, LOG_SCALE_BOUND * (raw[0] / LOG_SCALE_BOUND).tanh())
 
     def elbo(self, u, q, noise):
-        """ELBO of each row at the codes drawn with this noise, (n, k) or (n, m, k) for the mean over m codes."""
+        """Return the ELBO at latent codes drawn with this noise, (n, k) or (n, m, k) for the mean over m draws."""
         if noise.ndim == 2:
             z = self.prior.draw(q, noise)
             return ELBO(self.likelihood.log_prob(u, self._run(self.decoder, z)), self.prior.kl_parts(q, z))
@@ -72,10 +78,10 @@ class LatentModel(nn.Module):
         return ELBO(*(torch.stack(terms).mean(0) for terms in zip(*parts, strict=True)))
 
     def forward(self, u, noise, view=None):
-        """ELBO of each row, from standard normal noise (n, k) or (n, m, k).
+        """Return the ELBO of each sample, from standard normal noise (n, k) or (n, m, k).
 
-        The encoder sees ``view`` instead of the rows if it is given: an augmented or corrupted form of them. Of two
-        views (n, 2, d) the first is reconstructed from, and the prior says how far they agree.
+        The input of the encoder is ``view`` instead of the samples, if it is not None: an augmented or corrupted view.
+        Of two views (n, 2, d), the first is decoded, and the prior returns their mutual information.
         """
         if view is None or view.ndim == 2:
             return self.elbo(u, self.posterior(u if view is None else view), noise)
@@ -84,13 +90,13 @@ class LatentModel(nn.Module):
         return self.elbo(u, Posterior(mean, log_scale), noise)._replace(agreement=self.prior.agreement(mean, other))
 
     def log_weights(self, u, q, noise):
-        """Log of p(x, z) / q(z | x) of each row, at the code drawn with this noise (n, k): its mean is p(x)."""
+        """Return log p(x, z) / q(z | x) at latent codes drawn with this noise (n, k); the mean of the ratio is p(x)."""
         z = self.prior.draw(q, noise)
         log_q = -0.5 * (noise.square() + LOG_2PI).sum(-1) - q.log_scale.sum(-1)
         return self.likelihood.log_prob(u, self.decoder(z)) + self.prior.log_prob(z) - log_q
 
     def decode(self, z):
-        """Expected rows in the data's units."""
+        """Return expected samples in the units of the data."""
         return self.likelihood.mean(self.decoder(z))
 
     def _run(self, network, x):

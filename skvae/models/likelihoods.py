@@ -1,18 +1,4 @@
-"""Observation models p(x | z): what the outputs of a decoder mean.
-
-Conventions
------------
-Rows come in three forms: ``x`` in the data's own units; ``u = standardize(x)``, what is stored for training, in which
-float32 loses nothing that matters; and ``inputs(u)``, what the encoder sees. The decoder gives ``params``. `log_prob`
-is the log-density of x in nats and in the data's own units (it contains the Jacobian of the standardisation), so that
-values from different likelihoods and models can be compared. `mean` and `sample` answer in the data's own units as
-well.
-
-Every likelihood has ``support`` (a `Support`), ``from_data(summary)`` (a class method, from a `FeatureSummary`),
-``n_inputs(n_features)``, ``n_outputs(n_features)``, ``standardize(x)``, ``inputs(u)``, ``log_prob(u, params)``,
-``mean(params)`` and ``sample(params, generator)``. With ``feature_log_prob(u, params)`` (n, d), whose sums are
-``log_prob``, values may be missing (see missing.py).
-"""
+"""Observation models p(x | z) of real features: likelihoods, whose parameters are the outputs of a decoder."""
 
 import math
 
@@ -26,57 +12,57 @@ from .features import Support
 
 
 class UnitInterval(nn.Module):
-    """What likelihoods of features in [0, 1] share: their own units, and one decoder output for each feature."""
+    """Base class of likelihoods of features in [0, 1], with one decoder output for each feature."""
 
     support = Support(0.0, 1.0)
 
     @classmethod
     def from_data(cls, summary):
-        """The likelihood for data with this summary (not used here)."""
+        """Return the likelihood, which does not depend on the data."""
         return cls()
 
     def n_inputs(self, n_features):
-        """Number of encoder inputs."""
+        """Return the number of encoder inputs."""
         return n_features
 
     def n_outputs(self, n_features):
-        """Number of decoder outputs."""
+        """Return the number of decoder outputs."""
         return n_features
 
     def standardize(self, x):
-        """What is stored for training of the rows x."""
+        """Return samples in the units of the model, which are those of the data."""
         return x
 
     def inputs(self, u):
-        """What the encoder sees."""
+        """Return the inputs of the encoder."""
         return u
 
     def log_prob(self, u, params):
-        """Log-density of the rows in nats (n,)."""
+        """Return the log-density of each sample in nats (n,)."""
         return self.feature_log_prob(u, params).sum(-1)
 
 
 class Bernoulli(UnitInterval):
-    """Each feature is a probability or a binary value in [0, 1]; the decoder gives logits.
+    """Each feature is a probability or a binary value in [0, 1]; the decoder outputs logits.
 
-    For values strictly between 0 and 1 this is the usual cross-entropy, which is not normalised over [0, 1].
+    For values strictly between 0 and 1 this is the usual cross-entropy, which is not normalized over [0, 1].
     """
 
     def feature_log_prob(self, u, params):
-        """Log-probability of each value in nats (n, d)."""
+        """Return the log-probability of each value in nats (n, d)."""
         return -F.binary_cross_entropy_with_logits(params, u, reduction="none")
 
     def mean(self, params):
-        """Expected rows in the data's units."""
+        """Return expected samples in the units of the data."""
         return params.sigmoid()
 
     def sample(self, params, generator):
-        """Draw binary rows."""
+        """Draw binary samples."""
         return torch.bernoulli(params.sigmoid(), generator=generator)
 
 
 class ContinuousBernoulli(UnitInterval):
-    """Continuous Bernoulli features in [0, 1] (Loaiza-Ganem and Cunningham 2019); the decoder gives logits.
+    """Continuous Bernoulli features in [0, 1] (Loaiza-Ganem and Cunningham 2019); the decoder outputs logits.
 
     The cross-entropy of the Bernoulli with the constant that makes it a density over [0, 1] (their equation 8). With
     natural parameter eta (the logit) and h = eta / 2,
@@ -87,17 +73,17 @@ class ContinuousBernoulli(UnitInterval):
     """
 
     def feature_log_prob(self, u, params):
-        """Log-density of each value in nats (n, d)."""
+        """Return the log-density of each value in nats (n, d)."""
         return params * (u - 0.5) - LogSinhc.apply(params / 2)
 
     def mean(self, params):
-        """Expected rows in the data's units (their equation 9)."""
+        """Return expected samples in the units of the data (their equation 9)."""
         return 0.5 + 0.5 * langevin(params / 2)
 
     def sample(self, params, generator):
-        """Draw rows, by inverting the distribution function."""
+        """Draw samples by inverting the distribution function."""
         uniform = torch.empty_like(params).uniform_(generator=generator)
-        # For negative logits; x and 1 - x change places with the sign. In the limit of 0 the ratio is the draw itself.
+        # For negative logits; the sign swaps x and 1 - x. In the limit of 0 the ratio is the draw itself.
         slope = params.abs().clamp(min=1e-30)
         falling = -torch.log1p(uniform * torch.expm1(-slope)) / slope
         return torch.where(params > 0, 1 - falling, falling).clamp(0, 1)
@@ -108,19 +94,19 @@ class LogSinhc(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h):
-        """The values."""
+        """Return the values."""
         ctx.save_for_backward(h)
         size = h.abs().clamp(min=1e-30)
         return size + torch.log(-torch.expm1(-2 * size) / (2 * size))
 
     @staticmethod
     def backward(ctx, grad):
-        """Their gradient."""
+        """Return the gradient."""
         return grad * langevin(*ctx.saved_tensors)
 
 
 def langevin(h, near=0.25):
-    """coth(h) - 1 / h, the derivative of log(sinh(h) / h); a series between -near and near."""
+    """Return coth(h) - 1 / h, the derivative of log(sinh(h) / h); a series between -near and near."""
     is_near = h.abs() < near  # not by clamp, whose gradient at the bound differs between versions of torch
     small, size = torch.where(is_near, h, 0.0), torch.where(is_near, near, h.abs())
     square = small.square()
@@ -129,12 +115,12 @@ def langevin(h, near=0.25):
 
 
 class Standardized(nn.Module):
-    """What likelihoods of features share that are standardised for the networks: any real numbers.
+    """Base class of likelihoods of real features, which are standardized for the networks.
 
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which rows are standardised.
+        Feature means and standard deviations, by which samples are standardized.
     """
 
     support = Support()
@@ -146,43 +132,43 @@ class Standardized(nn.Module):
 
     @classmethod
     def from_data(cls, summary):
-        """The likelihood for data with this summary."""
+        """Return the likelihood for training data with this summary."""
         return cls(summary.mean, summary.scale)
 
     def n_inputs(self, n_features):
-        """Number of encoder inputs."""
+        """Return the number of encoder inputs."""
         return n_features
 
     def standardize(self, x):
-        """What is stored for training of the rows x: features with mean 0 and standard deviation 1."""
+        """Return samples in the units of the model: features with mean 0 and standard deviation 1."""
         return (x - self.feature_mean) / self.feature_scale
 
     def inputs(self, u):
-        """What the encoder sees."""
+        """Return the inputs of the encoder."""
         return u
 
     def in_units(self, u):
-        """Standardised values in the units of the data."""
+        """Return standardized values in the units of the data."""
         return u * self.feature_scale + self.feature_mean
 
 
 class Normal(Standardized):
-    """What likelihoods with normal features share; they differ in the noise scale.
+    """Base class of likelihoods with normal features, which differ in the noise scale.
 
-    Subclasses have ``n_outputs(n_features)`` and ``noise(params)``, which returns expected standardised rows (n, d)
-    and the log of the noise scale of standardised features. The last axis of the latter has length d, or 1 if
-    features share the scale; the others broadcast with rows.
+    Subclasses have ``n_outputs(n_features)`` and ``noise(params)``, which returns expected standardized samples (n, d)
+    and the log of the noise scale of standardized features. The last axis of the latter has length d, or 1 if
+    features share the scale; the others broadcast with samples.
 
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which rows are standardised.
+        Feature means and standard deviations, by which samples are standardized.
     """
 
     min_scale = 1e-3
 
     def log_prob(self, u, params):
-        """Log-density of the rows in nats, in the data's units (n,)."""
+        """Return the log-density of each sample in nats, in the units of the data (n,)."""
         location, log_scale = self.noise(params)
         n_scales = log_scale.shape[-1]
         squares = (u - location).square().unflatten(-1, (n_scales, -1)).sum(-1)  # (n, n_scales)
@@ -192,24 +178,24 @@ class Normal(Standardized):
         return -0.5 * energy - (constant + self.feature_scale.log().sum())
 
     def feature_log_prob(self, u, params):
-        """Log-density of each value in nats, in the data's units (n, d)."""
+        """Return the log-density of each value in nats, in the units of the data (n, d)."""
         location, log_scale = self.noise(params)
         energy = (u - location).square() * (-2 * log_scale).exp()
         return -0.5 * (energy + LOG_2PI) - log_scale - self.feature_scale.log()
 
     def mean(self, params):
-        """Expected rows in the data's units."""
+        """Return expected samples in the units of the data."""
         return self.in_units(self.noise(params)[0])
 
     def sample(self, params, generator):
-        """Draw rows in the data's units."""
+        """Draw samples in the units of the data."""
         location, log_scale = self.noise(params)
         noise = torch.empty_like(location).normal_(generator=generator)
         return self.in_units(location + log_scale.exp() * noise)
 
 
 class LearnedNormal(Normal):
-    """What normal likelihoods share whose noise scales are learned with the networks.
+    """Base class of normal likelihoods whose noise scales are learned with the networks.
 
     They stay above ``min_scale``, so that perfect reconstruction cannot make the density infinite.
     """
@@ -222,16 +208,16 @@ class LearnedNormal(Normal):
 
     @property
     def log_scale(self):
-        """Log of the noise scale of a standardised feature () or (d,)."""
+        """Log of the noise scale of a standardized feature () or (d,)."""
         floor = math.log(self.min_scale)
         return floor + F.softplus(10 * self.raw_log_scale - floor)
 
     def n_outputs(self, n_features):
-        """Number of decoder outputs."""
+        """Return the number of decoder outputs."""
         return n_features
 
     def noise(self, params):
-        """Expected standardised rows and the log of the noise scale, (1,) or (d,)."""
+        """Return expected standardized samples and the log of the noise scale, (1,) or (d,)."""
         return params, torch.atleast_1d(self.log_scale)
 
 
@@ -243,25 +229,25 @@ class Gaussian(LearnedNormal):
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which rows are standardised.
+        Feature means and standard deviations, by which samples are standardized.
     """
 
     def scales_shape(self, n_features):
-        """Shape of the learned scales."""
+        """Return the shape of the learned scales."""
         return ()
 
 
 class FeatureGaussian(LearnedNormal):
-    """Normal features, each with a learned noise scale of its own, the same for all rows.
+    """Normal features, each with its own learned noise scale, the same for all samples.
 
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which rows are standardised.
+        Feature means and standard deviations, by which samples are standardized.
     """
 
     def scales_shape(self, n_features):
-        """Shape of the learned scales."""
+        """Return the shape of the learned scales."""
         return (n_features,)
 
 
@@ -274,7 +260,7 @@ class FixedGaussian(Normal):
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which rows are standardised.
+        Feature means and standard deviations, by which samples are standardized.
     noise_scale : float, default=1.0
         Standard deviation of the noise in units of each feature's standard deviation.
 
@@ -291,32 +277,32 @@ class FixedGaussian(Normal):
         self.noise_scale = noise_scale
 
     def n_outputs(self, n_features):
-        """Number of decoder outputs."""
+        """Return the number of decoder outputs."""
         return n_features
 
     def noise(self, params):
-        """Expected standardised rows and the log of the noise scale (1,)."""
+        """Return expected standardized samples and the log of the noise scale (1,)."""
         return params, params.new_full((1,), math.log(self.noise_scale))
 
 
 class SampleGaussian(Normal):
-    """Normal features whose noise scale is a function of the code: one for each row, in standardised units.
+    """Normal features whose noise scale is a function of the latent code: one for each sample, in standardized units.
 
-    The last decoder output is the log of the scale, bounded smoothly between ``min_scale`` and its inverse. A row that
-    is explained exactly cannot make the density infinite, and far from the data the noise stays finite.
+    The last decoder output is the log of the scale, bounded smoothly between ``min_scale`` and its inverse. A sample
+    that is reconstructed exactly cannot make the density infinite, and far from the data the noise stays finite.
 
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which rows are standardised.
+        Feature means and standard deviations, by which samples are standardized.
     """
 
     def n_outputs(self, n_features):
-        """Number of decoder outputs: the rows and a log-scale."""
+        """Return the number of decoder outputs: the means and a log-scale."""
         return n_features + 1
 
     def noise(self, params):
-        """Expected standardised rows (n, d) and the logs of their noise scales (n, 1)."""
+        """Return expected standardized samples (n, d) and the logs of their noise scales (n, 1)."""
         bound = -math.log(self.min_scale)
         return params[..., :-1], bound * (params[..., -1:] / bound).tanh()
 

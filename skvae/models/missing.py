@@ -1,15 +1,15 @@
-"""Likelihoods of rows with missing values."""
+"""Likelihoods of samples with missing values."""
 
 import torch
 from torch import nn
 
 
-class Observed(nn.Module):
-    """A likelihood for rows in which values are missing (NaN), at random.
+class MaskedLikelihood(nn.Module):
+    """A likelihood of samples in which values are missing (NaN), at random.
 
-    The bound is that of the values that are there: those that are missing are left out of the likelihood (Mattei and
-    Frellsen 2019, equation 4). The encoder sees zeros in their place, and beside all inputs a mask of the features,
-    one where there is a value.
+    The ELBO is that of the observed values: missing ones are left out of the likelihood (Mattei and Frellsen 2019,
+    equation 4). The inputs of the encoder are zeros in their place, followed by a mask of the features, which is one
+    for an observed value.
 
     Parameters
     ----------
@@ -27,34 +27,37 @@ class Observed(nn.Module):
         self.has_mean = getattr(likelihood, "has_mean", True)
 
     def n_inputs(self, n_features):
-        """Number of encoder inputs: those of the likelihood, and the mask."""
+        """Return the number of encoder inputs: those of the likelihood, and the mask."""
         return self.likelihood.n_inputs(n_features) + n_features
 
     def n_outputs(self, n_features):
-        """Number of decoder outputs."""
+        """Return the number of decoder outputs."""
         return self.likelihood.n_outputs(n_features)
 
     def standardize(self, x):
-        """What is stored for training of the rows x; missing values stay missing."""
+        """Return samples in the units of the model; missing values stay missing."""
         return self.likelihood.standardize(x)
 
     def inputs(self, u):
-        """What the encoder sees."""
-        seen = ~u.isnan()
+        """Return the inputs of the encoder."""
+        observed = ~u.isnan()
         inputs = self.likelihood.inputs(u.nan_to_num(nan=getattr(self.likelihood, "missing", 0.0)))
         if inputs.shape == u.shape:
-            inputs = torch.where(seen, inputs, 0.0)
-        return torch.cat([inputs, seen.to(inputs.dtype)], -1)
+            inputs = torch.where(observed, inputs, 0.0)
+        return torch.cat([inputs, observed.to(inputs.dtype)], -1)
 
     def log_prob(self, u, params):
-        """Log-density of the values that are there, in nats (n,)."""
+        """Return the log-density of the observed values in nats (n,)."""
         parts = self.likelihood.feature_log_prob(u.nan_to_num(nan=0.0), params)
         return torch.where(u.isnan(), 0.0, parts).sum(-1)
 
     def mean(self, params):
-        """Expected rows in the data's units."""
+        """Return expected samples in the units of the data."""
         return self.likelihood.mean(params)
 
     def sample(self, params, generator):
-        """Draw rows, without missing values."""
+        """Draw samples, without missing values."""
         return self.likelihood.sample(params, generator)
+
+
+Observed = MaskedLikelihood  # the name in pickles of version 0.1.0 that hold modules of users

@@ -1,18 +1,20 @@
-"""Networks: pairs of an encoder and a decoder, from flat rows to codes and back.
+"""Networks: pairs of an encoder and a decoder, from flat samples to latent codes and back.
 
 Conventions
 -----------
-Starting values are those of torch, drawn from a private generator. Networks have no random state of their own: dropout
-draws from a generator that `set_generator` hands over for training.
+Parameters are initialized as torch does it, but from a generator that is passed in. Networks have no random state of
+their own: dropout draws from a generator that `set_generator` sets for training.
 """
 
 import math
-from collections.abc import Iterable
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils import skip_init
+
+from .images import STRIDE, feature_map_shapes, padding, per_layer
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -23,9 +25,37 @@ ACTIVATIONS = {
     "leaky_relu": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
 }
-IMAGE_CHANNELS = (1, 3, 4)  # of grey values, colours, and colours with opacity
-MAX_ASPECT = 4  # of an image, height to width or width to height
-STRIDE = 2
+
+
+class NetworkConfig(NamedTuple):
+    """Layers of an encoder and a decoder.
+
+    Parameters
+    ----------
+    activation : str
+        A key of ``ACTIVATIONS``.
+    generator : torch.Generator
+        Source of the initial parameters.
+    hidden_layer_sizes : tuple of int, default=()
+        Widths of the encoder's hidden layers; the decoder has them in reverse.
+    head_layer_sizes : tuple of int, default=()
+        Widths of further layers, which means and log-scales do not share. The decoder has them once.
+    batch_norm, layer_norm : bool, default=False
+        Whether hidden layers are followed by batch or layer normalization.
+    dropout : float, default=0.0
+        Probability that a hidden value is dropped in training.
+    n_statistics : int, default=2
+        Outputs of the encoder for each latent dimension: mean and log-scale, or the mean alone.
+    """
+
+    activation: str
+    generator: torch.Generator
+    hidden_layer_sizes: tuple = ()
+    head_layer_sizes: tuple = ()
+    batch_norm: bool = False
+    layer_norm: bool = False
+    dropout: float = 0.0
+    n_statistics: int = 2
 
 
 class Dropout(nn.Module):
@@ -47,7 +77,7 @@ class Dropout(nn.Module):
         self.generator = None
 
     def forward(self, x):
-        """The values, some of them dropped in training."""
+        """Return the values, some of which are dropped in training."""
         if not self.training:
             return x
         if self.generator is None:
@@ -56,7 +86,7 @@ class Dropout(nn.Module):
         return x * keep / (1 - self.p)
 
     def extra_repr(self):
-        """What print shows."""
+        """Return the arguments that repr shows."""
         return f"p={self.p}"
 
     def __getstate__(self):
@@ -64,7 +94,7 @@ class Dropout(nn.Module):
 
 
 def set_generator(module, generator):
-    """Hand the generator to every `Dropout` inside a module; None takes it away.
+    """Set the generator of every `Dropout` inside a module; None removes it.
 
     Parameters
     ----------
@@ -78,10 +108,10 @@ def set_generator(module, generator):
 
 
 class Flatten(nn.Module):
-    """Images (n, c, h, w) as rows, with the channels of a pixel side by side: their order in memory inside networks."""
+    """Flatten images (n, c, h, w) with channels last, which is their order in memory inside networks."""
 
     def forward(self, x):
-        """The rows (n, h * w * c)."""
+        """Return vectors (n, h * w * c)."""
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -98,156 +128,151 @@ class Unflatten(nn.Module):
         self.shape = tuple(shape)
 
     def forward(self, x):
-        """The images (n, c, h, w)."""
+        """Return images (n, c, h, w)."""
         channels, height, width = self.shape
         return x.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
 
     def extra_repr(self):
-        """What print shows."""
+        """Return the arguments that repr shows."""
         return f"{self.shape}"
 
 
-def start(layer, generator):
-    """A linear or convolutional layer with torch's usual starting values, drawn from a private generator."""
-    bound = 1 / math.sqrt(layer.weight[0].numel())
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    return layer
-
-
-def linear(n_inputs, n_outputs, generator):
-    """A linear layer with torch's usual starting values, drawn from a private generator."""
-    return start(skip_init(nn.Linear, n_inputs, n_outputs), generator)
-
-
-def finish(n_outputs, activation, batch_norm, layer_norm, dropout, *, images=False):
-    """What follows a hidden layer: normalisation, activation and dropout."""
-    layers = []
-    if batch_norm:
-        layers.append(nn.BatchNorm2d(n_outputs) if images else nn.BatchNorm1d(n_outputs))
-    if layer_norm:
-        # For images, one group is the layer norm over channels and pixels.
-        layers.append(nn.GroupNorm(1, n_outputs) if images else nn.LayerNorm(n_outputs))
-    layers.append(ACTIVATIONS[activation]())
-    return [*layers, Dropout(dropout)] if dropout else layers
-
-
-def hidden(sizes, generator, **settings):
-    """Hidden layers through these sizes."""
-    layers = []
-    for n_inputs, n_outputs in pairwise(sizes):
-        layers += [linear(n_inputs, n_outputs, generator), *finish(n_outputs, **settings)]
-    return layers
-
-
 class Heads(nn.Module):
-    """Networks side by side on the same rows; their outputs are joined."""
+    """Networks with the same input, whose outputs are concatenated."""
 
     def __init__(self, heads):
         super().__init__()
         self.heads = nn.ModuleList(heads)
 
     def forward(self, x):
-        """The outputs one after the other (n, sum of their sizes)."""
+        """Return the concatenated outputs (n, sum of their sizes)."""
         return torch.cat([head(x) for head in self.heads], -1)
 
 
-def statistics_of(n_inputs, head_layer_sizes, n_components, n_statistics, generator, **settings):
-    """The end of an encoder: layers from hidden values to the statistics of the codes."""
-    if not head_layer_sizes:
-        return [linear(n_inputs, n_statistics * n_components, generator)]
-    sizes = (n_inputs, *head_layer_sizes)
-    last = sizes[-1], n_components, generator
-    return [Heads(nn.Sequential(*hidden(sizes, generator, **settings), linear(*last)) for _ in range(n_statistics))]
+class Affine(nn.Module):
+    """Fixed affine map of each feature: ``scale * x + offset``."""
+
+    def __init__(self, scale, offset):
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, x):
+        """Return the mapped samples (n, d)."""
+        return torch.addcmul(self.offset, self.scale, x)
 
 
-def mlp(
-    n_inputs,
-    n_components,
-    n_outputs,
-    *,
-    hidden_layer_sizes,
-    head_layer_sizes=(),
-    activation,
-    batch_norm=False,
-    layer_norm=False,
-    dropout=0.0,
-    n_statistics=2,
-    generator,
-):
-    """Multi-layer perceptrons; the decoder mirrors the encoder.
+class LogScaleHead(nn.Module):
+    """An encoder of means with a layer for log-scales, which is initialized to zero.
+
+    Parameters
+    ----------
+    encoder : Module, (n, m) -> (n, d)
+    n_components : int
+        Size d of a latent code.
+    """
+
+    def __init__(self, encoder, n_components):
+        super().__init__()
+        self.encoder, self.log_scale = encoder, skip_init(nn.Linear, n_components, n_components)
+        for parameter in self.log_scale.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x):
+        """Return means and log-scales (n, 2 d)."""
+        mean = self.encoder(x)
+        return torch.cat([mean, self.log_scale(mean)], -1)
+
+
+def init_weights(layer, generator):
+    """Initialize a linear or convolutional layer as torch does, from a generator."""
+    bound = 1 / math.sqrt(layer.weight[0].numel())
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return layer
+
+
+def linear(n_inputs, n_outputs, config):
+    """Return an initialized linear layer."""
+    return init_weights(skip_init(nn.Linear, n_inputs, n_outputs), config.generator)
+
+
+def activation_block(n_outputs, config, *, images=False):
+    """Return the layers after a linear one or a convolution: normalization, activation and dropout."""
+    layers = []
+    if config.batch_norm:
+        layers.append(nn.BatchNorm2d(n_outputs) if images else nn.BatchNorm1d(n_outputs))
+    if config.layer_norm:
+        # For images, one group is the layer norm over channels and pixels.
+        layers.append(nn.GroupNorm(1, n_outputs) if images else nn.LayerNorm(n_outputs))
+    layers.append(ACTIVATIONS[config.activation]())
+    return [*layers, Dropout(config.dropout)] if config.dropout else layers
+
+
+def hidden_layers(sizes, config):
+    """Return hidden layers of these sizes, the first of which is that of the inputs."""
+    layers = []
+    for n_inputs, n_outputs in pairwise(sizes):
+        layers += [linear(n_inputs, n_outputs, config), *activation_block(n_outputs, config)]
+    return layers
+
+
+def encoder_layers(sizes, n_components, config):
+    """Return hidden layers of these sizes and the heads that return the statistics of latent codes."""
+    layers = hidden_layers(sizes, config)
+    if not config.head_layer_sizes:
+        return [*layers, linear(sizes[-1], config.n_statistics * n_components, config)]
+    sizes = (sizes[-1], *config.head_layer_sizes)
+    heads = (
+        nn.Sequential(*hidden_layers(sizes, config), linear(sizes[-1], n_components, config))
+        for _ in range(config.n_statistics)
+    )
+    return [*layers, Heads(heads)]
+
+
+def mlp_decoder(n_components, n_outputs, config):
+    """Return a multi-layer perceptron that mirrors the hidden layers of an encoder."""
+    sizes = (n_components, *config.head_layer_sizes[::-1], *config.hidden_layer_sizes[::-1])
+    return nn.Sequential(*hidden_layers(sizes, config), linear(sizes[-1], n_outputs, config))
+
+
+def mlp(n_inputs, n_components, n_outputs, config):
+    """Return multi-layer perceptrons; the decoder mirrors the encoder.
 
     Parameters
     ----------
     n_inputs, n_components, n_outputs : int
-        Sizes of a row, of a code, and of what the decoder gives.
-    hidden_layer_sizes : tuple of int
-        Widths of the encoder's hidden layers.
-    head_layer_sizes : tuple of int, default=()
-        Widths of further layers, which the means and the log-scales have each for themselves. The decoder has them
-        once.
-    activation : str
-        A key of ``ACTIVATIONS``.
-    batch_norm, layer_norm : bool, default=False
-        Whether hidden layers are followed by batch or layer normalisation.
-    dropout : float, default=0.0
-        Probability that a hidden value is dropped in training.
-    n_statistics : int, default=2
-        What the encoder gives for each dimension of a code: mean and log-scale, or the mean alone.
-    generator : torch.Generator
-        Source of the starting values.
+        Sizes of a sample, of a latent code, and of the output of the decoder.
+    config : NetworkConfig
 
     Returns
     -------
     encoder : Module, (n, n_inputs) -> (n, n_statistics * n_components)
     decoder : Module, (n, n_components) -> (n, n_outputs)
     """
-    sizes = (n_inputs, *hidden_layer_sizes)
-    settings = {"activation": activation, "batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
-    encoder = hidden(sizes, generator, **settings)
-    encoder += statistics_of(sizes[-1], head_layer_sizes, n_components, n_statistics, generator, **settings)
-    sizes = (n_components, *head_layer_sizes[::-1], *sizes[:0:-1])
-    decoder = [*hidden(sizes, generator, **settings), linear(sizes[-1], n_outputs, generator)]
-    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+    encoder = nn.Sequential(*encoder_layers((n_inputs, *config.hidden_layer_sizes), n_components, config))
+    return encoder, mlp_decoder(n_components, n_outputs, config)
 
 
-def conv(
-    n_inputs,
-    n_components,
-    n_outputs,
-    *,
-    image_shape,
-    channels=(32, 64),
-    kernel_size=3,
-    hidden_layer_sizes=(),
-    head_layer_sizes=(),
-    activation,
-    batch_norm=False,
-    layer_norm=False,
-    dropout=0.0,
-    n_statistics=2,
-    generator,
-):
-    """Convolutional networks for flat rows of images; the decoder mirrors the encoder.
+def conv(n_inputs, n_components, n_outputs, config, *, image_shape, channels=(32, 64), kernel_size=3):
+    """Return convolutional networks for flat images; the decoder mirrors the encoder.
 
     Each convolution has stride 2 and halves the image (rounded up for odd kernels). Hidden linear layers may follow.
-    Transposed convolutions double it again to exactly the size that the mirrored convolution had seen.
+    Transposed convolutions double it again to exactly the input size of the mirrored convolution.
 
     Parameters
     ----------
     n_inputs, n_components, n_outputs : int
-        Sizes of a row, of a code, and of what the decoder gives: a multiple of ``n_inputs``. The decoder then gives
-        one image after the other.
+        Sizes of a sample, of a latent code, and of the output of the decoder: a multiple of ``n_inputs``, one image
+        after the other.
+    config : NetworkConfig
+        Its hidden layers are between the convolutions and the latent code.
     image_shape : tuple of int, (height, width) or (channels, height, width)
-        Shape of a row as an image, in this order.
+        Shape of a sample as an image, in this order.
     channels : tuple of int, default=(32, 64)
         Channels of the encoder's convolutions.
     kernel_size : int or tuple of int, default=3
         Height and width of the kernels, for all convolutions or for each.
-    hidden_layer_sizes : tuple of int, default=()
-        Widths of linear layers between the convolutions and the code.
-    head_layer_sizes, activation, batch_norm, layer_norm, dropout, n_statistics, generator
-        As for `mlp`.
 
     Returns
     -------
@@ -257,64 +282,41 @@ def conv(
     Raises
     ------
     ValueError
-        If rows are no such images, if there are no channels, if ``n_outputs`` is not a multiple of ``n_inputs``, or if
-        images are too small for an even ``kernel_size``.
+        If samples are no such images, if there are no channels, if ``n_outputs`` is not a multiple of ``n_inputs``, or
+        if images are too small for an even ``kernel_size``.
     """
-    shapes = image_sizes(image_shape, channels, kernel_size, n_inputs)
+    shapes = feature_map_shapes(image_shape, channels, kernel_size, n_inputs)
     if n_outputs % n_inputs:
         raise ValueError(
             f"A convolutional decoder gives whole images, a multiple of {n_inputs} values, but the likelihood asks for "
             f"{n_outputs}; use another likelihood, or architecture='mlp'."
         )
-    settings = {"activation": activation, "batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
-    widths = (math.prod(shapes[-1]), *hidden_layer_sizes)
-    encoder = [
-        *convolutions(shapes, kernel_size, generator, **settings),
-        *hidden(widths, generator, **settings),
-        *statistics_of(widths[-1], head_layer_sizes, n_components, n_statistics, generator, **settings),
-    ]
-
-    widths = (n_components, *head_layer_sizes[::-1], *widths[::-1])
-    decoder = [*hidden(widths, generator, **settings), Unflatten(shapes[-1])]
+    widths = (math.prod(shapes[-1]), *config.hidden_layer_sizes)
+    encoder = [*convolutions(shapes, kernel_size, config), *encoder_layers(widths, n_components, config)]
+    widths = (n_components, *config.head_layer_sizes[::-1], *widths[::-1])
+    decoder = [*hidden_layers(widths, config), Unflatten(shapes[-1])]
     targets = [(shapes[0][0] * (n_outputs // n_inputs), *shapes[0][1:]), *shapes[1:]][::-1]
     for size, (before, after) in zip(per_layer(kernel_size, channels)[::-1], pairwise(targets), strict=True):
-        decoder += [upsampling(before, after, size, generator), *finish(after[0], images=True, **settings)]
-    n_last = len(finish(1, images=True, **settings))
-    return beside_channels(nn.Sequential(*encoder), nn.Sequential(*decoder[:-n_last], nn.Flatten()))
+        decoder += [transposed_convolution(before, after, size, config)]
+        decoder += activation_block(after[0], config, images=True)
+    n_last = len(activation_block(1, config, images=True))
+    return to_channels_last(nn.Sequential(*encoder), nn.Sequential(*decoder[:-n_last], nn.Flatten()))
 
 
-def hybrid(
-    n_inputs,
-    n_components,
-    n_outputs,
-    *,
-    image_shape,
-    channels=(16, 32, 64),
-    kernel_size=None,
-    hidden_layer_sizes=(512, 256),
-    head_layer_sizes=(),
-    activation,
-    batch_norm=False,
-    layer_norm=False,
-    dropout=0.0,
-    n_statistics=2,
-    generator,
-):
-    """Convolutions in the encoder, perceptrons in the decoder: about half the time of `conv`.
+def hybrid(n_inputs, n_components, n_outputs, config, *, image_shape, channels=(16, 32, 64), kernel_size=None):
+    """Return an encoder with convolutions and a decoder without: about half the time of `conv`.
 
-    Batch normalisation is for the convolutions alone: a decoder that has learned from the codes of a batch is wrong
-    about the codes of other rows.
+    Batch normalization is for the convolutions alone: a decoder trained on the latent codes of a batch is wrong about
+    those of other samples.
 
     Parameters
     ----------
-    hidden_layer_sizes : tuple of int, default=(512, 256)
-        Widths of the decoder's hidden layers, in reverse.
+    config : NetworkConfig
+        Its hidden layers are those of the decoder, in reverse.
     kernel_size : int or tuple of int, default=None
         As for `conv`; None is 5, and 3 for the last convolution.
     n_inputs, n_components, n_outputs, image_shape, channels
-        As for `conv`; the decoder may give any number of outputs.
-    head_layer_sizes, activation, batch_norm, layer_norm, dropout, n_statistics, generator
-        As for `mlp`.
+        As for `conv`; the decoder may have any number of outputs.
 
     Returns
     -------
@@ -328,137 +330,42 @@ def hybrid(
     """
     if kernel_size is None:
         kernel_size = (5,) * (len(channels) - 1) + (3,)
-    shapes = image_sizes(image_shape, channels, kernel_size, n_inputs)
-    settings = {"activation": activation, "batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
+    shapes = feature_map_shapes(image_shape, channels, kernel_size, n_inputs)
     width = math.prod(shapes[-1])
-    encoder = [
-        *convolutions(shapes, kernel_size, generator, **settings),
-        *statistics_of(width, head_layer_sizes, n_components, n_statistics, generator, **settings),
-    ]
-    sizes = (n_components, *head_layer_sizes[::-1], *hidden_layer_sizes[::-1])
-    decoder = [*hidden(sizes, generator, **settings | {"batch_norm": False}), linear(sizes[-1], n_outputs, generator)]
-    return beside_channels(nn.Sequential(*encoder), nn.Sequential(*decoder))
+    encoder = [*convolutions(shapes, kernel_size, config), *encoder_layers((width,), n_components, config)]
+    decoder = mlp_decoder(n_components, n_outputs, config._replace(batch_norm=False))
+    return to_channels_last(nn.Sequential(*encoder), decoder)
 
 
-def beside_channels(*networks):
-    """The networks, with the channels of a pixel side by side in memory: convolutions on a CPU take less time so."""
-    return tuple(network.to(memory_format=torch.channels_last) for network in networks)
-
-
-def convolutions(shapes, kernel_size, generator, **settings):
-    """Convolutions through images of these shapes (channels, height, width), from rows and to rows."""
+def convolutions(shapes, kernel_size, config):
+    """Return convolutions through feature maps of these shapes (channels, height, width), from and to flat samples."""
     layers = [nn.Unflatten(1, shapes[0])]
-    sizes = per_layer(kernel_size, shapes[1:])
-    for size, (before, after) in zip(sizes, pairwise(shapes), strict=True):
+    for size, (before, after) in zip(per_layer(kernel_size, shapes[1:]), pairwise(shapes), strict=True):
         layer = skip_init(nn.Conv2d, before[0], after[0], size, STRIDE, padding(size))
-        layers += [start(layer, generator), *finish(after[0], images=True, **settings)]
+        layers += [init_weights(layer, config.generator), *activation_block(after[0], config, images=True)]
     return [*layers, Flatten()]
 
 
-def per_layer(kernel_size, layers):
-    """The size of the kernels of each layer."""
-    return (kernel_size,) * len(layers) if is_size(kernel_size) else tuple(kernel_size)
-
-
-def image_sizes(image_shape, channels, kernel_size, n_inputs):
-    """Shapes (channels, height, width) of images before and after each convolution."""
-    image_shape = check_image_shape(image_shape, n_inputs)
-    if not channels or not all(is_size(number) for number in channels):
-        raise ValueError(f"channels={channels!r} should be positive integers, one for each convolution.")
-    kernel_sizes = per_layer(kernel_size, channels)
-    if len(kernel_sizes) != len(channels) or not all(is_size(size) for size in kernel_sizes):
-        raise ValueError(
-            f"kernel_size={kernel_size!r} should be a positive integer, or one for each of the {len(channels)} "
-            "convolutions."
-        )
-    sizes = shrinking_sizes(image_shape[1:], kernel_sizes)
-    return [(planes, *size) for planes, size in zip((image_shape[0], *channels), sizes, strict=True)]
-
-
-def upsampling(small, large, kernel_size, generator):
-    """A transposed convolution from images of one shape (channels, height, width) to another, about twice as large."""
+def transposed_convolution(small, large, kernel_size, config):
+    """Return a transposed convolution from one shape (channels, height, width) to another, about twice as large."""
     pad = padding(kernel_size)
-    reached = (STRIDE * (length - 1) - 2 * pad + kernel_size for length in small[1:])
-    missing = tuple(wanted - length for wanted, length in zip(large[1:], reached, strict=True))  # 0 or 1
-    layer = skip_init(nn.ConvTranspose2d, small[0], large[0], kernel_size, STRIDE, pad, missing)
-    return start(layer, generator)
+    lengths = (STRIDE * (length - 1) - 2 * pad + kernel_size for length in small[1:])
+    output_padding = tuple(target - length for target, length in zip(large[1:], lengths, strict=True))  # 0 or 1
+    layer = skip_init(nn.ConvTranspose2d, small[0], large[0], kernel_size, STRIDE, pad, output_padding)
+    return init_weights(layer, config.generator)
 
 
-def padding(kernel_size):
-    """Rows of zeros on each side of an image."""
-    return (kernel_size - 1) // 2
-
-
-def shrinking_sizes(size, kernel_sizes):
-    """Sizes (height, width) of images before and after each convolution."""
-    sizes = [tuple(size)]
-    for kernel_size in kernel_sizes:
-        size = tuple((length + 2 * padding(kernel_size) - kernel_size) // STRIDE + 1 for length in size)
-        if min(size) < 1:
-            raise ValueError(
-                f"Images of {sizes[0]} pixels are too small for {len(kernel_sizes)} convolutions with "
-                f"kernel_size={kernel_size}; use an odd kernel_size, or fewer channels."
-            )
-        sizes.append(size)
-    return sizes
-
-
-def check_image_shape(image_shape, n_features):
-    """The shape (channels, height, width) of rows of this length.
-
-    Raises
-    ------
-    ValueError
-        If it is not two or three positive integers, or if rows have another length.
-    """
-    shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else ()
-    if len(shape) not in (2, 3) or not all(is_size(length) for length in shape):
-        raise ValueError(
-            f"image_shape={image_shape!r} should be (height, width) or (channels, height, width), positive integers."
-        )
-    shape = tuple(int(length) for length in shape)
-    if math.prod(shape) != n_features:
-        raise ValueError(
-            f"Images of shape {shape} have {math.prod(shape)} values, but rows have {n_features}; change image_shape."
-        )
-    return (1, *shape)[-3:]
-
-
-def check_channels_first(image_shape):
-    """Raise a ValueError if a shape is (height, width, channels), as image libraries have it."""
-    if has_channels_last(image_shape):
-        height, width, channels = last = tuple(map(int, image_shape))
-        raise ValueError(
-            f"image_shape={last} has its channels last; give image_shape={(channels, height, width)}, and images with "
-            f"channels first: np.moveaxis(X.reshape{(-1, *last)}, -1, 1)."
-        )
-
-
-def has_channels_last(shape):
-    """Whether a shape is (height, width, channels), and can hardly be (channels, height, width).
-
-    The last length is that of grey values, of colours, or of colours and opacity, and the first is larger. Long signals
-    (channels, length, 1) do not count, nor small maps of many channels, (64, 4, 4) or (8, 3, 3).
-    """
-    shape = tuple(shape) if isinstance(shape, Iterable) else ()
-    if len(shape) != 3 or not all(is_size(length) for length in shape):
-        return False
-    height, width, channels = shape
-    is_long = max(height, width) > MAX_ASPECT * min(height, width)
-    return channels in IMAGE_CHANNELS and height > max(IMAGE_CHANNELS) and not is_long and width != channels
-
-
-def is_size(number):
-    """Whether it is a positive integer."""
-    return hasattr(number, "__index__") and not isinstance(number, bool) and number > 0
+def to_channels_last(*networks):
+    """Return networks whose convolutions have their channels last in memory, which is faster on a CPU."""
+    return tuple(network.to(memory_format=torch.channels_last) for network in networks)
 
 
 def row_width(network, n_inputs):
-    """The largest number of values that a layer of a network holds for one row (n_inputs,) in evaluation mode."""
+    """Return the largest number of values in a layer of a network for one sample (n_inputs,), in evaluation mode."""
     widths = [n_inputs]
 
     def measure(part, inputs, output):
-        if isinstance(output, torch.Tensor):  # modules of the user's may give anything between
+        if isinstance(output, torch.Tensor):  # layers of users' networks may return anything
             widths.append(output.numel())
 
     hooks = [part.register_forward_hook(measure) for part in network.modules()]
@@ -470,41 +377,6 @@ def row_width(network, n_inputs):
         for hook in hooks:
             hook.remove()
     return max(widths)
-
-
-class Affine(nn.Module):
-    """A fixed map of each feature: ``scale * x + offset``."""
-
-    def __init__(self, scale, offset):
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
-
-    def forward(self, x):
-        """The rows in other units (n, d)."""
-        return torch.addcmul(self.offset, self.scale, x)
-
-
-class LogScaleHead(nn.Module):
-    """An encoder of points with log-scales beside them, which begin at zero.
-
-    Parameters
-    ----------
-    encoder : Module, (n, m) -> (n, d)
-    n_components : int
-        Size d of a code.
-    """
-
-    def __init__(self, encoder, n_components):
-        super().__init__()
-        self.encoder, self.log_scale = encoder, skip_init(nn.Linear, n_components, n_components)
-        for parameter in self.log_scale.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x):
-        """Means and log-scales (n, 2 d)."""
-        mean = self.encoder(x)
-        return torch.cat([mean, self.log_scale(mean)], -1)
 
 
 NETWORKS = {"mlp": mlp, "conv": conv, "hybrid": hybrid}

@@ -1,12 +1,6 @@
-"""Priors over latent codes: the one attribute in which the models differ.
+"""Priors over latent codes, by which the models differ."""
 
-Conventions
------------
-A posterior ``q`` is a diagonal normal for each row, codes ``z`` are (n, k). Priors draw nothing themselves: standard
-normal ``noise`` (n, k) is an argument, so that a model is a pure function and its caller owns the randomness.
-"""
-
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +9,7 @@ from .covariances import LOG_2PI, Mixture
 
 
 class Posterior(NamedTuple):
-    """Diagonal normal posterior q(z | x) of each row."""
+    """Diagonal normal posterior q(z | x) of each sample."""
 
     mean: Tensor  # (n, k)
     log_scale: Tensor  # (n, k)
@@ -26,13 +20,28 @@ class Posterior(NamedTuple):
         return (2 * self.log_scale).exp()
 
 
+class Prior(Protocol):
+    """Distribution p(z) of latent codes (n, k), a module; generative ones also have ``log_prob(z)`` and ``sample``.
+
+    Priors have no random state: standard normal ``noise`` (n, k) is an argument, so that a model is a pure function.
+    """
+
+    n_statistics: int  # outputs of the encoder for each latent dimension: 1 for points, 2 for means and log-scales
+
+    def draw(self, q: Posterior, noise: Tensor):
+        """Return latent codes from the posterior, differentiable in its parameters."""
+
+    def kl_parts(self, q: Posterior, z: Tensor):
+        """Return terms (n, m) of the divergence of q from the prior in nats, one for each dimension if independent."""
+
+
 class Flat(nn.Module):
     """No prior: the posterior is a point, and the variational autoencoder an autoencoder.
 
     Parameters
     ----------
     n_statistics : int, default=1
-        What the encoder gives for each latent dimension. Log-scales, if there are any, are not used.
+        Outputs of the encoder for each latent dimension. Log-scales, if there are any, are not used.
     """
 
     def __init__(self, n_statistics=1):
@@ -40,11 +49,11 @@ class Flat(nn.Module):
         self.n_statistics = n_statistics
 
     def draw(self, q, noise):
-        """The codes themselves."""
+        """Return the posterior means."""
         return q.mean
 
     def kl_parts(self, q, z):
-        """None (n, 0): there is no prior to differ from."""
+        """Return no terms (n, 0)."""
         return z.new_zeros(len(z), 0)
 
 
@@ -54,37 +63,37 @@ class StandardNormal(nn.Module):
     n_statistics = 2
 
     def draw(self, q, noise):
-        """Codes from the posterior, differentiable in its parameters."""
+        """Return latent codes from the posterior, differentiable in its parameters."""
         return torch.addcmul(q.mean, q.log_scale.exp(), noise)
 
     def kl_parts(self, q, z):
-        """KL(q || N(0, 1)) of each dimension in nats, in closed form (Kingma and Welling 2014, appendix B) (n, k)."""
+        """Return KL(q || N(0, 1)) of each dimension in nats (n, k) (Kingma and Welling 2014, appendix B)."""
         return 0.5 * (q.mean.square() + q.variance - 1 - 2 * q.log_scale)
 
     def log_prob(self, z):
-        """Log-density of codes in nats (n,)."""
+        """Return the log-density of latent codes in nats (n,)."""
         return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
     def sample(self, noise):
-        """Codes from the prior."""
+        """Return latent codes from the prior."""
         return noise
 
 
 class GaussianMixturePrior(nn.Module):
-    """A Gaussian mixture over codes, the prior of VaDE (Jiang et al. 2017), or several mixtures side by side.
+    """A Gaussian mixture over latent codes, the prior of VaDE (Jiang et al. 2017), or several candidates.
 
-    With several, the divergence is the mean over mixtures, and `keep` chooses among them; what is said of the prior is
-    said of the first.
+    With several mixtures, the divergence is the mean over mixtures, `keep` selects some of them, and ``mixture``,
+    ``log_prob`` and ``sample`` are those of the first.
 
     Parameters
     ----------
     mixtures : list of Mixture
-        Starting values, all of the same size.
+        Initial values, all of the same size.
     family : Covariance
         An entry of ``COVARIANCES`` that pools nothing.
     sampled : bool, default=False
-        Whether the components of a row are weighed by their probabilities at the code that was drawn, as in the paper
-        (equation 16), and not by those that make the bound largest.
+        Whether components are weighted by their probabilities at the latent code that was drawn, as in the paper
+        (equation 16), and not by those that maximize the ELBO.
     """
 
     n_statistics = 2
@@ -98,17 +107,17 @@ class GaussianMixturePrior(nn.Module):
 
     @property
     def mixture(self):
-        """The first mixture, as a value."""
+        """The first mixture, as a `Mixture`."""
         factor = self.family.exp_factor(self.log_factors[0])
         return Mixture(self.logits[0].log_softmax(-1), self.means[0], self.family.covariances(factor), factor)
 
     def keep(self, indices):
-        """Drop all mixtures but these, whose parameters become new ones.
+        """Drop all mixtures but these, whose parameters are replaced by new ones.
 
         Returns
         -------
         replaced : dict of Parameter to Parameter
-            The new one for each old one.
+            The new parameter for each old one.
         """
         replaced = {}
         for name, old in list(self.named_parameters()):
@@ -117,11 +126,11 @@ class GaussianMixturePrior(nn.Module):
         return replaced
 
     def draw(self, q, noise):
-        """Codes from the posterior, differentiable in its parameters."""
+        """Return latent codes from the posterior, differentiable in its parameters."""
         return torch.addcmul(q.mean, q.log_scale.exp(), noise)
 
     def kl_parts(self, q, z):
-        """Divergence of q(z, c | x) from p(z, c) under each mixture, in nats, divided by their number (n, h).
+        """Return the divergence of q(z, c | x) from p(z, c) under each mixture in nats, divided by their number (n, h).
 
         With the exact responsibilities, which are proportional to ``pi_c exp(E_q log N_c)``, the sum over components
         of Jiang et al. 2017 (equations 12 and 16) is ``-logsumexp_c(log pi_c + E_q log N_c)``.
@@ -136,18 +145,18 @@ class GaussianMixturePrior(nn.Module):
         return (cost - entropy) / cost.shape[1]
 
     def log_prob(self, z):
-        """Log-density of codes in nats (n,)."""
+        """Return the log-density of latent codes in nats (n,)."""
         return self._log_joint(z, torch.zeros_like(z))[:, 0].logsumexp(-1)
 
     def log_responsibilities(self, z):
-        """Logarithms of the probabilities of the components at codes, for each mixture (n, h, k)."""
+        """Return log-probabilities of the components at latent codes, for each mixture (n, h, k)."""
         return self._log_joint(z, torch.zeros_like(z)).log_softmax(-1)
 
     def agreement(self, one, other):
-        """Mutual information of the components at codes of two views of the same rows, in nats, per mixture (h,).
+        """Return the mutual information of components between two augmented views in nats, for each mixture (h,).
 
-        Its largest value is the logarithm of the number of components, where views agree, without doubt, on components
-        of equal size (Ji et al. 2019, equation 3).
+        Its maximum is the logarithm of the number of components, where views agree with certainty on components of
+        equal size (Ji et al. 2019, equation 3).
         """
         resp = [self.log_responsibilities(z).exp() for z in (one, other)]
         joint = torch.einsum("nhi,nhj->hij", *resp) / len(one)
@@ -156,7 +165,7 @@ class GaussianMixturePrior(nn.Module):
         return (joint * (joint.log() - log_margin[:, :, None] - log_margin[:, None])).sum((1, 2))
 
     def sample(self, noise, components):
-        """Codes of the given components, from standard normal noise (n, d)."""
+        """Return latent codes of components (n,), from standard normal noise (n, d)."""
         z, mixture = noise.clone(), self.mixture
         for c in components.unique().tolist():
             rows = components == c
@@ -164,7 +173,7 @@ class GaussianMixturePrior(nn.Module):
         return z
 
     def _log_joint(self, mean, variance):
-        """Expectation of log p(z, c) over normal codes, under each mixture (n, h, k)."""
+        """Return the expectation of log p(z, c) over normal latent codes, under each mixture (n, h, k)."""
         n_mixtures, n_components, _ = self.means.shape
         factors = self.family.exp_factor(self.log_factors)
         log_prob = self.family.expected_log_prob(mean, variance, self.means.flatten(0, 1), factors.flatten(0, 1))

@@ -1,18 +1,27 @@
-"""Modules as plain data, which is what pickles and files hold of them: names, numbers and arrays.
+"""Descriptions of modules as plain data, for pickles and files: names, numbers and arrays.
 
-A description is a dict: the ``kind`` of a module, a key of ``KINDS``; its ``settings``; its ``arrays``, by the names of
-its parameters and buffers; and its ``parts``, the descriptions of the modules in it. A class that is not in ``KINDS``
-has no description, so that nothing but modules of this package and of torch is ever built from one.
+A description is a dict: the ``kind`` of a module, a key of ``SERIALIZERS``; its ``settings``; its ``arrays``, by the
+names of its parameters and buffers; and its ``parts``, the descriptions of its submodules. Only modules of this package
+and of torch, whose classes are in ``SERIALIZERS``, have descriptions. It is no ``state_dict``, because networks may be
+users' own combinations of layers.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
-from . import ACTIVATIONS, COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Observed, StandardNormal
+from . import (
+    ACTIVATIONS,
+    COVARIANCES,
+    LIKELIHOODS,
+    Flat,
+    GaussianMixturePrior,
+    LatentModel,
+    MaskedLikelihood,
+    StandardNormal,
+)
 from .counts import Categorical
 from .covariances import Mixture
 from .likelihoods import FixedGaussian, Standardized
@@ -22,8 +31,8 @@ FIELDS = ("kind", "settings", "arrays", "parts", "frozen", "channels_last", "tra
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64)  # of parameters and buffers
 
 
-class Kind(NamedTuple):
-    """How modules of a class are taken apart and built again."""
+class Serializer(NamedTuple):
+    """Functions that describe and build modules of a class."""
 
     cls: type
     settings: Callable  # module -> dict of plain values
@@ -31,7 +40,7 @@ class Kind(NamedTuple):
 
 
 def layer(cls, *names):
-    """The kind of a layer that keeps the arguments of its constructor as attributes."""
+    """Return the serializer of a layer whose attributes are the arguments of its constructor."""
 
     def settings(module):
         return {name: getattr(module, name) is not None if name == "bias" else getattr(module, name) for name in names}
@@ -41,21 +50,21 @@ def layer(cls, *names):
         check_names("parts", parts, ())
         return cls(**settings)
 
-    return Kind(cls, settings, build)
+    return Serializer(cls, settings, build)
 
 
 def container(cls, build):
-    """The kind of a module that has parts alone, and is built from these."""
+    """Return the serializer of a module that has parts only, from which it is built."""
 
     def build_from(settings, parts, shapes):
         check_names("settings", settings, ())
         return build(parts)
 
-    return Kind(cls, lambda module: {}, build_from)
+    return Serializer(cls, lambda module: {}, build_from)
 
 
 def assembly(cls, *names):
-    """The kind of a module that has parts of these names alone, which are the arguments of its constructor."""
+    """Return the serializer of a module whose parts are the arguments of its constructor."""
 
     def build(parts):
         check_names("parts", parts, names)
@@ -65,7 +74,7 @@ def assembly(cls, *names):
 
 
 def likelihood(cls, *names):
-    """The kind of a likelihood, which takes a mean and a scale of each feature if it has arrays."""
+    """Return the serializer of a likelihood, which takes a mean and a scale of each feature if it has arrays."""
 
     def settings(module):
         return {name: getattr(module, name) for name in names}
@@ -77,18 +86,18 @@ def likelihood(cls, *names):
         (size,) = shapes["feature_mean" if issubclass(cls, Standardized) else "log_mean"]
         return cls(torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64), **settings)
 
-    return Kind(cls, settings, build)
+    return Serializer(cls, settings, build)
 
 
 def build_categorical(settings, parts, shapes):
-    """A categorical likelihood, whose arrays are functions of its settings."""
+    """Build a categorical likelihood, whose arrays are functions of its settings."""
     check_names("settings", settings, ("n_categories",))
     with torch.device("cpu"):
         return Categorical(settings["n_categories"])
 
 
 def build_mixture_prior(settings, parts, shapes):
-    """A prior with as many mixtures, components and dimensions as its arrays have."""
+    """Build a prior with as many mixtures, components and dimensions as its arrays have."""
     check_names("settings", settings, ("covariance_type", "sampled"))
     family, (n_mixtures, *shape) = COVARIANCES[settings["covariance_type"]], shapes["means"]
     factor = torch.empty(family.compact_shape(*shape))
@@ -97,19 +106,19 @@ def build_mixture_prior(settings, parts, shapes):
 
 
 def prior_settings(module):
-    """Settings of a mixture prior."""
+    """Return the settings of a mixture prior."""
     names = [name for name, family in COVARIANCES.items() if family == module.family]
     return {"covariance_type": names[0], "sampled": module.sampled}
 
 
 def build_affine(settings, parts, shapes):
-    """A fixed map of as many features as its arrays have."""
+    """Build an affine map of as many features as its arrays have."""
     check_names("settings", settings, ())
     return Affine(torch.empty(shapes["scale"]), torch.empty(shapes["offset"]))
 
 
-def build_with_log_scales(parts):
-    """An encoder with the layer that gives log-scales."""
+def build_log_scale_head(parts):
+    """Build an encoder with the layer that returns log-scales."""
     check_names("parts", parts, ("encoder", "log_scale"))
     module = LogScaleHead(parts["encoder"], 1)
     module.log_scale = parts["log_scale"]
@@ -117,7 +126,7 @@ def build_with_log_scales(parts):
 
 
 def build_heads(parts):
-    """Networks side by side."""
+    """Build networks with the same input."""
     check_names("parts", parts, ("heads",))
     module = Heads([])
     module.heads = parts["heads"]
@@ -125,7 +134,7 @@ def build_heads(parts):
 
 
 def build_sequential(parts):
-    """Layers one after another, with their names."""
+    """Build a sequence of named layers."""
     module = nn.Sequential()
     for name, part in parts.items():
         module.add_module(name, part)
@@ -164,27 +173,27 @@ OURS = [
     layer(Flat, "n_statistics"),
     layer(StandardNormal),
     container(Heads, build_heads),
-    assembly(Observed, "likelihood"),
-    container(LogScaleHead, build_with_log_scales),
+    assembly(MaskedLikelihood, "likelihood"),
+    container(LogScaleHead, build_log_scale_head),
     assembly(LatentModel, "encoder", "decoder", "likelihood", "prior"),
-    Kind(Affine, lambda module: {}, build_affine),
-    Kind(GaussianMixturePrior, prior_settings, build_mixture_prior),
-    Kind(Categorical, lambda module: {"n_categories": module.n_categories}, build_categorical),
+    Serializer(Affine, lambda module: {}, build_affine),
+    Serializer(GaussianMixturePrior, prior_settings, build_mixture_prior),
+    Serializer(Categorical, lambda module: {"n_categories": module.n_categories}, build_categorical),
     *(
         likelihood(cls, *(("noise_scale",) if cls is FixedGaussian else ()))
         for cls in LIKELIHOODS.values()
         if cls is not Categorical
     ),
 ]
-# Names in files outlive those of classes.
-NAMES_IN_FILES = {LogScaleHead: "WithLogScales"}
-KINDS = {f"torch.{kind.cls.__name__}": kind for kind in LAYERS}
-KINDS |= {NAMES_IN_FILES.get(kind.cls, kind.cls.__name__): kind for kind in OURS}
-NAMES = {kind.cls: name for name, kind in KINDS.items()}
+# Files have earlier names of classes.
+NAMES_IN_FILES = {LogScaleHead: "WithLogScales", MaskedLikelihood: "Observed"}
+SERIALIZERS = {f"torch.{serializer.cls.__name__}": serializer for serializer in LAYERS}
+SERIALIZERS |= {NAMES_IN_FILES.get(serializer.cls, serializer.cls.__name__): serializer for serializer in OURS}
+NAMES = {serializer.cls: name for name, serializer in SERIALIZERS.items()}
 
 
 def foreign_part(module):
-    """What keeps a module from having a description, in words, or None.
+    """Return the reason why a module has no description, or None.
 
     Parameters
     ----------
@@ -200,112 +209,112 @@ def foreign_part(module):
     for named in (parts, parameters):
         if len({id(value) for _, value in named}) < len(named):
             return "parts of it occur twice"
-    other = next((tensor.dtype for tensor in module.state_dict().values() if tensor.dtype not in DTYPES), None)
-    return None if other is None else f"it has values of the type {other}"
+    unknown = next((tensor.dtype for tensor in module.state_dict().values() if tensor.dtype not in DTYPES), None)
+    return None if unknown is None else f"it has values of the type {unknown}"
 
 
-def describe(module):
-    """The description of a module.
+def module_to_dict(module):
+    """Return the description of a module.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Of which `foreign_part` says nothing.
+        For which `foreign_part` returns None.
 
     Returns
     -------
     description : dict
-        Its arrays are on the CPU, and share memory with a module that is there.
+        Its arrays are on the CPU, and share memory with a module on the CPU.
     """
-    kind, tensors = NAMES[type(module)], own_tensors(module)
+    name, tensors = NAMES[type(module)], own_tensors(module)
     last = [name for name, tensor in tensors.items() if is_channels_last(tensor)]
-    # In the order of memory, by which convolutions go.
+    # In the order of memory, which convolutions keep.
     ordered = {name: t.permute(0, 2, 3, 1) if name in last else t for name, t in tensors.items()}
     return {
-        "kind": kind,
-        "settings": KINDS[kind].settings(module),
+        "kind": name,
+        "settings": SERIALIZERS[name].settings(module),
         "arrays": {name: tensor.detach().cpu().numpy() for name, tensor in ordered.items()},
-        "parts": {name: describe(part) for name, part in module.named_children()},
+        "parts": {name: module_to_dict(part) for name, part in module.named_children()},
         "frozen": [name for name, p in module.named_parameters(recurse=False) if not p.requires_grad],
         "channels_last": last,
         "training": module.training,
     }
 
 
-def rebuild(description):
-    """The module of a description, on the CPU, with memory of its own.
+def module_from_dict(description):
+    """Return the module of a description, on the CPU, with memory of its own.
 
     Raises
     ------
     ValueError
-        If it is no description, if a kind is unknown, or if settings, parts and arrays do not belong together.
+        If it is not a description, if a kind is unknown, or if settings, parts and arrays are inconsistent.
     """
     if not isinstance(description, dict) or set(description) != set(FIELDS):
         raise ValueError(f"The description of a module should have the fields {FIELDS}; save the estimator again.")
-    kind = KINDS.get(description["kind"]) if isinstance(description["kind"], str) else None
-    if kind is None or not all(isinstance(description[field], dict) for field in ("settings", "arrays", "parts")):
+    serializer = SERIALIZERS.get(description["kind"]) if isinstance(description["kind"], str) else None
+    if serializer is None or not all(isinstance(description[field], dict) for field in ("settings", "arrays", "parts")):
         raise ValueError(f"Modules of the kind {description['kind']!r}, described so, are unknown; update skvae.")
-    parts = {name: rebuild(part) for name, part in description["parts"].items()}
+    parts = {name: module_from_dict(part) for name, part in description["parts"].items()}
     last = description["channels_last"]
     tensors = {name: to_parameter(array, name in last) for name, array in description["arrays"].items()}
     try:
         with torch.device("meta"):  # without memory and without draws; values come from the arrays
-            module = kind.build(description["settings"], parts, {name: t.shape for name, t in tensors.items()})
+            module = serializer.build(description["settings"], parts, {name: t.shape for name, t in tensors.items()})
         check_names("parts", dict(module.named_children()), parts)
     except Exception as error:
-        raise ValueError(f"A {description['kind']} can not be built from its description: {error}") from error
+        raise ValueError(f"A {description['kind']} cannot be built from its description: {error}") from error
     fill(module, tensors, description["frozen"])
     module.training = bool(description["training"])
     return module
 
 
 def fill(module, tensors, frozen):
-    """Put tensors in the place of those of a module that have no memory.
+    """Replace tensors of a module that have no memory.
 
     Raises
     ------
     ValueError
-        If they have other names, shapes or kinds of numbers.
+        If they have other names, shapes or dtypes.
     """
     expected, name = own_tensors(module), type(module).__name__
     check_names(f"arrays of {name}", tensors, expected)
     for key, tensor in tensors.items():
-        there = expected[key]
-        if tensor.shape != there.shape or tensor.is_floating_point() != there.is_floating_point():
+        target = expected[key]
+        if tensor.shape != target.shape or tensor.is_floating_point() != target.is_floating_point():
             raise ValueError(
-                f"{key} of {name} should be of shape {tuple(there.shape)} and {there.dtype}, but the array is of shape "
-                f"{tuple(tensor.shape)} and {tensor.dtype}."
+                f"{key} of {name} should be of shape {tuple(target.shape)} and {target.dtype}, but the array is of "
+                f"shape {tuple(tensor.shape)} and {tensor.dtype}."
             )
-        if there.device.type != "meta" and not torch.equal(there, tensor):
+        if target.device.type != "meta" and not torch.equal(target, tensor):
             raise ValueError(f"{key} of {name} contradicts its settings.")
-        if isinstance(there, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=key not in frozen and there.requires_grad)
+        if isinstance(target, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=key not in frozen and target.requires_grad)
         setattr(module, key, tensor)
 
 
 def own_tensors(module):
-    """Parameters and buffers of a module itself, by name."""
+    """Return the parameters and buffers of a module without those of its parts, by name."""
     settings = {"recurse": False, "remove_duplicate": False}
     return dict(module.named_parameters(**settings)) | dict(module.named_buffers(**settings))
 
 
 def to_parameter(array, channels_last):
-    """A copy of an array as a tensor, its axes in their usual order."""
-    tensor = torch.from_numpy(np.array(array, order="C"))
+    """Return a copy of an array as a tensor with its usual order of axes."""
+    tensor = torch.tensor(array).contiguous()
     if tensor.dtype not in DTYPES or (channels_last and tensor.ndim != 4):
-        raise ValueError(f"An array of {tensor.dtype} with {tensor.ndim} axes is none of a network.")
+        raise ValueError(f"Networks have no arrays of {tensor.dtype} with {tensor.ndim} axes.")
     return tensor.permute(0, 3, 1, 2) if channels_last else tensor
 
 
 def is_channels_last(tensor):
-    """Whether the channels of a pixel lie side by side in memory."""
+    """Return whether channels are last in memory."""
     if tensor.ndim != 4:
         return False
     like = torch.empty(tensor.shape, device="meta").to(memory_format=torch.channels_last)
     return tensor.stride() == torch.empty_like(like, memory_format=torch.channels_last).stride()
 
 
-def check_names(what, found, expected):
+def check_names(what, names, expected):
     """Raise if names are missing or unknown."""
-    if set(found) != set(expected):
-        raise ValueError(f"The {what} should be {sorted(expected)}, but are {sorted(found)}.")
+    if set(names) != set(expected):
+        raise ValueError(f"The {what} should be {sorted(expected)}, but are {sorted(names)}.")

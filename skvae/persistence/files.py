@@ -11,8 +11,8 @@ from .._version import __version__
 from ..estimators import ESTIMATORS
 from . import container
 from .container import CorruptFile
-from .fitted import restore_fitted, state_of
-from .values import Reader, Writer, expect, unwritable
+from .fitted import fitted_state, restore_fitted
+from .values import TOO_DEEP, ValueDecoder, ValueEncoder, cannot_store, expect
 
 FORMAT_VERSION = 1
 FIELDS = {"sha256", "format_version", "versions", "estimator"}
@@ -27,9 +27,8 @@ TRUSTED_TYPES = (
 def save(estimator, path):
     """Write an estimator, fitted or not, into one file.
 
-    The file is in the safetensors format: arrays, and text that says what they are, with a checksum over everything.
-    There is no code in it, and `load` runs none. It is read back before it takes the place of an older file, and takes
-    it in one step.
+    The file is in the safetensors format: arrays, and text that describes them, with a checksum over everything.
+    There is no code in it, and `load` runs none. It is read back before it replaces an older file, in one step.
 
     Parameters
     ----------
@@ -43,10 +42,10 @@ def save(estimator, path):
     Raises
     ------
     TypeError
-        If it is no estimator of this package, or if it holds what only code can make again: functions, classes,
-        callbacks, networks with layers of your own, other estimators.
+        If it is not an estimator of this package, or if it holds values that only code can make again: functions,
+        classes, callbacks, networks with layers of your own, other estimators.
     ValueError
-        If parameters are not valid, or what was fitted does not belong together.
+        If parameters are not valid, or fitted attributes are inconsistent.
 
     See Also
     --------
@@ -54,7 +53,7 @@ def save(estimator, path):
 
     Notes
     -----
-    What trained the networks (``net_``, with the state of the optimizer) is left out, as in pickles.
+    The trainer of networks (``net_``, with the state of the optimizer) is left out, as in pickles.
 
     Examples
     --------
@@ -69,47 +68,42 @@ def save(estimator, path):
     True
     """
     if isinstance(estimator, type):
-        raise TypeError(
-            f"What is to be saved is the class {estimator.__name__} itself; give an estimator that it makes."
-        )
+        raise TypeError(f"skvae.save stores instances, but got the class {estimator.__name__} itself.")
+    name = type(estimator).__name__
     if type(estimator) not in ESTIMATORS.values():
-        raise TypeError(
-            unwritable(
-                "What is to be saved", f"of the class {type(estimator).__name__}", f"give one of {sorted(ESTIMATORS)}"
-            )
-        )
-    writer = Writer(fields_of)
-    tree = writer.tree(estimator, type(estimator).__name__)
-    data = container.pack({"format_version": FORMAT_VERSION, "versions": versions(), "estimator": tree}, writer.arrays)
+        raise TypeError(cannot_store("The estimator", f"a {name}", f"save one of {sorted(ESTIMATORS)}"))
+    encoder = ValueEncoder(encode_estimator)
+    tree = encoder.encode(estimator, name)
+    data = container.pack({"format_version": FORMAT_VERSION, "versions": versions(), "estimator": tree}, encoder.arrays)
     try:
         restore(data)
     except CorruptFile as error:
-        raise ValueError(f"This {type(estimator).__name__} could not be read back from a file: {error}.") from error
+        raise ValueError(f"This {name} could not be read back from a file: {error}.") from error
     container.write(path, data)
 
 
 def load(path):
     """Read an estimator from a file that `save` wrote.
 
-    The result is an estimator that was saved, or an error. Files from people whom you do not trust can not run code;
-    they can hold any numbers.
+    The result is the estimator that was saved, or an error. Files from people whom you do not trust cannot run code,
+    but they can hold any numbers.
 
     Parameters
     ----------
     path : str or path-like
-        Where it is.
+        Its location.
 
     Returns
     -------
     estimator : object
-        Equal to the one that was saved. Its arrays are on the CPU, and its ``device`` parameter is what it was.
+        Equal to the one that was saved. Its arrays are on the CPU, and its ``device`` parameter is unchanged.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is of another kind or of a newer format, cut off, or not what was written.
+        If the file has another or a newer format, or if it was cut off, damaged or changed.
 
     See Also
     --------
@@ -118,56 +112,56 @@ def load(path):
     try:
         return restore(container.read(os.fspath(path)))
     except CorruptFile as error:
-        raise ValueError(f"{os.fspath(path)!r} is no estimator that skvae.save wrote: {error}.") from error
+        raise ValueError(f"{os.fspath(path)!r} is not an estimator that skvae.save wrote: {error}.") from error
 
 
 def restore(data):
-    """The estimator in the bytes of a file."""
+    """Return the estimator in the bytes of a file."""
     tree, arrays = container.unpack(data)
     version = tree.get("format_version") if isinstance(tree, dict) else None
     if type(version) is not int or version != FORMAT_VERSION:
-        wrote = tree.get("versions") if isinstance(tree, dict) else None
+        writer = tree.get("versions") if isinstance(tree, dict) else None
         raise CorruptFile(
-            f"its format has the version {version!r:.40}, and {FORMAT_VERSION} is what this skvae reads; it was "
-            f"written by {wrote!r:.200}"
+            f"its format has the version {version!r:.40}, but this skvae reads version {FORMAT_VERSION}; it was "
+            f"written by {writer!r:.200}"
         )
     if set(tree) != FIELDS:
         raise CorruptFile(f"it has the fields {sorted(tree)!r:.200}")
-    reader = Reader(arrays, build)
+    decoder = ValueDecoder(arrays, decode_estimator)
     try:
-        estimator = reader.value(tree["estimator"])
+        estimator = decoder.decode(tree["estimator"])
     except RecursionError as error:
-        raise CorruptFile("it holds values within values too deep") from error
+        raise CorruptFile(TOO_DEEP) from error
     if type(estimator) not in ESTIMATORS.values():
-        raise CorruptFile("what it holds is no estimator")
-    reader.finish()
+        raise CorruptFile("its value is not an estimator")
+    decoder.check_all_used()
     return estimator
 
 
-def fields_of(estimator, writer, where):
-    """What a file holds of an estimator."""
+def encode_estimator(estimator, encoder, where):
+    """Return the fields of an estimator in a file."""
     name = type(estimator).__name__
     if ESTIMATORS.get(name) is not type(estimator):
-        callback = isinstance(estimator, Callback)
-        instead = "call set_params(callbacks=None) after the fit" if callback else f"use one of {sorted(ESTIMATORS)}"
-        raise TypeError(unwritable(where, f"of the class {name}", instead))
+        is_callback = isinstance(estimator, Callback)
+        advice = "call set_params(callbacks=None) after the fit" if is_callback else f"use one of {sorted(ESTIMATORS)}"
+        raise TypeError(cannot_store(where, f"a {name}", advice))
     estimator._validate_params()
-    params, state = estimator.get_params(deep=False), state_of(estimator)
+    params, state = estimator.get_params(deep=False), fitted_state(estimator)
     return {
         "class": name,
-        "params": {key: writer.tree(value, f"{name}.{key}") for key, value in params.items()},
-        "fitted": {key: writer.tree(value, f"{name}.{key}") for key, value in state.items()},
+        "params": {key: encoder.encode(value, f"{name}.{key}") for key, value in params.items()},
+        "fitted": {key: encoder.encode(value, f"{name}.{key}") for key, value in state.items()},
     }
 
 
-def build(fields, reader):
-    """The estimator of which a file holds these fields."""
+def decode_estimator(fields, decoder):
+    """Return the estimator with these fields."""
     if set(fields) != {"class", "params", "fitted"} or not isinstance(fields["class"], str):
         raise CorruptFile(f"an estimator has the fields {sorted(fields)!r:.200}")
     cls = ESTIMATORS.get(fields["class"])
     if cls is None:
         raise CorruptFile(f"the estimator {fields['class']!r:.80} is unknown to this skvae")
-    params, state = ({k: reader.value(v) for k, v in expect(fields[f], dict).items()} for f in ("params", "fitted"))
+    params, state = ({k: decoder.decode(v) for k, v in expect(fields[f], dict).items()} for f in ("params", "fitted"))
     unknown = set(params) - set(cls._get_param_names())
     if unknown:
         raise CorruptFile(f"{cls.__name__} has no parameters {sorted(unknown)!r:.200} in this skvae")
@@ -181,6 +175,6 @@ def build(fields, reader):
 
 
 def versions():
-    """What wrote a file, for messages."""
-    found = {"numpy": np.__version__, "scikit-learn": sklearn.__version__, "torch": torch.__version__}
-    return {"skvae": __version__} | found
+    """Return the versions of the writing packages, for messages."""
+    libraries = {"numpy": np.__version__, "scikit-learn": sklearn.__version__, "torch": torch.__version__}
+    return {"skvae": __version__} | libraries

@@ -1,9 +1,7 @@
 """Fitted estimators as ONNX graphs, which serve without torch."""
 
-import copy
 import logging
 import warnings
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,32 +11,25 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..estimators import (
-    AutoencoderEmbedder,
-    ClusterLabelClassifier,
-    TorchGMM,
-    TorchMiniBatchKMeans,
-    TorchPPCA,
-    VaDEClusterer,
-    VAEEmbedder,
-)
-from ..models import COVARIANCES
+from ..estimators import ClusterLabelClassifier
 from . import container
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
-IR_VERSION = 10  # what runtimes of the last years read
+IR_VERSION = 10  # which runtimes of recent years read
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 INPUT = "X"
+# Names of outputs that `transform` returns, which are passed to the next step; without one of these, the first output.
+TRANSFORMED = ("codes", "probabilities", "distances", "transformed")
 OLDEST_TORCH = (2, 7)  # graphs of 2.5 fix the number of rows, or fail
 
 
 def to_onnx(estimator, path, *, dtype="float32"):
-    """Write what a fitted estimator computes for rows into a file, as an ONNX graph.
+    """Write the predictions of a fitted estimator into a file, as an ONNX graph.
 
     The graph has one input, ``X`` of shape (rows, n_features), and outputs by name:
 
     ====================================== ==================================================
-    `VAEEmbedder`, `AutoencoderEmbedder`,  ``codes``: what `transform` gives
+    `VAEEmbedder`, `AutoencoderEmbedder`,  ``codes``: the result of `transform`
     `TorchPPCA`
     `VaDEClusterer`                        ``labels``, ``probabilities``, ``codes``
     `TorchGMM`                             ``labels``, ``probabilities``, ``log_likelihood``
@@ -48,26 +39,26 @@ def to_onnx(estimator, path, *, dtype="float32"):
     ====================================== ==================================================
 
     Steps of a pipeline, and clusterers inside a classifier, may be scikit-learn's too, if skl2onnx knows them. A graph
-    computes and does not check: rows that an estimator would refuse get some result.
+    computes and does not check: samples for which an estimator raises an error get some result.
 
     Parameters
     ----------
     estimator : estimator or Pipeline
-        Fitted. Networks of your own have to be what torch can export.
+        Fitted. torch has to be able to export networks of your own.
     path : str or path-like
         Where to write.
     dtype : {"float32", "float64"}, default="float32"
-        Of ``X``, and in which networks compute. Mixtures are computed in float64 always. Runtimes may lack convolutions
-        in float64.
+        Dtype of ``X`` and of networks. Mixtures are always computed in float64. Runtimes may lack convolutions in
+        float64.
 
     Raises
     ------
     ImportError
         If onnx, onnxscript or skl2onnx are not installed, or torch is older than 2.7, whose graphs can be wrong.
     TypeError
-        If a step is neither of this package nor known to skl2onnx, or chooses columns by name.
+        If a step is neither of this package nor supported by skl2onnx, or selects columns by name.
     ValueError
-        If the classes of a classifier are no integers.
+        If the classes of a classifier are not integers.
 
     See Also
     --------
@@ -108,99 +99,8 @@ def to_onnx(estimator, path, *, dtype="float32"):
     container.write(path, model.SerializeToString())
 
 
-class Codes(nn.Module):
-    """What embedders give."""
-
-    outputs = ("codes",)
-
-    def __init__(self, estimator, dtype):
-        super().__init__()
-        self.model = _copy_of(estimator.module_, dtype)
-
-    def forward(self, x):
-        """Posterior means (n, k)."""
-        return self.model.posterior(self.model.standardize(x)).mean
-
-
-class Clusters(Codes):
-    """What VaDE gives; the mixture is computed in float64."""
-
-    outputs = ("labels", "probabilities", "codes")
-
-    def __init__(self, estimator, dtype):
-        super().__init__(estimator, dtype)
-        self.prior, self.model.prior = self.model.prior.double(), _PointPrior()
-
-    def forward(self, x):
-        """Clusters (n,), their probabilities (n, k), codes (n, d)."""
-        z = super().forward(x)
-        log_resp = self.prior.log_responsibilities(z.double())[:, 0]
-        return log_resp.argmax(1), log_resp.exp().to(x.dtype), z
-
-
-class _PointPrior(nn.Module):
-    """What the posterior asks a prior: how many statistics the encoder gives."""
-
-    n_statistics = 2
-
-
-class Components(nn.Module):
-    """What a mixture gives, in float64."""
-
-    outputs = ("labels", "probabilities", "log_likelihood")
-
-    def __init__(self, estimator, dtype):
-        super().__init__()
-        mixture, family = estimator._mixture(torch.float64, "cpu"), COVARIANCES[estimator.covariance_type]
-        peaks = family.log_prob(mixture.means, mixture.means, mixture.factor).diagonal() + mixture.log_weights
-        for name, value in {"means": mixture.means, "factor": mixture.factor, "peaks": peaks}.items():
-            self.register_buffer(name, value)
-
-    def forward(self, x):
-        """Components (n,), their probabilities (n, k), log-likelihoods (n,)."""
-        residual = x.double() - self.means[:, None]  # (k, n, d)
-        white = residual @ self.factor if self.factor.ndim == 3 else residual * self.factor[:, None]
-        log_joint = (self.peaks[:, None] - 0.5 * white.square().sum(-1)).mT  # (n, k)
-        evidence = log_joint.logsumexp(1)
-        resp = (log_joint - evidence[:, None]).exp()
-        return log_joint.argmax(1), resp.to(x.dtype), evidence.to(x.dtype)
-
-
-class Centers(nn.Module):
-    """What k-means gives."""
-
-    outputs = ("labels", "distances")
-
-    def __init__(self, estimator, dtype):
-        super().__init__()
-        self.register_buffer("centers", torch.from_numpy(np.array(estimator.cluster_centers_, np.float64)))
-
-    def forward(self, x):
-        """Nearest centres (n,), distances to all (n, k)."""
-        squares = (x.double()[:, None] - self.centers).square().sum(-1)
-        return squares.argmin(1), squares.sqrt().to(x.dtype)
-
-
-class PrincipalCodes(nn.Module):
-    """What probabilistic principal components give."""
-
-    outputs = ("codes",)
-
-    def __init__(self, estimator, dtype):
-        super().__init__()
-        mean = estimator.mean_.astype(np.float64)
-        points = np.concatenate([mean[None], mean + np.eye(len(mean))])
-        offset, *rows = estimator.transform(points)  # an affine map is known by where it takes these
-        self.register_buffer("mean", torch.from_numpy(mean))
-        self.register_buffer("matrix", torch.from_numpy(np.array(rows, np.float64) - offset))
-
-    def forward(self, x):
-        """Posterior means (n, k)."""
-        return ((x.double() - self.mean) @ self.matrix).to(x.dtype)
-
-
-class Classes(nn.Module):
-    """Classes from what a clusterer gives: probabilities (n, k), or clusters (n,)."""
+class ClassLookup(nn.Module):
+    """Classes of clusters, from their probabilities (n, k) or labels (n,)."""
 
     outputs = ("labels", "probabilities")
 
@@ -216,99 +116,97 @@ class Classes(nn.Module):
         self.register_buffer("table", torch.from_numpy(estimator.table_.astype(np.float64)))
         self.dtype = dtype
 
-    def forward(self, found):
-        """Classes (n,), their probabilities (n, c)."""
-        probabilities = found.double() @ self.table if found.is_floating_point() else self.table[found]
+    def forward(self, clusters):
+        """Return classes (n,), their probabilities (n, c)."""
+        is_soft = clusters.is_floating_point()
+        probabilities = clusters.double() @ self.table if is_soft else self.table[clusters]
         return self.classes[probabilities.argmax(1)], probabilities.to(self.dtype)
 
 
-MODULES = {
-    AutoencoderEmbedder: Codes,
-    VAEEmbedder: Codes,
-    VaDEClusterer: Clusters,
-    TorchGMM: Components,
-    TorchMiniBatchKMeans: Centers,
-    TorchPPCA: PrincipalCodes,
-}
-# What an estimator's `transform` gives to the next step, by the name of the output; others have one output.
-CARRIERS = ("codes", "probabilities", "distances", "transformed")
-
-
 def _graph(estimator, dtype):
-    """The graph of an estimator."""
-    estimator = getattr(estimator, "estimator", estimator) if isinstance(estimator, FrozenEstimator) else estimator
+    """Return the graph of an estimator."""
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
     if isinstance(estimator, Pipeline):
-        return _chain(estimator, dtype)
+        return _pipeline_graph(estimator, dtype)
     check_is_fitted(estimator)
     if isinstance(estimator, ClusterLabelClassifier):
         clusterer = _graph(estimator.estimator_, dtype)
-        found = {output.name: output for output in clusterer.graph.output}
-        carrier = "probabilities" if hasattr(estimator.estimator_, "predict_proba") else "labels"
-        example = torch.zeros(2, len(estimator.table_), dtype=dtype)
-        example = example if carrier == "probabilities" else example[:, 0].long()
-        return _after(clusterer, found[carrier].name, _export(Classes(estimator, dtype), example))
-    module = next((module for kind, module in MODULES.items() if isinstance(estimator, kind)), None)
-    if module is None:
-        return _foreign(estimator, dtype)
-    return _export(module(estimator, dtype), torch.zeros(2, estimator.n_features_in_, dtype=dtype))
+        outputs = {output.name: output for output in clusterer.graph.output}
+        probabilities = torch.zeros(2, len(estimator.table_), dtype=dtype)
+        if hasattr(estimator.estimator_, "predict_proba"):
+            name, example = "probabilities", probabilities
+        else:
+            name, example = "labels", probabilities[:, 0].long()
+        return _chain(clusterer, outputs[name].name, _export(ClassLookup(estimator, dtype), example))
+    if hasattr(estimator, "_export_module"):
+        return _export(estimator._export_module(dtype), torch.zeros(2, estimator.n_features_in_, dtype=dtype))
+    return _sklearn_graph(estimator, dtype)
 
 
-def _chain(pipeline, dtype):
-    """The graphs of the steps of a pipeline, one after another."""
+def _pipeline_graph(pipeline, dtype):
+    """Return the graph of a pipeline."""
     steps = [step for _, step in pipeline.steps if step is not None and step != "passthrough"]
     if not steps:
         raise ValueError("The pipeline has no step but 'passthrough'; there is nothing to write.")
     model = _graph(steps[0], dtype)
     for step in steps[1:]:
         names = [output.name for output in model.graph.output]
-        carrier = next(name for name in (*CARRIERS, *names) if name in names)
-        model = _after(model, carrier, _graph(step, dtype))
+        transformed = next(name for name in (*TRANSFORMED, *names) if name in names)
+        model = _chain(model, transformed, _graph(step, dtype))
     return model
 
 
-def _after(first, carrier, second):
-    """Two graphs, the second of which takes an output of the first."""
+def _chain(first, output, second):
+    """Chain two graphs: an output of the first is the input of the second."""
     from onnx import compose
 
     first = compose.add_prefix(first, "before_", rename_inputs=False)
     second = compose.add_prefix(second, "after_", rename_outputs=False)
-    pair = [(f"before_{carrier}", second.graph.input[0].name)]
+    pair = [(f"before_{output}", second.graph.input[0].name)]
     return compose.merge_models(first, second, pair, outputs=[output.name for output in second.graph.output])
 
 
 def _export(module, example):
-    """The graph of a module."""
-    with _quiet():
-        program = torch.onnx.export(
-            module.eval(),
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: "rows"},),
-            input_names=[INPUT],
-            output_names=list(module.outputs),
-            opset_version=OPSETS[""],
-            verbose=False,
-        )
+    """Return the graph of a module, with an example of its input."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # torch reports optional libraries that are not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: "rows"},),
+                input_names=[INPUT],
+                output_names=list(module.outputs),
+                opset_version=OPSETS[""],
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
     model = program.model_proto
     model.ir_version = IR_VERSION
     return model
 
 
-def _foreign(estimator, dtype):
-    """The graph of an estimator of scikit-learn."""
+def _sklearn_graph(estimator, dtype):
+    """Return the graph of an estimator of scikit-learn, with the names of outputs of this package."""
     import skl2onnx
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
     if not hasattr(estimator, "n_features_in_"):
         raise TypeError(f"to_onnx writes fitted estimators and pipelines of them, but got {estimator!r}.")
-    kind = FloatTensorType if dtype == torch.float32 else DoubleTensorType
+    input_type = FloatTensorType if dtype == torch.float32 else DoubleTensorType
     # Probabilities as an array, not as a list of dicts.
     options = {id(estimator): {"zipmap": False}} if is_classifier(estimator) else None
     try:
         model = skl2onnx.to_onnx(
             estimator,
-            initial_types=[(INPUT, kind([None, estimator.n_features_in_]))],
+            initial_types=[(INPUT, input_type([None, estimator.n_features_in_]))],
             options=options,
             target_opset=OPSETS,
         )
@@ -316,20 +214,20 @@ def _foreign(estimator, dtype):
         raise TypeError(
             f"skl2onnx has no converter for {type(estimator).__name__}; register one with it, or leave the step out."
         ) from error
-    except (KeyError, RuntimeError) as error:  # what it raises where a converter can not go on
+    except (KeyError, RuntimeError) as error:  # raised by converters for unsupported parameters
         raise TypeError(
-            f"skl2onnx can not write this {type(estimator).__name__}. A graph has one table without names: choose "
-            "columns by position, and of a search give best_estimator_."
+            f"skl2onnx cannot convert this {type(estimator).__name__}. A graph has one input without column names: "
+            "select columns by position, and of a search give best_estimator_."
         ) from error
     del model.opset_import[:]
     for domain, version in OPSETS.items():
         model.opset_import.add(domain=domain, version=version)
     model.ir_version = IR_VERSION
-    return _renamed(model)
+    return _rename_outputs(model)
 
 
-def _renamed(model):
-    """The graph of skl2onnx with names of outputs like those of this package."""
+def _rename_outputs(model):
+    """Give the outputs of a graph of skl2onnx their names in this package."""
     names = {"label": "labels", "output_label": "labels", "output_probability": "probabilities", "scores": "distances"}
     outputs = [output.name for output in model.graph.output]
     names = {name: names.get(name, name) for name in outputs} if len(outputs) > 1 else {outputs[0]: "transformed"}
@@ -339,36 +237,17 @@ def _renamed(model):
                 values[index] = names.get(name, name)
     for output in model.graph.output:
         output.name = names[output.name]
-    return _flat_labels(model) if "labels" in names.values() else model
+    return _flatten_labels(model) if "labels" in names.values() else model
 
 
-def _flat_labels(model):
-    """The graph with labels (n,), which some converters give as a column."""
+def _flatten_labels(model):
+    """Reshape labels to (n,), which some converters return as a column."""
     from onnx import TensorProto, helper, numpy_helper
 
     node = next(node for node in model.graph.node if "labels" in node.output)
-    node.output[list(node.output).index("labels")] = "labels_as_found"
+    node.output[list(node.output).index("labels")] = "labels_of_any_shape"
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "flat"))
-    model.graph.node.append(helper.make_node("Reshape", ["labels_as_found", "flat"], ["labels"]))
+    model.graph.node.append(helper.make_node("Reshape", ["labels_of_any_shape", "flat"], ["labels"]))
     index = [output.name for output in model.graph.output].index("labels")
     model.graph.output[index].CopyFrom(helper.make_tensor_value_info("labels", TensorProto.INT64, ["rows"]))
     return model
-
-
-def _copy_of(model, dtype):
-    """A copy of a model on the CPU in a precision, for rows as they are given."""
-    return copy.deepcopy(model).cpu().to(dtype).eval()
-
-
-@contextmanager
-def _quiet():
-    """Without what torch's exporter says of libraries that are not there."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -5,13 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import numpy as np
 import pytest
 import torch
+from helpers import fit_quietly
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback, EarlyStopping
 
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
@@ -58,12 +57,6 @@ def X():
     return np.random.default_rng(0).random((150, 9))
 
 
-def fit(embedder, X):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return embedder.fit(X)
-
-
 def assert_equal(one, other):
     for (name, mine), theirs in zip(one.module_.state_dict().items(), other.module_.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
@@ -74,18 +67,18 @@ def assert_equal(one, other):
 @over_embedders
 @pytest.mark.parametrize("stop", [7, 24, 40])
 def test_an_interrupted_fit_goes_on_to_the_same_result(embedder, stop, X, tmp_path):
-    expected = fit(clone(embedder), X)
+    expected = fit_quietly(clone(embedder), X)
     path = tmp_path / "training.pt"
     embedder = clone(embedder).set_params(checkpoint=path)
     StopOnce.at = stop
     try:
-        fit(embedder, X)
+        fit_quietly(embedder, X)
     except KeyboardInterrupt:
         assert path.exists()
         assert not hasattr(embedder, "module_")
     assert StopOnce.at is None or "early" in str(expected.get_params()) or stop == 40
     StopOnce.at = None
-    assert_equal(fit(embedder, X), expected)
+    assert_equal(fit_quietly(embedder, X), expected)
     assert not path.exists()
     assert os.listdir(tmp_path) == []
 
@@ -95,10 +88,10 @@ def test_without_a_seed_the_interrupted_fit_goes_on_with_its_own(X, tmp_path):
     embedder = clone(EMBEDDERS["VAE"]).set_params(random_state=None, checkpoint=path)
     StopOnce.at = 17
     with pytest.raises(KeyboardInterrupt):
-        fit(embedder, X)
+        fit_quietly(embedder, X)
     seed, done = read_checkpoint(path)["seed"], read_checkpoint(path)["current"]["epochs_done"]
     assert done == 3
-    fit(embedder, X)
+    fit_quietly(embedder, X)
     assert embedder._first_seed == seed
     assert embedder.n_iter_ == 6
 
@@ -108,11 +101,11 @@ def test_a_file_of_another_fit_is_an_error(X, tmp_path):
     embedder = clone(EMBEDDERS["VAE"]).set_params(checkpoint=path, hidden_layer_sizes=[8])
     StopOnce.at = 17
     with pytest.raises(KeyboardInterrupt):
-        fit(embedder, X)
+        fit_quietly(embedder, X)
     others = [clone(embedder).set_params(lr=0.1), clone(embedder).set_params(hidden_layer_sizes=[9])]
     for other, rows in ((clone(embedder), X + 1e-3 * (X < 0.5)), *((other, X) for other in others)):
         with pytest.raises(ValueError, match=r"is of another fit, .* remove the file"):
-            fit(other, rows)
+            fit_quietly(other, rows)
     assert path.exists()
 
 
@@ -121,14 +114,14 @@ def test_a_file_that_is_no_checkpoint_is_an_error(content, X, tmp_path):
     path = tmp_path / "training.pt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is no checkpoint of this version of skvae, or damaged"):
-        fit(clone(EMBEDDERS["VAE"]).set_params(checkpoint=path, random_state=None), X)
+        fit_quietly(clone(EMBEDDERS["VAE"]).set_params(checkpoint=path, random_state=None), X)
     assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["training.pt"]
 
 
 def test_the_folder_has_to_exist(X, tmp_path):
     with pytest.raises(ValueError, match="is in a folder that does not exist"):
-        fit(clone(EMBEDDERS["VAE"]).set_params(checkpoint=tmp_path / "no" / "training.pt"), X)
+        fit_quietly(clone(EMBEDDERS["VAE"]).set_params(checkpoint=tmp_path / "no" / "training.pt"), X)
 
 
 LONG = {"hidden_layer_sizes": (64,), "max_epochs": 100, "batch_size": 32, "random_state": 0}

@@ -1,20 +1,19 @@
-"""Calls that visit rows a chunk at a time, where a device has too little memory for a chunk."""
+"""Methods that map over chunks of samples, where a device has too little memory for a chunk."""
 
 import gc
 import warnings
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import QUICK, assert_same, some_classes
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from test_common import QUICK, assert_same, some_classes
 
 from skvae.data.chunks import map_chunks
-from skvae.data.tables import Table, TensorRows
-from skvae.estimators import _chunks
+from skvae.data.samples import LazySamples, TensorSamples
+from skvae.estimators import kmeans
 
 METHODS = ("transform", "predict", "predict_proba", "score_samples", "reconstruct", "impute", "log_likelihood")
 N = 50
@@ -26,7 +25,7 @@ def X():
 
 
 def limited(n_most, sizes):
-    """A function of rows for which more than so many are too many."""
+    """Return a function of samples that runs out of memory with more than so many."""
 
     def function(rows):
         sizes.append(len(rows))
@@ -37,34 +36,34 @@ def limited(n_most, sizes):
     return function
 
 
-KINDS = {
+TYPES = {
     "array": lambda X: X,
-    "table": lambda X: Table(X, X.dtype),
-    "tensor": lambda X: TensorRows(torch.from_numpy(X)),
+    "lazy": lambda X: LazySamples(X, X.dtype),
+    "tensor": lambda X: TensorSamples(torch.from_numpy(X)),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("convert", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("n_rows", [1, 7, 16, N, 2 * N])
 @pytest.mark.parametrize("n_most", [1, 2, 3, 10, 49])
-def test_chunks_are_halved_until_they_fit(kind, n_rows, n_most, X):
-    sizes, rows = [], kind(X)
+def test_chunks_are_halved_until_they_fit(convert, n_rows, n_most, X):
+    sizes, rows = [], convert(X)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = map_chunks(limited(n_most, sizes), rows, n_rows)
-    assert_array_equal(found, (X.sum(1, keepdims=True) ** 2))
-    assert type(found) is (torch.Tensor if isinstance(rows, TensorRows) else np.ndarray)
+        results = map_chunks(limited(n_most, sizes), rows, n_rows)
+    assert_array_equal(results, (X.sum(1, keepdims=True) ** 2))
+    assert type(results) is (torch.Tensor if isinstance(rows, TensorSamples) else np.ndarray)
     too_large = [size for size in sizes if size > n_most]
-    # The next chunks begin with the size that was found.
+    # The next chunks have the size that fitted.
     assert len(too_large) <= np.ceil(np.log2(max(1, min(n_rows, N) / n_most)))
     assert [str(warning.message) for warning in caught] == (
-        [f"The device ran out of memory with chunks of {n_rows} rows; the call goes on with smaller ones."]
+        [f"The device ran out of memory with chunks of {n_rows} rows; the call continues with smaller ones."]
         if too_large
         else []
     )
 
 
-def test_a_row_that_does_not_fit_is_the_device_s_error(X):
+def test_a_sample_that_does_not_fit_raises_the_error_of_the_device(X):
     sizes = []
     with pytest.warns(RuntimeWarning, match="out of memory"), pytest.raises(torch.cuda.OutOfMemoryError):
         map_chunks(limited(0, sizes), X, 8)
@@ -79,7 +78,7 @@ def test_other_errors_are_not_about_memory(X):
         map_chunks(broken, X, 8)
 
 
-def test_what_failed_has_left_its_memory(X):
+def test_memory_of_a_failed_chunk_is_freed(X):
     """The error would hold the tensors of the chunk that was too large."""
     held = []
 
@@ -103,26 +102,28 @@ def test_what_failed_has_left_its_memory(X):
 @pytest.mark.parametrize("estimator", QUICK, ids=lambda estimator: type(estimator).__name__)
 @pytest.mark.filterwarnings("ignore:Rows belong to all clusters alike")
 @pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows")
-def test_methods_go_on_with_smaller_chunks(estimator, X, monkeypatch):
+def test_methods_continue_with_smaller_chunks(estimator, X, monkeypatch):
     fitted = clone(estimator).fit(X, some_classes(X))
     names = [name for name in METHODS if hasattr(fitted, name)]
     expected = {name: getattr(fitted, name)(X) for name in names}
-    attempted = _chunks.attempted
 
-    def small(function, rows):
-        def checked(rows):
-            if len(rows) > 7:
+    def small(copy):
+        """A copy of samples to a device that is too small for more than seven."""
+
+        def copied(*arrays, **settings):
+            if max(map(len, filter(np.ndim, arrays))) > 7:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-            return function(rows)
+            return copy(*arrays, **settings)
 
-        return attempted(checked, rows)
+        return copied
 
-    monkeypatch.setattr(_chunks, "attempted", small)
-    found = {}
+    results = {}
     for name in names:
-        with pytest.warns(RuntimeWarning, match="ran out of memory with chunks of") as caught:
-            found[name] = getattr(fitted, name)(X)
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "copyto", small(np.copyto))
+            patched.setattr(kmeans, "as_tensor", small(kmeans.as_tensor))
+            with pytest.warns(RuntimeWarning, match="ran out of memory with chunks of") as caught:
+                results[name] = getattr(fitted, name)(X)
         assert len(caught) == 1, name
-        package = Path(_chunks.__file__).parents[1]
-        assert package not in Path(caught[0].filename).parents, f"{name}: it does not point at the caller"
-    assert_same(found, expected, rtol=1e-9, atol=1e-12)
+        assert caught[0].filename == __file__, f"{name}: it does not point at the caller"
+    assert_same(results, expected, rtol=1e-9, atol=1e-12)

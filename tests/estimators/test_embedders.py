@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import SMALL, mirrored
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
@@ -15,8 +16,6 @@ from torch import nn
 from skvae import AutoencoderEmbedder, TorchGMM, VAEEmbedder
 from skvae.fitting.evaluation import normal_points
 from skvae.models import LatentModel
-
-SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +146,6 @@ def test_sample_looks_like_the_data(fitted, digits):
 
 def ramp(share):
     return 1.0 - 0.5 * share
-
-
-def mirrored(u, generator):
-    return u.flip(1)
 
 
 def plain_encoder(n_inputs, n_outputs):

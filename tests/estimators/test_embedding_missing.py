@@ -1,5 +1,7 @@
 """Missing values in autoencoders: out of the likelihood, and a mask for the encoder."""
 
+from collections import namedtuple
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from skvae import AutoencoderEmbedder, TorchPPCA, VaDEClusterer, VAEEmbedder
-from skvae.models import LIKELIHOODS, FeatureSummary, Observed
+from skvae.models import LIKELIHOODS, MaskedLikelihood
+
+FeatureSummary = namedtuple("FeatureSummary", "mean scale maximum")
 
 SMALL = {"hidden_layer_sizes": (16,), "random_state": 0, "max_epochs": 4}
 EMBEDDERS = [
@@ -51,7 +55,7 @@ def test_feature_log_probs_are_parts_of_the_log_prob(name):
     parts = likelihood.feature_log_prob(u, params)
     assert parts.shape == (30, 4)
     torch.testing.assert_close(parts.sum(-1), likelihood.log_prob(u, params))
-    torch.testing.assert_close(Observed(likelihood).log_prob(u, params), likelihood.log_prob(u, params))
+    torch.testing.assert_close(MaskedLikelihood(likelihood).log_prob(u, params), likelihood.log_prob(u, params))
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -60,7 +64,7 @@ def test_missing_values_are_left_out(name):
     X = torch.tensor(rows_for(name, rng))
     likelihood = LIKELIHOODS[name].from_data(FeatureSummary(X.mean(0), X.std(0), X.amax(0)))
     u, params = likelihood.standardize(X), torch.tensor(rng.normal(size=(30, likelihood.n_outputs(4))))
-    parts, observed = likelihood.feature_log_prob(u, params), Observed(likelihood)
+    parts, observed = likelihood.feature_log_prob(u, params), MaskedLikelihood(likelihood)
     params.requires_grad_()
     holes = torch.tensor(rng.random(X.shape) < 0.4)
     found = observed.log_prob(u.masked_fill(holes, torch.nan), params)
@@ -89,8 +93,8 @@ def test_every_likelihood_trains_with_missing_values(embedder, likelihood):
 @over_embedders
 def test_rows_without_missing_values_train_as_ever(embedder, X):
     """The mask is there only if it is needed."""
-    assert not isinstance(clone(embedder).fit(X).module_.likelihood, Observed)
-    assert isinstance(clone(embedder).fit(with_holes(X)[0]).module_.likelihood, Observed)
+    assert not isinstance(clone(embedder).fit(X).module_.likelihood, MaskedLikelihood)
+    assert isinstance(clone(embedder).fit(with_holes(X)[0]).module_.likelihood, MaskedLikelihood)
 
 
 @pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows")  # there are none in these data

@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, global_states, read_only, same_weights, weights_of
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import multivariate_normal
 from sklearn.base import clone
@@ -32,6 +33,7 @@ from skorch.callbacks import (
 from torch import nn
 
 from skvae import AutoencoderEmbedder, VAEEmbedder
+from skvae.data.chunks import map_samples
 from skvae.estimators import _embedder_training
 from skvae.fitting import early_stopping
 from skvae.models import LIKELIHOODS, LatentModel
@@ -74,21 +76,6 @@ def maps_of(embedder):
 
 def answers(embedder, X):
     return {name: function(X) for name, function in maps_of(embedder).items()}
-
-
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert_allclose(found[name], expected[name], err_msg=name, **({"rtol": 0, "atol": 0} | tolerance))
-
-
-def weights_of(embedder):
-    return {name: value.clone() for name, value in embedder.module_.state_dict().items()}
-
-
-def same_weights(one, two):
-    one, two = (found if isinstance(found, dict) else weights_of(found) for found in (one, two))
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def train(embedder, how, X):
@@ -418,12 +405,6 @@ def test_extreme_logits_have_a_finite_cross_entropy(cls):
     assert embedder.loss_curve_[0] == pytest.approx(150 * (X == 0).sum(1).mean(), rel=1e-4)
     for rows in (X, X.astype(np.float32)):
         assert_allclose(embedder.score_samples(rows), -150.0 * (X == 0).sum(1), rtol=1e-4, atol=1e-4)
-
-
-def read_only(X):
-    X = X.copy()
-    X.flags.writeable = False
-    return X
 
 
 FORMS = {
@@ -971,11 +952,6 @@ def test_progress_bars_are_closed(cls, X, capsys):
     assert b"tqdm" not in pickle.dumps(clone(embedder).set_params(callbacks=None).fit(X))
 
 
-def global_states():
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state is what is tested)
-    return random.getstate(), keys.tolist(), rest, torch.get_rng_state().tolist(), torch.initial_seed()
-
-
 def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -1079,7 +1055,7 @@ def test_devices_may_change_between_calls(fitted_on, used_on, X):
         assert np.isfinite(embedder.partial_fit(rows, torch.zeros(len(X))).loss_curve_).all()
     embedder.set_params(warm_start=True).fit(X)
     embedder.set_params(device="cuda:99")
-    with pytest.raises(ValueError, match="device='cuda:99' can not be used here; use 'auto' or one of"):
+    with pytest.raises(ValueError, match="device='cuda:99' cannot be used here; use 'auto' or one of"):
         embedder.transform(X)
 
 
@@ -1175,7 +1151,7 @@ def test_memory_of_results_does_not_grow_with_hidden_layers():
     X[::2] = 1
     vae = VAEEmbedder(2, hidden_layer_sizes=(16,), max_epochs=1, random_state=0).fit(X[:200])
     model, calls = vae.module_, []
-    vae._map(lambda x: calls.append(len(x)) or x, X, dtype=torch.float32, device="cpu", width=8, chunk_size=300)
+    map_samples(lambda x: calls.append(len(x)) or x, X, dtype=torch.float32, device="cpu", width=8, chunk_size=300)
     assert sum(calls) == 4_000
     assert max(calls) == 300
     assert vae.transform(X).base is None

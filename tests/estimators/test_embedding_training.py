@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from helpers import SMALL, same_weights
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -18,7 +19,6 @@ from skvae.estimators import _embedder_training
 from skvae.fitting import batches
 from skvae.models import LatentModel
 
-SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0}
 over_embedders = pytest.mark.parametrize("cls", [VAEEmbedder, AutoencoderEmbedder])
 
 
@@ -30,11 +30,6 @@ def X():
 @pytest.fixture(scope="module")
 def fitted(X):
     return VAEEmbedder(4, random_state=0).fit(X)
-
-
-def same_weights(one, two):
-    pairs = zip(one.module_.state_dict().values(), two.module_.state_dict().values(), strict=True)
-    return all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def test_importance_samples_lift_the_bound(fitted, X):

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import fit_quietly, full_covariances
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
@@ -21,26 +22,11 @@ over_all_types = pytest.mark.parametrize("covariance_type", COVARIANCES)
 over_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
-def fit_quietly(gmm, X):
-    """Fit, whether or not EM converges."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return gmm.fit(X)
-
-
-def as_matrices(covariances, covariance_type, n_components, n_features):
-    """Published covariances as one matrix for each component."""
-    if covariance_type not in ("full", "tied"):
-        variances = covariances[..., None] if "spherical" in covariance_type else covariances
-        covariances = variances[..., None] * np.eye(n_features)
-    return np.broadcast_to(covariances, (n_components, n_features, n_features))
-
-
 @over_all_types
 @pytest.mark.parametrize("n_components", [2, 3, 4])  # fewer than the three features, as many, more
 def test_density_is_that_of_the_published_parameters(covariance_type, n_components, correlated):
     gmm = fit_quietly(TorchGMM(n_components, covariance_type=covariance_type, random_state=0), correlated)
-    covariances = as_matrices(gmm.covariances_, covariance_type, n_components, 3)
+    covariances = full_covariances(gmm.covariances_, covariance_type, n_components, 3)
     joint = [
         np.log(weight) + multivariate_normal.logpdf(correlated, mean, covariance)
         for weight, mean, covariance in zip(gmm.weights_, gmm.means_, covariances, strict=True)

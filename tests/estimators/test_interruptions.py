@@ -1,12 +1,10 @@
 """Fits that go on with earlier networks, and are interrupted: what was learnt until the last whole epoch is kept."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
+from helpers import fit_quietly
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
 
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
@@ -61,9 +59,7 @@ def X():
 
 
 def fit(embedder, X, *callbacks):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return embedder.set_params(callbacks=list(callbacks)).fit(X)
+    return fit_quietly(embedder.set_params(callbacks=list(callbacks)), X)
 
 
 def learnt(embedder):

@@ -1,4 +1,4 @@
-"""Clusters that a few labels give names to."""
+"""Classifier whose clusters are named by a few labels."""
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from skvae.metrics import clustering_accuracy_score, match_clusters
 
 
 class Rounding(ClusterMixin, BaseEstimator):
-    """The cluster of a row is what stands in it."""
+    """Clusterer whose clusters are the values of X."""
 
     def fit(self, X, y=None):
         if y is not None:
@@ -38,7 +38,7 @@ class Rounding(ClusterMixin, BaseEstimator):
 
 
 def by_cluster(clusters, y, **params):
-    """A classifier whose clusters are given."""
+    """Fit a classifier to clusters."""
     return ClusterLabelClassifier(Rounding(), **params).fit(np.asarray(clusters)[:, None], y)
 
 
@@ -94,19 +94,19 @@ def test_hungarian_is_the_matching_of_the_metrics(n_clusters):
         assert_array_equal(classifier.table_[others].argmax(axis=1), classifier.counts_[others].argmax(axis=1))
 
 
-def test_hungarian_pairs_nothing_against_the_evidence():
-    """The only class that is left over has no row in the only cluster that is."""
+def test_hungarian_does_not_pair_clusters_and_classes_without_common_samples():
+    """The only class left has no sample in the only cluster left."""
     classifier = by_cluster([0] * 11 + [1] * 8, [0] * 10 + [1] + [0] * 8, assignment="hungarian")
     assert_array_equal(classifier.counts_, [[10, 1], [8, 0]])
     assert_array_equal(classifier.table_, [[1, 0], [1, 0]])
 
 
-def test_majority_of_equals_is_the_first_class():
+def test_ties_go_to_the_first_class():
     assert_array_equal(by_cluster([0, 0, 1, 1], ["b", "a", "a", "b"]).predict([[0], [1]]), ["a", "a"])
 
 
 @pytest.mark.parametrize("assignment", list(ASSIGNMENTS))
-def test_clusters_without_labels_get_the_frequencies(assignment):
+def test_clusters_without_labels_get_class_frequencies(assignment):
     with pytest.warns(UserWarning, match=r"2 of 4 clusters have no labelled row \(1, 2\)") as record:
         classifier = by_cluster([0, 0, 1, 2, 3], [7, 8, -1, -1, 7], assignment=assignment)
     assert record[0].filename == __file__
@@ -114,13 +114,13 @@ def test_clusters_without_labels_get_the_frequencies(assignment):
     assert_array_equal(classifier.predict([[1]]), [7])
 
 
-def test_a_warning_names_some_clusters():
+def test_warning_names_some_clusters():
     with pytest.warns(UserWarning, match=r"\(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, \.\.\.\)"):
         by_cluster(np.arange(20), np.r_[4, np.full(19, -1)])
 
 
-def test_rows_in_no_known_cluster_get_the_frequencies():
-    """Noise, and clusters that training rows are not in."""
+def test_samples_in_no_cluster_get_class_frequencies():
+    """Noise, and clusters without training samples."""
     classifier = by_cluster([-1, 0, 0, 1], ["b", "a", "a", "b"])
     assert_array_equal(classifier.counts_, [[2, 0], [0, 1]])
     assert_array_equal(classifier.class_prior_, [0.5, 0.5])
@@ -147,7 +147,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize(("y", "classes"), MISSING.values(), ids=MISSING)
-def test_unlabelled_rows(y, classes):
+def test_unlabelled_samples(y, classes):
     classifier = by_cluster([0, 0, 1, 1], y)
     assert classifier.classes_.tolist() == classes
     assert_array_equal(classifier.counts_, np.eye(2))
@@ -171,7 +171,7 @@ def test_other_marks():
     assert_array_equal(by_cluster([0, 0, 1, 1], ["a", "-1", "b", "-1"]).classes_, ["-1", "a", "b"])
 
 
-def test_score_counts_labelled_rows():
+def test_score_counts_labelled_samples():
     classifier = by_cluster([0, 0, 1, 1], [4, 4, 6, 6])
     X, y = [[0], [0], [1], [1]], [4, -1, 6, 4]
     assert classifier.score(X, y) == pytest.approx(2 / 3)
@@ -198,7 +198,7 @@ def test_probabilities_of_a_mixture(blobs):
     assert classifier.predict_proba(X.astype(np.float32)).dtype == np.float32
 
 
-def test_labels_do_not_move_clusters(blobs):
+def test_labels_do_not_change_clusters(blobs):
     X, y = blobs
     kmeans = KMeans(3, random_state=0)
     few = np.where(np.arange(len(y)) % 30 == 0, y, -1)
@@ -216,7 +216,7 @@ def test_precisions_may_differ(estimator, blobs):
     assert_array_equal(ClusterLabelClassifier(estimator).fit(X.tolist(), y).predict(X.astype(np.float32)), y)
 
 
-def test_pipelines_and_text(blobs):
+def test_pipelines_of_text(blobs):
     X, y = blobs
     frame = pd.DataFrame(X, columns=list("abcd"))
     classifier = ClusterLabelClassifier(make_pipeline(StandardScaler(), TorchGMM(3, random_state=0)))
@@ -252,7 +252,7 @@ def test_weights_count_labels():
 
 @pytest.mark.parametrize("assignment", list(ASSIGNMENTS))
 @pytest.mark.parametrize("estimator", [TorchGMM(4, random_state=0), TorchMiniBatchKMeans(4, random_state=0)], ids=str)
-def test_whole_weights_are_repeated_rows(estimator, assignment, correlated):
+def test_integer_weights_are_repeated_samples(estimator, assignment, correlated):
     rng = np.random.default_rng(0)
     weight = rng.integers(4, size=len(correlated))
     y = np.repeat([0, 1, -1], 200)
@@ -269,10 +269,10 @@ def test_weights_by_name_in_a_pipeline(blobs):
     pipeline = make_pipeline(StandardScaler(), TorchGMM(3, random_state=0))
     with pytest.warns(UserWarning, match=r"step__sample_weight"):
         ClusterLabelClassifier(pipeline).fit(X, y, sample_weight=weight)
-    found = ClusterLabelClassifier(pipeline).fit(X, y, sample_weight=weight, torchgmm__sample_weight=weight)
+    classifier = ClusterLabelClassifier(pipeline).fit(X, y, sample_weight=weight, torchgmm__sample_weight=weight)
     expected = clone(pipeline).fit(X, torchgmm__sample_weight=weight)
-    assert_array_equal(found.estimator_[-1].means_, expected[-1].means_)
-    assert found.counts_.sum() == pytest.approx(weight.sum())
+    assert_array_equal(classifier.estimator_[-1].means_, expected[-1].means_)
+    assert classifier.counts_.sum() == pytest.approx(weight.sum())
 
 
 def test_metadata_routing(blobs):
@@ -297,7 +297,7 @@ def test_metadata_routing(blobs):
         assert scores.min() == 1.0
 
 
-def test_clusterers_that_can_not_predict():
+def test_clusterers_that_cannot_predict():
     with pytest.raises(InvalidParameterError, match="must be an object implementing 'fit' and 'predict'. Got DBSCAN"):
         ClusterLabelClassifier(DBSCAN()).fit(np.eye(4), [0, 0, 1, 1])
     for clusterer in (DBSCAN(), AgglomerativeClustering(2), make_pipeline(StandardScaler(), DBSCAN())):
@@ -355,8 +355,8 @@ def test_wrong_weights():
 def test_search_over_nested_parameters():
     X, y = load_digits(return_X_y=True)
     X, y = X[:600], y[:600].copy()
-    test, known = np.arange(600) % 3 == 0, np.arange(600) % 2 == 0
-    y_train = np.where(known, y, -1)[~test]
+    test, is_labelled = np.arange(600) % 3 == 0, np.arange(600) % 2 == 0
+    y_train = np.where(is_labelled, y, -1)[~test]
     pipeline = make_pipeline(PCA(12, random_state=0), TorchGMM(10, covariance_type="tied", random_state=0))
     grid = {
         "assignment": ["majority", "hungarian"],
@@ -369,7 +369,7 @@ def test_search_over_nested_parameters():
     assert search.best_estimator_.predict_proba(X[test]).shape == (200, 10)
 
 
-def test_beside_scikit_learns_mixture(blobs):
+def test_same_probabilities_as_with_gaussian_mixture_of_sklearn(blobs):
     X, y = blobs[0] * 0.3, blobs[1]
     kwargs = {"means_init": [X[y == k].mean(axis=0) for k in range(3)], "random_state": 0, "tol": 1e-8, "max_iter": 500}
     ours, theirs = (ClusterLabelClassifier(mixture(3, **kwargs)).fit(X, y) for mixture in (TorchGMM, GaussianMixture))

@@ -1,4 +1,4 @@
-"""Labels of which some are missing, in every form in which they come."""
+"""Labels of which some are missing, in all forms of input."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,7 +73,7 @@ def y(request):
     return form() if callable(form) else form
 
 
-def test_a_classifier_reads_every_form(y):
+def test_classifier_with_labels_in_every_form(y):
     classifier = ClusterLabelClassifier(KMeans(2, n_init=1, random_state=0)).fit(X, y)
     assert len(classifier.classes_) == 2
     assert sorted(classifier.counts_.sum(axis=0)) == [1, 2]
@@ -82,21 +82,21 @@ def test_a_classifier_reads_every_form(y):
     assert first != last
 
 
-def test_a_mixture_reads_every_form(y):
+def test_mixture_with_labels_in_every_form(y):
     gmm = TorchGMM(2, init_params="labels", max_iter=0).fit(X, y)
     assert_allclose(np.sort(gmm.means_.ravel()), [0.0, 5.1], atol=1e-9)
 
 
-def test_a_picture_reads_every_form(y):
+def test_display_with_labels_in_every_form(y):
     if -1 in list(label_array(y)):
-        pytest.skip("a picture shows -1, which is noise for clusterers")
+        pytest.skip("a display shows -1, which is noise for clusterers")
     display = LatentSpaceDisplay.from_predictions(np.column_stack([X, X]), y)
     plt.close(display.figure_)
     assert np.isfinite(display.class_means_).all()
     assert len(display.class_means_) == 2
 
 
-def test_labels_of_text_with_a_mark_of_their_own():
+def test_strings_with_a_mark_of_the_user():
     y = ["a", 0, "?", "b", "?", NAN]
     assert read_labels(y, unlabelled="?").values.tolist() == ["a", 0, "b"]
     assert_array_equal(read_labels(["a", -1, "b", NAN], unlabelled=-1).rows, [0, 2])
@@ -105,30 +105,30 @@ def test_labels_of_text_with_a_mark_of_their_own():
     assert_array_equal(read_labels([1, -1, NAN, 2], unlabelled=None).values, [1, -1, 2])
 
 
-def test_text_that_looks_like_a_mark_is_a_class():
+def test_strings_that_look_like_marks_are_classes():
     for y in (np.array(["nan", "a", "-1", "nan"]), ["nan", "a", "-1", "nan"], pd.Series(["nan", "a", "-1", "nan"])):
         assert_array_equal(read_labels(y, unlabelled="auto").values, ["nan", "a", "-1", "nan"])
 
 
-def test_text_of_a_list_stays_an_array_of_text():
+def test_dtypes_of_lists():
     assert label_array(["a", "b"]).dtype.kind == "U"
     assert label_array([1, 2]).dtype.kind == "i"
     assert label_array([1.0, NAN]).dtype.kind == "f"
 
 
-def test_marks_are_known_to_a_score_of_other_rows():
+def test_score_uses_the_mark_of_the_fit():
     classifier = ClusterLabelClassifier(KMeans(2, n_init=1, random_state=0)).fit(X, ["a", "a", "a", "b", "b", "b"])
     assert classifier.score(X[2:], ["a", "b", -1, NAN]) == 1.0
 
 
-def test_a_search_over_lists_of_text_and_nan():
+def test_grid_search_with_lists_of_strings_and_nan():
     y = [["a", "b"][int(x > 3)] if i % 5 else NAN for i, x in enumerate(np.tile(X, (5, 1))[:, 0])]
     model = make_pipeline(StandardScaler(), ClusterLabelClassifier(KMeans(2, n_init=1, random_state=0)))
     search = GridSearchCV(model, {"clusterlabelclassifier__assignment": ["majority"]}, cv=KFold(3, shuffle=True))
     assert search.fit(np.tile(X, (5, 1)), y).best_score_ == 1.0
 
 
-WRONG = {
+INVALID = {
     "continuous": (
         [0.5, 1, 2, NAN, 3, 4],
         ValueError,
@@ -144,11 +144,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("wrong", "error", "match"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("wrong", "error", "match"), INVALID.values(), ids=INVALID)
 @pytest.mark.parametrize(
     "estimator", [ClusterLabelClassifier(KMeans(2)), TorchGMM(2, init_params="labels")], ids=["classifier", "mixture"]
 )
-def test_what_is_no_label(estimator, wrong, error, match):
+def test_invalid_labels(estimator, wrong, error, match):
     with pytest.raises(error, match=match):
         estimator.fit(X, wrong)
 

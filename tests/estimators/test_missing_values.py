@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import outputs
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.cluster import KMeans
@@ -21,6 +22,7 @@ ESTIMATORS = [
     *(TorchGMM(2, covariance_type=name, max_iter=30, tol=0.1, random_state=0) for name in COVARIANCES),
     TorchPPCA(2),
 ]
+METHODS = ("predict_proba", "transform", "score_samples", "impute")
 over_estimators = pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
 over_types = pytest.mark.parametrize("covariance_type", COVARIANCES)
 
@@ -40,14 +42,8 @@ def X(iris):
     return hide(iris)
 
 
-def answers(estimator, X):
-    """What a fitted estimator says about rows."""
-    names = ["predict_proba", "transform", "score_samples", "impute"]
-    return {name: getattr(estimator, name)(X) for name in names if hasattr(estimator, name)}
-
-
-def assert_same_answers(one, two, X, **tolerance):
-    found, expected = answers(one, X), answers(two, X)
+def assert_same_outputs(one, two, X, **tolerance):
+    found, expected = outputs(one, X, METHODS), outputs(two, X, METHODS)
     for name, value in expected.items():
         assert_allclose(found[name], value, err_msg=name, **({"rtol": 1e-8, "atol": 1e-8} | tolerance))
 
@@ -76,13 +72,13 @@ def test_integer_weights_are_repeated_rows(estimator, X):
     counts = np.arange(len(X)) % 4
     weighted = clone(estimator).fit(X, sample_weight=counts)
     repeated = clone(estimator).fit(np.repeat(X, counts, axis=0))
-    assert_same_answers(weighted, repeated, X, rtol=1e-6, atol=1e-6)
+    assert_same_outputs(weighted, repeated, X, rtol=1e-6, atol=1e-6)
 
 
 @over_estimators
 def test_order_of_rows_is_nothing(estimator, X):
     order = np.random.default_rng(0).permutation(len(X))
-    assert_same_answers(clone(estimator).fit(X), clone(estimator).fit(X[order]), X, rtol=1e-6, atol=1e-6)
+    assert_same_outputs(clone(estimator).fit(X), clone(estimator).fit(X[order]), X, rtol=1e-6, atol=1e-6)
 
 
 @over_estimators
@@ -90,9 +86,9 @@ def test_rows_without_values_are_left_out_of_a_fit(estimator, X):
     none = np.full((20, 4), np.nan)
     one = clone(estimator).fit(X)
     two = clone(estimator).fit(np.concatenate([none, X]))
-    assert_same_answers(one, two, X, rtol=1e-12, atol=1e-12)
+    assert_same_outputs(one, two, X, rtol=1e-12, atol=1e-12)
     weighted = clone(estimator).fit(np.concatenate([X, none]), sample_weight=np.r_[np.ones(len(X)), np.zeros(20)])
-    assert_same_answers(one, weighted, X, rtol=1e-12, atol=1e-12)
+    assert_same_outputs(one, weighted, X, rtol=1e-12, atol=1e-12)
 
 
 @over_estimators
@@ -132,7 +128,7 @@ def test_rows_without_missing_values_are_imputed_by_themselves(estimator, X, iri
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_dtype_is_kept(estimator, X, dtype):
     estimator = clone(estimator).fit(X.astype(dtype))
-    assert {value.dtype for value in answers(estimator, X.astype(dtype)).values()} == {np.dtype(dtype)}
+    assert {value.dtype for value in outputs(estimator, X.astype(dtype), METHODS).values()} == {np.dtype(dtype)}
     kinds = {value.dtype for name, value in vars(estimator).items() if isinstance(value, np.ndarray)}
     assert kinds == {np.dtype(dtype)}
 
@@ -140,13 +136,13 @@ def test_dtype_is_kept(estimator, X, dtype):
 @over_estimators
 def test_float32_is_close_to_float64(estimator, X):
     single, double = clone(estimator).fit(X.astype(np.float32)), clone(estimator).fit(X)
-    assert_same_answers(single, double, X, rtol=1e-3, atol=1e-3)
+    assert_same_outputs(single, double, X, rtol=1e-3, atol=1e-3)
 
 
 @over_estimators
 def test_complete_rows_are_the_same_among_others(estimator, X, iris):
     estimator = clone(estimator).fit(X)
-    complete, mixed = answers(estimator, iris), answers(estimator, np.concatenate([iris, X]))
+    complete, mixed = outputs(estimator, iris, METHODS), outputs(estimator, np.concatenate([iris, X]), METHODS)
     for name, value in complete.items():
         assert_allclose(mixed[name][:150], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
@@ -155,7 +151,7 @@ def test_complete_rows_are_the_same_among_others(estimator, X, iris):
 @pytest.mark.parametrize("chunk_size", [1, 7, 1000])
 def test_chunks_change_nothing(estimator, X, chunk_size):
     one, two = clone(estimator).fit(X), clone(estimator).set_params(chunk_size=chunk_size).fit(X)
-    assert_same_answers(one, two, X, rtol=1e-9, atol=1e-9)
+    assert_same_outputs(one, two, X, rtol=1e-9, atol=1e-9)
 
 
 @over_estimators
@@ -416,7 +412,7 @@ def test_odd_tables_stay_finite(kind):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             ppca = TorchPPCA(n_components, max_iter=100).fit(X)
-        for found in answers(ppca, X).values():
+        for found in outputs(ppca, X, METHODS).values():
             assert np.isfinite(found).all()
     if kind == "exact":
         assert_allclose(TorchPPCA(2).fit(X).noise_variance_, 0, atol=1e-10)

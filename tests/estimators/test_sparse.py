@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import METHODS, outputs, weights_of
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.base import clone
@@ -15,8 +16,9 @@ from skvae import (
     VaDEClusterer,
     VAEEmbedder,
 )
-from skvae.data.tables import ONE_CHUNK, Table, sparse_rows
-from skvae.data.weights import order_of
+from skvae.data.inputs import MAX_DENSE_BYTES, sparse_samples
+from skvae.data.samples import LazySamples
+from skvae.data.weights import canonical_sample_order
 
 NETS = {"hidden_layer_sizes": (8,), "batch_size": 64, "max_epochs": 2, "random_state": 0}
 EMBEDDERS = [
@@ -24,6 +26,7 @@ EMBEDDERS = [
     AutoencoderEmbedder(2, early_stopping=True, **NETS),
     VaDEClusterer(2, latent_dim=2, n_init=2, pretrain_epochs=1, **NETS),
 ]
+NARROW = (*METHODS, "posterior_variance")  # methods whose results have few columns
 KMEANS = TorchMiniBatchKMeans(2, max_iter=2, random_state=0)
 ESTIMATORS = [
     TorchGMM(2, covariance_type="diag", max_iter=2, random_state=0),
@@ -53,7 +56,7 @@ def random_rows(n_rows, n_columns, density=0.1):
 @pytest.fixture
 def in_chunks(monkeypatch):
     """As if every sparse table were larger than a chunk."""
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
 
 
 @pytest.fixture
@@ -69,23 +72,14 @@ def largest(monkeypatch):
     return sizes
 
 
-def answers(estimator, X):
-    """What the methods say that give something small for each row."""
-    names = ("transform", "predict", "predict_proba", "score_samples", "posterior_variance")
-    names = [name for name in names if hasattr(estimator, name)]
-    if isinstance(estimator, TorchPPCA):
-        names.remove("posterior_variance")  # the same for every row
-    return {name: getattr(estimator, name)(X) for name in names}
-
-
 @over_estimators
 def test_the_whole_is_never_dense(estimator, largest, monkeypatch):
     monkeypatch.setattr(
         "skvae.fitting.weighted_rows.MAX_SAMPLE_ROWS", 3_000
     )  # a start is looked for in a sample, which is
     X = random_rows(10_000, 250, density=0.02)
-    n_chunk = ONE_CHUNK // X.dtype.itemsize
-    answers(clone(estimator).fit(X, np.arange(X.shape[0]) % 2), X)
+    n_chunk = MAX_DENSE_BYTES // X.dtype.itemsize
+    outputs(clone(estimator).fit(X, np.arange(X.shape[0]) % 2), X, NARROW)
     assert max(largest) <= n_chunk < X.shape[0] * X.shape[1] / 2
     assert len(largest) > 5
 
@@ -93,7 +87,7 @@ def test_the_whole_is_never_dense(estimator, largest, monkeypatch):
 def test_with_more_columns_than_rows_the_whole_is_never_dense(largest):
     X = random_rows(1_000, 2_500, density=0.02)
     ppca = TorchPPCA(3).fit(X)
-    answers(ppca, X)
+    outputs(ppca, X, NARROW)
     n_columns = 1_100 * X.shape[0]
     assert max(largest) <= n_columns < X.shape[0] * X.shape[1] / 2
     held = TorchPPCA(3).fit(X.toarray())
@@ -118,15 +112,11 @@ def test_components_of_wide_tables(n_components, weighted, dtype, in_chunks):
 
 def test_what_is_no_more_than_a_chunk_is_dense():
     X = sparse.csr_array((2**10, 2**10))
-    assert isinstance(sparse_rows(X, allow_nan=False, together=False), np.ndarray)
-    assert isinstance(sparse_rows(X.astype(np.float32), allow_nan=False, together=False), np.ndarray)
+    assert isinstance(sparse_samples(X, allow_nan=False, stream_nan=True), np.ndarray)
+    assert isinstance(sparse_samples(X.astype(np.float32), allow_nan=False, stream_nan=True), np.ndarray)
     larger = sparse.csr_array((2**10 + 1, 2**10))
-    assert isinstance(sparse_rows(larger, allow_nan=False, together=False), Table)
-    assert isinstance(sparse_rows(larger.astype(np.float32), allow_nan=False, together=False), np.ndarray)
-
-
-def weights_of(estimator):
-    return {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
+    assert isinstance(sparse_samples(larger, allow_nan=False, stream_nan=True), LazySamples)
+    assert isinstance(sparse_samples(larger.astype(np.float32), allow_nan=False, stream_nan=True), np.ndarray)
 
 
 @over_embedders
@@ -142,8 +132,8 @@ def test_networks_learn_the_same_to_the_last_bit(estimator, kind, in_chunks):
     one, two = (clone(estimator).fit(rows, sample_weight=weight) for rows in (X, X.toarray()))
     for (name, mine), theirs in zip(weights_of(one).items(), weights_of(two).values(), strict=True):
         assert_array_equal(mine, theirs, err_msg=name)
-    for name, found in answers(one, X).items():
-        assert_allclose(found, answers(two, X.toarray())[name], rtol=1e-9, atol=1e-12, err_msg=name)
+    for name, found in outputs(one, X, NARROW).items():
+        assert_allclose(found, outputs(two, X.toarray(), NARROW)[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("settings", [{}, {"init": "random", "n_init": 3}, {"tol": 1e-4, "batch_size": 300}], ids=str)
@@ -192,7 +182,9 @@ def test_order_of_rows(unit, missing):
     X = unit * random_rows(5_000, 40)
     if missing:
         X.data[::50] = np.nan
-    assert_array_equal(order_of(Table(X, X.dtype, allow_nan=True)), order_of(X.toarray()))
+    assert_array_equal(
+        canonical_sample_order(LazySamples(X, X.dtype, allow_nan=True)), canonical_sample_order(X.toarray())
+    )
 
 
 @pytest.mark.parametrize("estimator", [TorchGMM(2, random_state=0), TorchPPCA(2)], ids=str)
@@ -200,9 +192,9 @@ def test_missing_values_that_need_all_rows(estimator, in_chunks, monkeypatch):
     X = random_rows(200, 4, density=0.9)
     X.data[::9] = np.nan
     one, two = clone(estimator).fit(X), clone(estimator).fit(X.toarray())
-    for name, found in answers(one, X).items():
-        assert_allclose(found, answers(two, X.toarray())[name], rtol=1e-9, err_msg=name)
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
+    for name, values in outputs(one, X, NARROW).items():
+        assert_allclose(values, outputs(two, X.toarray(), NARROW)[name], rtol=1e-9, err_msg=name)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
     for method in (clone(estimator).fit, one.transform):
         with pytest.raises(ValueError, match="X is sparse and contains NaN, and as a dense array, which missing"):
             method(X)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import Slices, fitted_values
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
@@ -25,20 +26,6 @@ ESTIMATORS = [
 over_estimators = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 over_kinds = pytest.mark.parametrize("covariance_type", COVARIANCES)
 pytestmark = pytest.mark.filterwarnings("ignore:EM did not converge:sklearn.exceptions.ConvergenceWarning")
-
-
-class Slices:
-    """An array on disk of another library: it has slices and nothing else. The rows that were read are counted."""
-
-    def __init__(self, X):
-        self.X, self.shape, self.dtype, self.slices = X, X.shape, X.dtype, []
-
-    def __len__(self):
-        return len(self.X)
-
-    def __getitem__(self, rows):
-        self.slices.append(range(*rows.indices(len(self))))
-        return self.X[rows]
 
 
 class RecordedKMeans(KMeans):
@@ -63,8 +50,8 @@ def X():
 @pytest.fixture(params=["memmap float64", "memmap float32", "memmap uint8", "sparse float", "sparse int", "slices"])
 def source(request, X, tmp_path, monkeypatch):
     """Rows that are read a chunk at a time, and the same in memory."""
-    monkeypatch.setattr("skvae.data.tables.IN_MEMORY", 0)
-    monkeypatch.setattr("skvae.data.tables.ONE_CHUNK", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("skvae.data.inputs.MAX_DENSE_BYTES", 0)
     kind, _, dtype = request.param.partition(" ")
     if kind == "sparse":
         return csr_matrix(X.astype(dtype)), X
@@ -75,14 +62,8 @@ def source(request, X, tmp_path, monkeypatch):
     return np.memmap(tmp_path / "rows", dtype=dtype, mode="r", shape=X.shape), X
 
 
-def state(estimator):
-    """What was learnt, as arrays."""
-    learnt = {name: value for name, value in vars(estimator).items() if name.endswith("_")}
-    return {name: value for name, value in learnt.items() if isinstance(value, np.ndarray | float | int)}
-
-
 def assert_same(one, two, tolerance=1e-10):
-    one, two = state(one), state(two)
+    one, two = fitted_values(one), fitted_values(two)
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert_allclose(value, two[name], rtol=tolerance, atol=tolerance * np.abs(value).max(), err_msg=name)
@@ -222,10 +203,10 @@ def test_bad_values_are_found_when_they_are_read(estimator, bad, X):
     X = X.copy()
     X[555, 2] = bad
     fitted = clone(estimator).fit(Slices(np.delete(X, 555, 0)))
-    before = state(fitted)
+    before = fitted_values(fitted)
     with pytest.raises(ValueError, match=r"contains (NaN|infinity)"):
         fitted.fit(Slices(X))
-    assert state(fitted) == before
+    assert fitted_values(fitted) == before
     with pytest.raises(ValueError, match=r"contains (NaN|infinity)"):
         fitted.transform(Slices(X))
 
@@ -315,7 +296,7 @@ import sys, warnings
 from pathlib import Path
 import numpy as np
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA
-from skvae.estimators import _tables
+from skvae.data import inputs
 
 def resident(field):
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith(field))
@@ -331,7 +312,7 @@ estimator.fit(np.random.default_rng(0).normal(size=(500, 5)))
 X = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
 Path("/proc/self/clear_refs").write_text("5")
 before = resident("VmRSS")
-_tables.IN_MEMORY = 0
+inputs.MAX_HELD_BYTES = 0
 estimator.fit(X).transform(X)
 print(resident("VmHWM") - before)
 """

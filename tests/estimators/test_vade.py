@@ -2,12 +2,12 @@
 
 import copy
 import pickle
-import random
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from helpers import fit_quietly, global_states, mirrored, same_weights, weights_of
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
@@ -23,10 +23,11 @@ from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from torch import nn
 
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
-from skvae.data.weights import repeated_rows
+from skvae.data.weights import resample_by_weight
 from skvae.estimators import vade as module
 from skvae.fitting.evaluation import mean_elbo
 from skvae.models import LIKELIHOODS, NETWORKS
+from skvae.models.networks import NetworkConfig
 
 SMALL = {
     "latent_dim": 2,
@@ -46,13 +47,6 @@ WEIGHTED_FORMS = {
 }
 
 
-def fit_quietly(vade, X, **more):
-    """Fit, whether or not clusters die in a training this short."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return vade.fit(X, **more)
-
-
 @pytest.fixture(scope="module")
 def groups():
     """Four well separated clusters in twenty dimensions."""
@@ -67,15 +61,6 @@ def fitted(groups):
 @pytest.fixture(scope="module")
 def images():
     return load_digits().data[:200] / 16
-
-
-def weights_of(vade):
-    return {name: value.clone() for name, value in vade.module_.state_dict().items()}
-
-
-def same_weights(one, two):
-    one, two = (vade if isinstance(vade, dict) else weights_of(vade) for vade in (one, two))
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_shapes_and_attributes(fitted, groups):
@@ -215,11 +200,11 @@ def test_networks_for_images(images):
 
 
 @pytest.mark.parametrize("n_outputs", [1, 64, 100])
-@pytest.mark.parametrize("settings", [{}, {"channels": (3,), "kernel_size": 3}, {"head_layer_sizes": (5,)}])
-def test_hybrid_networks_have_the_shapes_asked_for(n_outputs, settings):
+@pytest.mark.parametrize(("settings", "heads"), [({}, ()), ({"channels": (3,), "kernel_size": 3}, ()), ({}, (5,))])
+def test_shapes_of_hybrid_networks(n_outputs, settings, heads):
     generator = torch.Generator().manual_seed(0)
-    sizes = {"image_shape": (8, 8), "hidden_layer_sizes": (7, 5), "activation": "relu", "generator": generator}
-    encoder, decoder = NETWORKS["hybrid"](64, 2, n_outputs, **sizes | settings)
+    config = NetworkConfig("relu", generator, hidden_layer_sizes=(7, 5), head_layer_sizes=heads)
+    encoder, decoder = NETWORKS["hybrid"](64, 2, n_outputs, config, image_shape=(8, 8), **settings)
     codes = encoder(torch.zeros(3, 64))
     assert codes.shape == (3, 4)
     assert decoder(codes[:, :2]).shape == (3, n_outputs)
@@ -522,12 +507,14 @@ def test_weights_are_rounded_at_random(seed):
     """To one of the two whole numbers beside them; the sum is kept."""
     X, rng = np.arange(200.0)[:, None], np.random.default_rng(seed)
     weight = rng.uniform(0, 5, 200)
-    counts = np.bincount(repeated_rows(X, weight, seed).ravel().astype(int), minlength=200)
+    counts = np.bincount(resample_by_weight(X, weight, seed).ravel().astype(int), minlength=200)
     assert (np.abs(counts - weight) < 1).all()
     assert abs(counts.sum() - weight.sum()) < 1
     order = rng.permutation(200)
-    assert_array_equal(repeated_rows(X[order], weight[order], seed), repeated_rows(X, weight, seed))
-    mean = np.mean([np.bincount(repeated_rows(X, weight, s).ravel().astype(int), minlength=200) for s in range(200)], 0)
+    assert_array_equal(resample_by_weight(X[order], weight[order], seed), resample_by_weight(X, weight, seed))
+    mean = np.mean(
+        [np.bincount(resample_by_weight(X, weight, s).ravel().astype(int), minlength=200) for s in range(200)], 0
+    )
     assert np.abs(mean - weight).max() < 0.2
 
 
@@ -609,10 +596,6 @@ def test_far_rows_belong_somewhere(factor, groups, fitted):
     resp = fitted.predict_proba(X)
     assert_allclose(resp.sum(1), 1, rtol=1e-5)
     assert_array_equal(resp.argmax(1), fitted.predict(X))
-
-
-def mirrored(u, generator):
-    return u.flip(1)
 
 
 def plain_network(n_inputs, n_outputs):
@@ -786,11 +769,6 @@ def test_searches(groups):
     for found in (search, with_labels):
         assert np.isfinite(found.cv_results_["mean_test_score"]).all()
         assert found.best_estimator_.predict(X).shape == (400,)
-
-
-def global_states():
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state is what is tested)
-    return random.getstate(), keys.tolist(), rest, torch.get_rng_state().tolist()
 
 
 @pytest.mark.parametrize("random_state", [None, 0])

@@ -1,16 +1,15 @@
 """Mistakes that deep clustering elsewhere has made, where the tests of the parts do not cover them."""
 
 import copy
-import warnings
 
 import numpy as np
 import pytest
 import torch
+from helpers import fit_quietly
 from numpy.testing import assert_allclose
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits, make_blobs
-from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import EarlyStopping
 from torch import nn
 
@@ -29,13 +28,6 @@ SMALL = {
 FROZEN = {"optimizer": "sgd", "lr": 1e-12, "max_epochs": 1, "batch_norm": False}  # what it starts from, as it is
 over_covariances = pytest.mark.parametrize("covariance_type", ["full", "diag"])
 over_forms = pytest.mark.parametrize("responsibilities", ["exact", "sampled"])
-
-
-def fit_quietly(vade, X):
-    """Fit, whether or not clusters die in a training this short."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return vade.fit(X)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,6 @@ from skvae.fitting.augment import AUGMENTATIONS, affine_views, resolve_augment, 
 STILL = {"rotation": 0.0, "shift": 0.0, "log_scale": 0.0, "shear": 0.0}
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def blob(height=28, width=28):
     """A round bright spot in the middle of an image."""
     y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")

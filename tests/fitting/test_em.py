@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import assert_same_mixture
 from torch.testing import assert_close
 
 from skvae.fitting import whitened_rows
@@ -36,11 +37,6 @@ def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, weight=None, 
     rows = WhitenedRows(WeightedRows(x.clone(), weight), family, reg_covar, **settings)
     mixture = mixture_from_resp(rows, lambda chunk: resp[chunk], resp.shape[1])
     return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter)[0]
-
-
-def assert_same_mixture(one, two, **tolerance):
-    for mine, theirs in zip(one, two, strict=True):
-        assert_close(mine, theirs, **tolerance)
 
 
 @over_families

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import generator
 from sklearn.cluster import KMeans
 from torch.testing import assert_close
 
@@ -10,10 +11,6 @@ from skvae.fitting import lloyd as lloyd_module
 from skvae.fitting.lloyd import draw_distinct_rows, kmeans, kmeans_plusplus, lloyd
 from skvae.fitting.nearest import assign, cluster_sums, distances, squared_residuals, sums_by_index, sums_by_product
 from skvae.fitting.weighted_rows import WeightedRows, canonical_order
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def weighted_and_repeated(seed=0, n=60, d=3):

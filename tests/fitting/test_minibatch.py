@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import generator
 from torch.testing import assert_close
 
 from skvae.fitting import minibatch
@@ -22,10 +23,6 @@ from skvae.fitting.minibatch import (
 )
 from skvae.fitting.nearest import assign
 from skvae.fitting.weighted_rows import WeightedRows
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed=0):

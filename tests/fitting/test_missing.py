@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import assert_same_mixture, generator
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
@@ -24,17 +25,13 @@ FULL = COVARIANCES["full"]
 over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVARIANCES)
 
 
-def make_generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def randn(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=make_generator(seed))
+    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
 
 
 def hide(x, share=0.3, seed=0):
     """Rows with NaN; at least one value of each row is left."""
-    hidden = torch.rand(x.shape, generator=make_generator(seed)) < share
+    hidden = torch.rand(x.shape, generator=generator(seed)) < share
     hidden[hidden.all(1), 0] = False
     return torch.where(hidden, torch.nan, x)
 
@@ -88,18 +85,13 @@ def fit(x, family, resp=None, max_iter=30, tol=0.0, reg_covar=0.0, weight=None, 
     return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter, acceleration=acceleration)[0]
 
 
-def assert_same_mixture(one, two, **tolerance):
-    for mine, theirs in zip(one, two, strict=True):
-        assert_close(mine, theirs, **tolerance)
-
-
 # Patterns.
 
 
 @pytest.mark.parametrize("n_features", [1, 3, 29, 30, 31, 64, 70])
 def test_equal_codes_mean_equal_patterns(n_features):
-    observed = torch.rand(200, n_features, generator=make_generator()) < 0.5
-    observed[100:] = observed[torch.randint(100, (100,), generator=make_generator())]
+    observed = torch.rand(200, n_features, generator=generator()) < 0.5
+    observed[100:] = observed[torch.randint(100, (100,), generator=generator())]
     codes = pattern_codes(observed)
     assert torch.equal(codes[:, None] == codes, (observed[:, None] == observed).all(2))
 
@@ -107,7 +99,7 @@ def test_equal_codes_mean_equal_patterns(n_features):
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize(("n_rows", "n_features"), [(1, 1), (50, 2), (2500, 3), (60, 40)])
 def test_blocks_cover_the_rows(n_rows, n_features, share):
-    observed = torch.rand(n_rows, n_features, generator=make_generator()) >= share
+    observed = torch.rand(n_rows, n_features, generator=generator()) >= share
     seen = []
     for rows, has, missing in Patterns(observed).blocks(n_components=3):
         assert torch.equal(observed[rows], has[:, None].expand(-1, rows.shape[1], -1))
@@ -210,8 +202,8 @@ def test_nearly_singular_covariances_are_accurate(noise):
 @over_families
 @pytest.mark.parametrize("reg_covar", [0.0, 0.1])
 def test_complete_rows_give_the_same_fit_as_whitened_rows(family, x, reg_covar):
-    weight, resp = torch.rand(len(x), generator=make_generator()).double(), random_resp(len(x))
-    mine, theirs = (kind(WeightedRows(x.clone(), weight), family, reg_covar) for kind in (PatternRows, WhitenedRows))
+    weight, resp = torch.rand(len(x), generator=generator()).double(), random_resp(len(x))
+    mine, theirs = (rows(WeightedRows(x.clone(), weight), family, reg_covar) for rows in (PatternRows, WhitenedRows))
     starts = [mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
     assert_same_mixture(*starts, rtol=1e-8, atol=1e-8)
     fits = [
@@ -232,7 +224,7 @@ def test_lower_bound_never_decreases(family, x, share):
 
 @over_families
 def test_lower_bound_is_the_mean_log_likelihood(family, x_missing):
-    weight = 0.5 + torch.rand(len(x_missing), generator=make_generator()).double()
+    weight = 0.5 + torch.rand(len(x_missing), generator=generator()).double()
     found = fit(x_missing, family, max_iter=5, weight=weight)
     again = fit_mixtures(
         PatternRows(WeightedRows(x_missing, weight), family, 0.0), [lambda rows: found.mixture], tol=0.0, max_iter=1

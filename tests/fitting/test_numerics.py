@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import full_covariances
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -121,14 +122,9 @@ def reference(X, centers, precision, covariance_type):
     return covariances, np.array(bounds)
 
 
-def as_matrices(covariances, covariance_type):
-    """Published covariances as (k, d, d) in extended precision."""
-    covariances = np.asarray(covariances, dtype=np.longdouble)
-    eye = np.eye(N_FEATURES, dtype=np.longdouble)
-    if covariance_type not in ("full", "tied"):
-        spread = covariances[..., None] if "spherical" in covariance_type else covariances
-        covariances = spread[..., None] * eye
-    return np.broadcast_to(covariances, (K, N_FEATURES, N_FEATURES))
+def published_covariances(gmm, covariance_type):
+    """Return the covariances of all components, (K, N_FEATURES, N_FEATURES), in extended precision."""
+    return full_covariances(gmm.covariances_.astype(np.longdouble), covariance_type, K, N_FEATURES)
 
 
 def error(found, expected):
@@ -156,14 +152,14 @@ def errors(case, covariance_type, dtype=np.float64):
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", RuntimeWarning)  # of scikit-learn, where it fails
         ours = TorchGMM(K, **options).fit(X)
-        found = {"ours": error(as_matrices(ours.covariances_, covariance_type), expected), "theirs": np.inf}
+        found = {"ours": error(published_covariances(ours, covariance_type), expected), "theirs": np.inf}
         if covariance_type in SKLEARN_TYPES:
             try:
                 theirs = GaussianMixture(K, **options).fit(X)
             except ValueError:
                 pass
             else:
-                found["theirs"] = error(as_matrices(theirs.covariances_, covariance_type), expected)
+                found["theirs"] = error(published_covariances(theirs, covariance_type), expected)
     n_iter = len(ours.lower_bounds_)
     found["bound"] = float(np.abs(np.array(ours.lower_bounds_) - bounds[:n_iter]).max())
     return found | {"n_iter": n_iter, "n_regularized": ours.n_regularized_}

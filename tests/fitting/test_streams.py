@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import generator
 from torch.testing import assert_close
 
 from skvae.fitting.chunks import blocks_of, chunks_within
@@ -10,10 +11,6 @@ from skvae.fitting.weighted_rows import WeightedRows
 from skvae.fitting.whitened_rows import WhitenedRows, scatter_of
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from skvae.fitting.evaluation import balanced_points
 from skvae.fitting.net import EpochNet, NegativeELBO
 from skvae.fitting.training import Plan, TrainingData, fit_module
 from skvae.models import ELBO, NETWORKS, Bernoulli, LatentModel, StandardNormal
+from skvae.models.networks import NetworkConfig
 
 
 def make_model(seed=0, n_features=4):
     generator = torch.Generator().manual_seed(seed)
-    nets = NETWORKS["mlp"](
-        n_features, 2, n_features, hidden_layer_sizes=(8,), activation="relu", batch_norm=True, generator=generator
-    )
+    config = NetworkConfig("relu", generator, hidden_layer_sizes=(8,), batch_norm=True)
+    nets = NETWORKS["mlp"](n_features, 2, n_features, config)
     return LatentModel(*nets, Bernoulli(), StandardNormal())
 
 

@@ -24,21 +24,15 @@ from skvae.models import (
     COVARIANCES,
     ELBO,
     NETWORKS,
-    FeatureSummary,
     FixedGaussian,
     Flat,
     GaussianMixturePrior,
     LatentModel,
 )
-from skvae.models.networks import LogScaleHead
+from skvae.models.networks import LogScaleHead, NetworkConfig
 
 D, M, K = 2, 4, 3
 over_kinds = pytest.mark.parametrize("kind", ["full", "diag"])
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
@@ -48,9 +42,8 @@ def rows(generator):
 
 def make_model(prior=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    sizes = {"hidden_layer_sizes": (8,), "activation": "tanh", "n_statistics": 2}
-    nets = NETWORKS["mlp"](M, D, M, generator=generator, **sizes)
-    likelihood = FixedGaussian.from_data(FeatureSummary(torch.zeros(M), torch.ones(M), torch.ones(M)))
+    nets = NETWORKS["mlp"](M, D, M, NetworkConfig("tanh", generator, hidden_layer_sizes=(8,)))
+    likelihood = FixedGaussian(torch.zeros(M), torch.ones(M))
     return LatentModel(*nets, likelihood, Flat(2) if prior is None else prior)
 
 

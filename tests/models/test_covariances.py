@@ -13,11 +13,6 @@ over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVA
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def x(generator):
     return torch.randn(N, D, dtype=torch.float64, generator=generator) @ torch.rand(
         D, D, dtype=torch.float64, generator=generator

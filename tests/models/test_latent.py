@@ -1,6 +1,7 @@
 """Likelihoods, priors, networks and the bound that they make."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,25 +12,19 @@ from skvae.models import (
     ACTIVATIONS,
     LIKELIHOODS,
     NETWORKS,
-    FeatureSummary,
     Flat,
     LatentModel,
     Posterior,
     StandardNormal,
 )
+from skvae.models.networks import NetworkConfig
 
 D, K, N = 6, 2, 50
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def make_likelihood(name):
-    return LIKELIHOODS[name].from_data(
-        FeatureSummary(torch.linspace(0.5, 5, D), torch.linspace(0.1, 10, D), torch.arange(1.0, D + 1))
-    )
+    mean, scale, maximum = torch.linspace(0.5, 5, D), torch.linspace(0.1, 10, D), torch.arange(1.0, D + 1)
+    return LIKELIHOODS[name].from_data(SimpleNamespace(mean=mean, scale=scale, maximum=maximum))
 
 
 def make_model(likelihood, prior, generator, **settings):
@@ -38,7 +33,7 @@ def make_model(likelihood, prior, generator, **settings):
         (likelihood.n_inputs(D), K, likelihood.n_outputs(D)),
         {"n_statistics": prior.n_statistics} | settings,
     )
-    nets = NETWORKS["mlp"](*sizes, generator=generator, **settings)
+    nets = NETWORKS["mlp"](*sizes, NetworkConfig(generator=generator, **settings))
     return LatentModel(*nets, likelihood, prior)
 
 
@@ -139,10 +134,9 @@ def test_elbo_never_exceeds_the_evidence(generator):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_networks_have_the_shapes_asked_for(activation, batch_norm, generator):
-    encoder, decoder = NETWORKS["mlp"](
-        D, K, 2 * D, hidden_layer_sizes=(7, 5), activation=activation, batch_norm=batch_norm, generator=generator
-    )
+def test_shapes_of_networks(activation, batch_norm, generator):
+    config = NetworkConfig(activation, generator, hidden_layer_sizes=(7, 5), batch_norm=batch_norm)
+    encoder, decoder = NETWORKS["mlp"](D, K, 2 * D, config)
     codes = encoder(torch.rand(N, D))
     assert codes.shape == (N, 2 * K)
     assert decoder(codes[:, :K]).shape == (N, 2 * D)
@@ -151,18 +145,16 @@ def test_networks_have_the_shapes_asked_for(activation, batch_norm, generator):
     assert sum(isinstance(layer, torch.nn.BatchNorm1d) for layer in encoder) == 2 * batch_norm
 
 
-def test_networks_start_as_torchs_do():
+def test_networks_are_initialized_as_in_torch():
     """Same distribution as torch's own layers, from a private generator."""
-    encoder, _ = NETWORKS["mlp"](
-        400, 2, 400, hidden_layer_sizes=(300,), activation="relu", batch_norm=False,
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    config = NetworkConfig("relu", torch.Generator().manual_seed(0), hidden_layer_sizes=(300,))
+    encoder, _ = NETWORKS["mlp"](400, 2, 400, config)
     bound = 1 / math.sqrt(400)
     assert encoder[0].weight.abs().max() <= bound
     assert encoder[0].weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
 
 
-def test_posterior_scale_can_not_overflow(generator):
+def test_posterior_scale_cannot_overflow(generator):
     model = make_model(make_likelihood("bernoulli"), StandardNormal(), generator)
     with torch.no_grad():
         model.encoder[-1].weight.mul_(1e6)

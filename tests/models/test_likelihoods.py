@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -15,20 +16,17 @@ from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Normal
 from torch.testing import assert_close
 
-from skvae.models import LIKELIHOODS, FeatureSummary, FixedGaussian
+from skvae.models import LIKELIHOODS, FixedGaussian
 from skvae.models.counts import stirling_error
 from skvae.models.likelihoods import LogSinhc, langevin
+
+FeatureSummary = namedtuple("FeatureSummary", "mean scale maximum")
 
 D, N = 4, 30
 GAUSSIANS = ["gaussian", "gaussian_fixed", "gaussian_features", "gaussian_samples"]
 COUNTS = ["poisson", "negative_binomial"]
 UNIT = ["bernoulli", "continuous_bernoulli"]
 over_likelihoods = pytest.mark.parametrize("name", LIKELIHOODS)
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 def summary(mean=2.0, scale=3.0, maximum=2.0, n_features=D):
@@ -399,7 +397,7 @@ def test_one_hot_inputs():
 
 
 def test_too_many_categories():
-    with pytest.raises(ValueError, match="have 1000000001 categories in all, and 1048576 are the most"):
+    with pytest.raises(ValueError, match="have 1000000001 categories in all, and 1048576 is the maximum"):
         LIKELIHOODS["categorical"].from_data(FeatureSummary(None, None, torch.tensor([1e9], dtype=torch.float64)))
 
 

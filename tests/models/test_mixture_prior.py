@@ -19,11 +19,6 @@ over_kinds = pytest.mark.parametrize("kind", KINDS)
 over_forms = pytest.mark.parametrize("sampled", [False, True], ids=["exact", "sampled"])
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def normal(generator, *shape):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""Networks: shapes for any image, starting values, dropout from a private generator."""
+"""Networks: shapes for any image, initial parameters, dropout from a private generator."""
 
 import copy
 import math
@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from skvae.models import ACTIVATIONS, NETWORKS
 from skvae.models import networks as networks_module
-from skvae.models.networks import Dropout, check_image_shape, conv, mlp, row_width, set_generator
+from skvae.models.images import check_image_shape
+from skvae.models.networks import Dropout, NetworkConfig, conv, mlp, row_width, set_generator
 
 K = 3
 IMAGE = {"image_shape": (2, 5, 6), "channels": (4, 3)}
@@ -28,16 +29,12 @@ EXTRAS = [
 over_networks = pytest.mark.parametrize("name", NETWORKS)
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def build(name, seed=0, n_outputs=60, **settings):
-    """Networks for rows of 60 features."""
-    kind = {"hidden_layer_sizes": (8, 7)} if name == "mlp" else IMAGE | {"hidden_layer_sizes": (7,)}
-    settings = {"activation": "tanh"} | kind | settings
-    return NETWORKS[name](60, K, n_outputs, generator=torch.Generator().manual_seed(seed), **settings)
+    """Return networks for samples of 60 features."""
+    image = {} if name == "mlp" else {key: settings.pop(key, value) for key, value in IMAGE.items()}
+    settings = {"activation": "tanh", "hidden_layer_sizes": (8, 7) if name == "mlp" else (7,)} | settings
+    config = NetworkConfig(generator=torch.Generator().manual_seed(seed), **settings)
+    return NETWORKS[name](60, K, n_outputs, config, **image)
 
 
 @over_networks
@@ -59,12 +56,12 @@ def test_shapes_and_gradients(name, extras, hidden, generator):
 
 
 @over_networks
-def test_every_activation_and_extra_is_inside(name):
+def test_layers_of_every_activation(name):
     # Two convolutions and a hidden layer; back, the last transposed convolution has none.
     expected = {"mlp": [1, 1], "conv": [3, 3], "hybrid": [2, 1]}[name]
-    for key, kind in ACTIVATIONS.items():
+    for key, cls in ACTIVATIONS.items():
         networks = build(name, activation=key, hidden_layer_sizes=(9,))
-        assert [sum(isinstance(layer, kind) for layer in network) for network in networks] == expected
+        assert [sum(isinstance(layer, cls) for layer in network) for network in networks] == expected
     encoder, _ = build(name, batch_norm=True, layer_norm=True, dropout=0.1)
     order = [type(layer) for layer in encoder[-5:]]
     if name == "hybrid":
@@ -74,7 +71,7 @@ def test_every_activation_and_extra_is_inside(name):
 
 
 def test_batch_norm_of_hybrids_is_for_the_convolutions():
-    """A decoder that has seen the codes of batches is wrong about those of other rows."""
+    """A decoder trained on the latent codes of batches is wrong about those of other samples."""
     encoder, decoder = build("hybrid", batch_norm=True)
     assert sum(isinstance(layer, nn.BatchNorm2d) for layer in encoder) == 2
     assert not any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in (*encoder[-1:], *decoder))
@@ -102,7 +99,7 @@ def test_copies_and_precision(name, generator):
 
 
 @over_networks
-def test_starting_values_are_torchs(name):
+def test_initial_parameters_are_distributed_as_in_torch(name):
     """Uniform within 1 / sqrt(fan in), which for transposed convolutions is that of their outputs, as in torch."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -128,12 +125,10 @@ def test_starting_values_are_torchs(name):
     kernel_size=st.sampled_from([1, 3, 5]),
     multiple=st.integers(1, 2),
 )
-def test_any_image_comes_back_in_its_size(shape, channels, kernel_size, multiple):
+def test_decoders_return_the_size_of_any_image(shape, channels, kernel_size, multiple):
     n = math.prod(shape)
-    encoder, decoder = conv(
-        n, K, multiple * n, image_shape=shape, channels=channels, kernel_size=kernel_size, activation="relu",
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    config = NetworkConfig("relu", torch.Generator().manual_seed(0))
+    encoder, decoder = conv(n, K, multiple * n, config, image_shape=shape, channels=channels, kernel_size=kernel_size)
     assert encoder(torch.ones(2, n)).shape == (2, 2 * K)
     assert decoder(torch.ones(2, K)).shape == (2, multiple * n)
 
@@ -141,15 +136,15 @@ def test_any_image_comes_back_in_its_size(shape, channels, kernel_size, multiple
 @pytest.mark.parametrize(("shape", "kernel_size"), [((28, 28), 4), ((9, 7), 2), ((3, 12, 10), 4)])
 def test_even_kernels(shape, kernel_size):
     n = math.prod(shape)
-    settings = {"activation": "relu", "generator": torch.Generator().manual_seed(0)}
-    encoder, decoder = conv(n, K, n, image_shape=shape, channels=(2, 3), kernel_size=kernel_size, **settings)
+    config = NetworkConfig("relu", torch.Generator().manual_seed(0))
+    encoder, decoder = conv(n, K, n, config, image_shape=shape, channels=(2, 3), kernel_size=kernel_size)
     assert decoder(encoder(torch.ones(2, n))[:, :K]).shape == (2, n)
     with pytest.raises(ValueError, match=r"Images of \(1, 4\) pixels are too small for 2 convolutions"):
-        conv(4, K, 4, image_shape=(1, 4), channels=(2, 3), kernel_size=kernel_size, **settings)
+        conv(4, K, 4, config, image_shape=(1, 4), channels=(2, 3), kernel_size=kernel_size)
 
 
-def test_images_are_read_and_written_in_their_order(generator):
-    """The first layers see what torch's see of the reshaped rows; flat outputs are one image after the other."""
+def test_pixels_keep_their_order(generator):
+    """The first layers agree with torch's on reshaped samples; flat outputs are one image after the other."""
     encoder, decoder = build("conv", n_outputs=120)
     x = torch.rand(4, 60, generator=generator)
     assert_close(encoder[:2](x), encoder[1](x.view(4, 2, 5, 6)))
@@ -159,9 +154,9 @@ def test_images_are_read_and_written_in_their_order(generator):
     assert_close(decoder(z), images.reshape(4, 120))
 
 
-def test_neighbours_matter_only_nearby(generator):
-    """A changed pixel changes the first feature maps around it alone: rows are images, not scrambled."""
-    encoder, _ = conv(64, K, 64, image_shape=(8, 8), activation="relu", generator=generator)
+def test_convolutions_are_local(generator):
+    """A changed pixel changes the first feature maps only around it: images are not scrambled."""
+    encoder, _ = conv(64, K, 64, NetworkConfig("relu", generator), image_shape=(8, 8))
     x = torch.rand(1, 64, generator=generator)
     y = x.clone().view(1, 8, 8)
     y[0, 4, 2] += 1
@@ -169,17 +164,15 @@ def test_neighbours_matter_only_nearby(generator):
     assert changed.nonzero().tolist() == [[2, 1]]
 
 
-def test_heads_of_their_own():
+def test_heads_are_separate():
     """784-400-196-48 and two heads 48-16-2, back through 16-48-196-400: 810,012 parameters with batch norm."""
-    encoder, decoder = mlp(
-        784, 2, 784, hidden_layer_sizes=(400, 196, 48), head_layer_sizes=(16,), activation="tanh", batch_norm=True,
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    config = NetworkConfig("tanh", torch.Generator().manual_seed(0), (400, 196, 48), (16,), batch_norm=True)
+    encoder, decoder = mlp(784, 2, 784, config)
     assert sum(p.numel() for network in (encoder, decoder) for p in network.parameters()) == 810_012
     x = torch.rand(5, 784)
     mean, log_scale = encoder(x).chunk(2, -1)
     with torch.no_grad():
-        encoder[-1].heads[1][-1].bias += 1  # the mean does not know
+        encoder[-1].heads[1][-1].bias += 1  # of the log-scale
     changed = encoder(x).chunk(2, -1)
     assert_close(changed[0], mean)
     assert_close(changed[1], log_scale + 1)
@@ -187,10 +180,8 @@ def test_heads_of_their_own():
 
 def test_a_published_network_by_hand():
     """Convolutions 1 -> 16 -> 32, kernel 3, stride 2, padding 1; back with output padding 1; two latents."""
-    found = conv(
-        784, 2, 784, image_shape=(28, 28), channels=(16, 32), activation="relu",
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    config = NetworkConfig("relu", torch.Generator().manual_seed(0))
+    networks = conv(784, 2, 784, config, image_shape=(28, 28), channels=(16, 32))
     encoder = nn.Sequential(
         nn.Unflatten(1, (1, 28, 28)),
         nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
@@ -201,7 +192,7 @@ def test_a_published_network_by_hand():
         nn.ConvTranspose2d(32, 16, 3, stride=2, padding=1, output_padding=1), nn.ReLU(),
         nn.ConvTranspose2d(16, 1, 3, stride=2, padding=1, output_padding=1), nn.Flatten(),
     )  # fmt: skip
-    for network, twin, rows in zip(found, (encoder, decoder), (torch.rand(3, 784), torch.rand(3, 2)), strict=True):
+    for network, twin, rows in zip(networks, (encoder, decoder), (torch.rand(3, 784), torch.rand(3, 2)), strict=True):
         assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in twin.parameters())
         state = {name: channels_first(values) for name, values in network.state_dict().items()}
         twin.load_state_dict(state)
@@ -209,31 +200,31 @@ def test_a_published_network_by_hand():
 
 
 def channels_first(values, shape=(32, 7, 7)):
-    """Parameters of a linear layer at images, in the order of torch: ours has the channels of a pixel side by side."""
+    """Return parameters of a linear layer next to images in the order of torch; ours has channels last."""
     c, h, w = shape
-    if values.ndim == 2 and values.shape[1] == c * h * w:  # what reads the images
+    if values.ndim == 2 and values.shape[1] == c * h * w:  # inputs are images
         return values.view(-1, h, w, c).permute(0, 3, 1, 2).flatten(1)
-    if values.shape[0] == c * h * w:  # what makes them
+    if values.shape[0] == c * h * w:  # outputs are images
         return values.view(h, w, c, -1).permute(2, 0, 1, 3).reshape(values.shape)
     return values
 
 
 def test_wrong_images():
-    settings = {"activation": "relu", "generator": torch.Generator()}
+    config = NetworkConfig("relu", torch.Generator())
     for wrong in (None, 8, (8,), (1, 2, 3, 4), (8, -8), (8.0, 8.0), (True, 64)):
         with pytest.raises(ValueError, match=r"should be \(height, width\) or \(channels, height, width\)"):
-            conv(64, K, 64, image_shape=wrong, **settings)
+            conv(64, K, 64, config, image_shape=wrong)
     with pytest.raises(ValueError, match=r"Images of shape \(8, 9\) have 72 values, but rows have 64"):
-        conv(64, K, 64, image_shape=(8, 9), **settings)
+        conv(64, K, 64, config, image_shape=(8, 9))
     with pytest.raises(ValueError, match="a multiple of 64 values, but the likelihood asks for 65"):
-        conv(64, K, 65, image_shape=(8, 8), **settings)
+        conv(64, K, 65, config, image_shape=(8, 8))
     for wrong in ((), (0,), (2.5,)):
         with pytest.raises(ValueError, match="should be positive integers, one for each convolution"):
-            conv(64, K, 64, image_shape=(8, 8), channels=wrong, **settings)
+            conv(64, K, 64, config, image_shape=(8, 8), channels=wrong)
     assert check_image_shape([4, 5], 20) == (1, 4, 5)
 
 
-def test_dropout_keeps_the_mean_and_its_share(generator):
+def test_dropout_rate_and_scale(generator):
     dropout = Dropout(0.25)
     set_generator(dropout, generator)
     x = torch.full((200, 500), 3.0)
@@ -272,16 +263,16 @@ def test_wrong_dropout(wrong):
 
 
 def test_width_of_a_row(generator):
-    encoder, decoder = mlp(10, K, 30, hidden_layer_sizes=(20, 15), activation="relu", generator=generator)
+    encoder, decoder = mlp(10, K, 30, NetworkConfig("relu", generator, hidden_layer_sizes=(20, 15)))
     assert row_width(encoder, 10) == 20
     assert row_width(decoder, K) == 30
-    encoder, decoder = conv(784, 2, 784, image_shape=(28, 28), activation="relu", generator=generator)
+    encoder, decoder = conv(784, 2, 784, NetworkConfig("relu", generator), image_shape=(28, 28))
     assert row_width(encoder, 784) == row_width(decoder, 2) == 32 * 14 * 14
     assert not any(part._forward_hooks for part in encoder.modules())
 
 
-def test_width_of_networks_of_any_kind():
-    """Layers of the user's may give several tensors, and have no parameters."""
+def test_width_of_users_networks():
+    """Layers may return several tensors, and have no parameters."""
 
     class Last(nn.Module):
         def forward(self, outputs):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import skops.io
 import torch
+from helpers import assert_same, outputs, over_estimators
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from test_common import assert_same, outputs, over_estimators
 from torch import nn
 
 from skvae import TorchGMM, TorchPPCA, VaDEClusterer, VAEEmbedder

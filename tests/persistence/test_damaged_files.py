@@ -55,7 +55,7 @@ def vae_bytes(tmp_path_factory):
     return path.read_bytes()
 
 
-def refused(path, data, match="is no estimator that skvae.save wrote"):
+def refused(path, data, match="is not an estimator that skvae.save wrote"):
     path.write_bytes(data)
     begun = time.perf_counter()
     with pytest.raises(ValueError, match=match):
@@ -135,9 +135,8 @@ def foreign_files():
     ("name", "data"), list(foreign_files()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_foreign_files(name, data, path):
-    refused(
-        path, data, r"estimator.skvae' is no estimator that skvae.save wrote: (it is of another kind|it has \d+ bytes)"
-    )
+    problem = r"(it has another format|it has \d+ bytes)"
+    refused(path, data, rf"estimator.skvae' is not an estimator that skvae.save wrote: {problem}")
 
 
 @pytest.mark.parametrize("size", [2**63, 2**64 - 1, 2**40, 2**25 + 1, 10_000])
@@ -149,7 +148,7 @@ def test_a_large_foreign_file_is_not_read(path, monkeypatch):
     with open(path, "wb") as file:
         file.write((100).to_bytes(8, "little") + bytes(200))
         file.truncate(2**40)  # without that many bytes on the disk
-    with pytest.raises(ValueError, match="it is of another kind"):
+    with pytest.raises(ValueError, match="it has another format"):
         skvae.load(path)
 
 
@@ -182,10 +181,13 @@ def deep(depth):
 
 
 GMM_FORGERIES = {
-    "newer format": (lambda t, a: t.update(format_version=2), "its format has the version 2, and 1 is .* written by"),
+    "newer format": (
+        lambda t, a: t.update(format_version=2),
+        "its format has the version 2, but this skvae reads version 1; it was written by",
+    ),
     "version of another type": (lambda t, a: t.update(format_version=True), "its format has the version True"),
     "more fields": (lambda t, a: t.update(code="print()"), "it has the fields"),
-    "no estimator": (lambda t, a: t.update(estimator=[1, 2]), "what it holds is no estimator"),
+    "no estimator": (lambda t, a: t.update(estimator=[1, 2]), "its value is not an estimator"),
     "unknown class": (lambda t, a: t["estimator"].update({"class": "Pipeline"}), "the estimator 'Pipeline' is unknown"),
     "builtin": (lambda t, a: t["estimator"].update({"class": "eval"}), "the estimator 'eval' is unknown"),
     "class that is none": (lambda t, a: t["estimator"].update({"class": ["TorchGMM"]}), "an estimator has the fields"),
@@ -196,17 +198,17 @@ GMM_FORGERIES = {
     ),
     "unknown kind of value": (
         lambda t, a: t["estimator"]["params"].update(tol={"$": "pickle", "value": "gASV"}),
-        "a value of the unknown kind 'pickle'",
+        "a value of the unknown type 'pickle'",
     ),
-    "kind that is none": (lambda t, a: t["estimator"]["params"].update(tol={"$": [1]}), "a value of the unknown kind"),
+    "kind that is none": (lambda t, a: t["estimator"]["params"].update(tol={"$": [1]}), "a value of the unknown type"),
     "method covered up": (lambda t, a: fitted(t).update(predict=1), "a fitted TorchGMM has no attribute 'predict'"),
     "class covered up": (lambda t, a: fitted(t).update(__class__="x"), "has no attribute '__class__'"),
     "parameter twice": (lambda t, a: fitted(t).update(n_components=2), "has no attribute 'n_components'"),
     "attribute of wrong type": (lambda t, a: fitted(t).update(n_iter_="many"), "n_iter_ of its TorchGMM is a str"),
     "negative count": (lambda t, a: fitted(t).update(n_iter_=-1), "n_iter_ of its TorchGMM is -1"),
     "absurd features": (lambda t, a: fitted(t).update(n_features_in_=10**12), "its TorchGMM has 10+ features"),
-    "other features": (lambda t, a: fitted(t).update(n_features_in_=4), "what was fitted does not belong together"),
-    "attribute is missing": (lambda t, a: fitted(t).pop("covariances_") and a.clear(), "missing|refers|belong"),
+    "other features": (lambda t, a: fitted(t).update(n_features_in_=4), "its fitted attributes are inconsistent"),
+    "attribute is missing": (lambda t, a: fitted(t).pop("covariances_") and a.clear(), "missing|refers|inconsistent"),
     "array is missing": (lambda t, a: a.pop("0"), "the array '0' is missing"),
     "array too many": (lambda t, a: a.update(x=np.zeros(3)), "nothing refers to its arrays .'x'"),
     "array of integers": (
@@ -233,11 +235,11 @@ GMM_FORGERIES = {
     ),
     "absurd device": (
         lambda t, a: t["estimator"]["params"].update(device={"$": "device", "value": "a:b"}),
-        "'a:b' is no device",
+        "'a:b' is not a device",
     ),
     "random state": (
         lambda t, a: t["estimator"]["params"].update(random_state={"$": "RandomState", "state": 3}),
-        "a random state is not one",
+        "a random state is invalid",
     ),
 }
 
@@ -271,28 +273,28 @@ def set_kind(tree, names, kind):
 CONV, UP, LINEAR = ("encoder", "1"), ("decoder", "5"), ("encoder", "4")
 VAE_FORGERIES = {
     "unknown kind": (lambda t, a: set_kind(t, LINEAR, "os.system"), "Modules of the kind 'os.system'"),
-    "another kind": (lambda t, a: set_kind(t, LINEAR, "torch.BatchNorm1d"), "A torch.BatchNorm1d can not be built"),
+    "another kind": (lambda t, a: set_kind(t, LINEAR, "torch.BatchNorm1d"), "A torch.BatchNorm1d cannot be built"),
     "absurd size": (lambda t, a: set_setting(t, LINEAR, "in_features", 10**12), "weight of Linear should be of shape"),
-    "overflow": (lambda t, a: set_setting(t, LINEAR, "in_features", 10**30), "A torch.Linear can not be built"),
+    "overflow": (lambda t, a: set_setting(t, LINEAR, "in_features", 10**30), "A torch.Linear cannot be built"),
     "size of text": (
         lambda t, a: set_setting(t, LINEAR, "in_features", "x" * 10**5),
-        "A torch.Linear can not be built",
+        "A torch.Linear cannot be built",
     ),
     "absurd stride": (
         lambda t, a: set_setting(t, UP, "stride", {"$": "tuple", "items": [10**6, 10**6]}),
-        "its networks hold .* values for a row|does not belong together",
+        "its networks hold .* values for a sample|attributes are inconsistent",
     ),
     "absurd padding": (
         lambda t, a: set_setting(t, CONV, "padding", {"$": "tuple", "items": [10**6, 10**6]}),
-        "does not belong together",
+        "attributes are inconsistent",
     ),
-    "width of nothing": (lambda t, a: fitted(t).update(_widest=1), "values for a row, but 1 are said"),
-    "absurd width": (lambda t, a: fitted(t).update(_widest=2**40), "values for a row, but"),
+    "width of nothing": (lambda t, a: fitted(t).update(_widest=1), "values for a sample, but the file says 1"),
+    "absurd width": (lambda t, a: fitted(t).update(_widest=2**40), "values for a sample, but"),
     "module that is none": (lambda t, a: fitted(t).update(module_=[1]), "module_ of its VAEEmbedder is a list"),
-    "module is missing": (lambda t, a: fitted(t).pop("module_") and a.clear(), "missing|refers|belong"),
+    "module is missing": (lambda t, a: fitted(t).pop("module_") and a.clear(), "missing|refers|inconsistent"),
     "half precision": (
         lambda t, a: a.update({k: v.astype(np.uint8) for k, v in a.items()}),
-        "is none of a network|is an array of uint8",
+        "have no arrays of|is an array of uint8",
     ),
 }
 

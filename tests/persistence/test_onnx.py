@@ -1,4 +1,4 @@
-"""Graphs that serve without torch: they give what estimators give."""
+"""ONNX graphs return the same as the estimators."""
 
 import sys
 
@@ -55,9 +55,9 @@ def run(path, X):
 
 
 def assert_same(estimator, path, X, atol=1e-5):
-    """All that the graph gives, of many rows and of one."""
-    found = run(path, X)
-    for name, value in found.items():
+    """Compare all outputs of a graph, of many samples and of one, with the methods of the estimator."""
+    results = run(path, X)
+    for name, value in results.items():
         expected = getattr(estimator, METHODS[name])(X)
         assert value.shape == expected.shape, name
         if name == "labels":
@@ -66,7 +66,7 @@ def assert_same(estimator, path, X, atol=1e-5):
             assert value.dtype == X.dtype
             assert_allclose(value, expected, atol=atol, rtol=1e-5, err_msg=name)
         assert_allclose(run(path, X[:1])[name], value[:1], atol=atol, rtol=1e-5)
-    return set(found)
+    return set(results)
 
 
 CASES = {
@@ -92,9 +92,9 @@ CASES = {
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", CASES)
-def test_graphs_give_what_estimators_give(name, tmp_path):
+def test_graphs_agree_with_estimators(name, tmp_path):
     estimator, X, outputs = CASES[name]
-    if name == "pipeline":  # what is frozen is fitted already
+    if name == "pipeline":  # a frozen step has to be fitted
         codes = make_pipeline(*(step for _, step in estimator.steps[:-1])).fit_transform(X)
         estimator.steps[-1][1].estimator.fit(codes)
     to_onnx(estimator.fit(X), tmp_path / "it.onnx")
@@ -122,7 +122,7 @@ def test_classes_that_are_words(tmp_path):
         to_onnx(classifier, tmp_path / "it.onnx")
 
 
-def test_what_can_not_be_written(tmp_path):
+def test_unsupported_estimators(tmp_path):
     path = tmp_path / "it.onnx"
     with pytest.raises(NotFittedError):
         to_onnx(VAEEmbedder(), path)
@@ -138,18 +138,18 @@ def test_what_can_not_be_written(tmp_path):
 
 
 class Unknown(IsolationForest):
-    """What no converter is registered for."""
+    """An estimator without a converter."""
 
 
 @pytest.mark.parametrize("step", ["columns by name", "search"])
-def test_what_skl2onnx_can_not_write(step, tmp_path):
+def test_estimators_that_skl2onnx_cannot_convert(step, tmp_path):
     frame = pandas.DataFrame(DIGITS[:50, 20:24], columns=list("abcd"))
     chosen = ColumnTransformer([("some", StandardScaler(), ["a", "b"])])
     steps = {
         "columns by name": make_pipeline(chosen, TorchPPCA(1)),
         "search": GridSearchCV(TorchGMM(2, **GMM), {"tol": [1e-3]}, cv=2),
     }
-    with pytest.raises(TypeError, match="can not write this .*: choose columns by position, and of a search"):
+    with pytest.raises(TypeError, match="cannot convert this .*: select columns by position, and of a search"):
         to_onnx(steps[step].fit(frame), tmp_path / "it.onnx")
 
 

@@ -1,15 +1,17 @@
-"""Saved and loaded, an estimator is itself; what can not be written is an error, and changes no file."""
+"""Loaded estimators equal the saved ones; other values raise an error, and change no file."""
 
 import importlib
 import json
 import os
 import pickle
 import pkgutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import QUICK, TINY, assert_same, outputs, over_estimators
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -20,7 +22,6 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch.callbacks import EpochScoring
-from test_common import QUICK, TINY, assert_same, outputs, over_estimators
 from torch import nn
 
 import skvae
@@ -33,12 +34,14 @@ from skvae import (
     VAEEmbedder,
 )
 from skvae.fitting.net import NegativeELBO
-from skvae.models import ACTIVATIONS, COVARIANCES, LIKELIHOODS, NETWORKS, FeatureSummary, Observed
+from skvae.models import ACTIVATIONS, COVARIANCES, LIKELIHOODS, NETWORKS, MaskedLikelihood
 from skvae.models.likelihoods import FixedGaussian
-from skvae.models.serialize import NAMES, describe, foreign_part, rebuild
+from skvae.models.networks import NetworkConfig
+from skvae.models.serialize import NAMES, foreign_part, module_from_dict, module_to_dict
 from skvae.persistence import container
-from skvae.persistence.files import fields_of
-from skvae.persistence.values import Reader, Writer
+from skvae.persistence.files import encode_estimator
+from skvae.persistence.fitted import fitted_schema, fitted_state
+from skvae.persistence.values import ValueDecoder, ValueEncoder
 
 SHORT = {"max_epochs": 1, "random_state": 0}
 WITH_DEVICE = [estimator for estimator in QUICK if hasattr(estimator, "device")]
@@ -62,10 +65,10 @@ def through_a_file(estimator, path):
 
 
 def content(estimator):
-    """All of an estimator, in the terms of its file."""
-    writer = Writer(fields_of)
-    tree = writer.tree(estimator, "")
-    return json.dumps(tree), [(array.dtype, array.shape, array.tobytes()) for array in writer.arrays.values()]
+    """Return the content of the file of an estimator."""
+    encoder = ValueEncoder(encode_estimator)
+    tree = encoder.encode(estimator, "")
+    return json.dumps(tree), [(array.dtype, array.shape, array.tobytes()) for array in encoder.arrays.values()]
 
 
 def assert_itself(estimator, path, X):
@@ -81,7 +84,7 @@ def assert_itself(estimator, path, X):
 
 @over_estimators
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_a_loaded_estimator_is_itself(estimator, dtype, blobs, path):
+def test_loaded_estimators_equal_saved_ones(estimator, dtype, blobs, path):
     X = blobs[0].astype(dtype)
     estimator = clone(estimator).fit(pd.DataFrame(X, columns=list("abcd")), blobs[1] % 2)
     other = assert_itself(estimator, path, pd.DataFrame(X, columns=list("abcd")))
@@ -90,12 +93,20 @@ def test_a_loaded_estimator_is_itself(estimator, dtype, blobs, path):
 
 
 @over_estimators
+def test_fitted_attributes_are_declared(estimator, blobs):
+    state = fitted_state(clone(estimator).fit(pd.DataFrame(blobs[0], columns=list("abcd")), blobs[1] % 2))
+    types, arrays = fitted_schema(type(estimator))
+    of_any_type = {"_sklearn_version", "estimator_", "_mark", "_precision"}
+    assert state.keys() - of_any_type <= types.keys() | arrays.keys()
+
+
+@over_estimators
 def test_parameters_alone(estimator, path):
     assert str(through_a_file(estimator, path)) == str(estimator)
 
 
 @pytest.mark.parametrize("estimator", [e for e in QUICK if hasattr(e, "partial_fit")], ids=lambda e: type(e).__name__)
-def test_training_goes_on(estimator, blobs, path):
+def test_training_continues(estimator, blobs, path):
     """As it does with a pickle, which has no optimizer either."""
     X, _ = blobs
     estimator = clone(estimator).partial_fit(X)
@@ -106,7 +117,7 @@ def test_training_goes_on(estimator, blobs, path):
 
 
 @pytest.mark.parametrize("estimator", [e for e in QUICK if hasattr(e, "warm_start")], ids=lambda e: type(e).__name__)
-def test_warm_starts_go_on(estimator, blobs, path):
+def test_warm_starts_continue(estimator, blobs, path):
     X, _ = blobs
     estimator = clone(estimator).set_params(warm_start=True).fit(X)
     found, expected = through_a_file(estimator, path).fit(X), pickle.loads(pickle.dumps(estimator)).fit(X)
@@ -139,9 +150,9 @@ def test_every_architecture(architecture, layers, binary, path):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(activation):
-    networks = NETWORKS["mlp"](3, 2, 3, hidden_layer_sizes=(4,), activation=activation, generator=torch.Generator())
-    for network in networks:
-        assert str(rebuild(describe(network))) == str(network)
+    config = NetworkConfig(activation, torch.Generator(), hidden_layer_sizes=(4,))
+    for network in NETWORKS["mlp"](3, 2, 3, config):
+        assert str(module_from_dict(module_to_dict(network))) == str(network)
 
 
 def modules_of_the_package():
@@ -162,8 +173,8 @@ def test_every_module_has_a_description():
 @pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_likelihoods_with_missing_values(likelihood):
     ones = torch.ones(3, dtype=torch.float64)
-    module = Observed(likelihood.from_data(FeatureSummary(ones, ones, ones)))
-    other = rebuild(describe(module))
+    module = MaskedLikelihood(likelihood.from_data(SimpleNamespace(mean=ones, scale=ones, maximum=ones)))
+    other = module_from_dict(module_to_dict(module))
     assert other.support == module.support
     assert str(other.state_dict()) == str(module.state_dict())
 
@@ -288,23 +299,23 @@ def assert_equal_values(found, expected):
 
 
 @given(VALUES)
-def test_values_are_themselves(value):
-    writer = Writer(fields_of)
-    tree = writer.tree(value, "it")
-    tree, found = container.unpack(container.pack({"it": tree}, writer.arrays))
-    reader = Reader(found, None)
-    assert_equal_values(reader.value(tree["it"]), value)
-    reader.finish()
+def test_values_are_decoded_as_they_were(value):
+    encoder = ValueEncoder(encode_estimator)
+    tree = encoder.encode(value, "it")
+    tree, found = container.unpack(container.pack({"it": tree}, encoder.arrays))
+    decoder = ValueDecoder(found, None)
+    assert_equal_values(decoder.decode(tree["it"]), value)
+    decoder.check_all_used()
 
 
 @over_devices
-def test_a_device_that_is_not_there(estimator, blobs, path):
+def test_unavailable_devices(estimator, blobs, path):
     """A file from another machine loads; what computes says that the device is missing."""
     estimator = clone(estimator).fit(blobs[0])
     expected = outputs(estimator, blobs[0])
     other = through_a_file(estimator.set_params(device="cuda:99"), path)
     assert other.device == "cuda:99"
-    with pytest.raises(ValueError, match="device='cuda:99' can not be used here"):
+    with pytest.raises(ValueError, match="device='cuda:99' cannot be used here"):
         other.predict(blobs[0]) if hasattr(other, "predict") else other.transform(blobs[0])
     assert_same(outputs(other.set_params(device="cpu"), blobs[0]), expected)
 
@@ -322,7 +333,7 @@ def test_from_a_device(estimator, blobs, path, device):
         assert {parameter.device.type for parameter in other.module_.parameters()} == {"cpu"}
 
 
-# What does not go into a file.
+# Values that files cannot store.
 
 
 class Own(nn.Module):
@@ -365,21 +376,21 @@ UNWRITABLE = {
     "optimizer": (VAEEmbedder(2, optimizer=torch.optim.Adam), "VAEEmbedder.optimizer is <class .*Adam"),
     "callbacks": (
         VAEEmbedder(2, callbacks=[EpochScoring("loss")]),
-        r"VAEEmbedder.callbacks is of the class EpochScoring.*set_params\(callbacks=None\)",
+        r"VAEEmbedder.callbacks is a EpochScoring.*set_params\(callbacks=None\)",
     ),
     "named callbacks": (
         VAEEmbedder(2, callbacks=[("score", EpochScoring("loss"))]),
-        r"VAEEmbedder.callbacks is of the class EpochScoring.*set_params\(callbacks=None\)",
+        r"VAEEmbedder.callbacks is a EpochScoring.*set_params\(callbacks=None\)",
     ),
     "function": (VAEEmbedder(2, augment=lambda x, generator: x), "VAEEmbedder.augment is <function"),
-    "clusterer": (TorchGMM(2, init_params=KMeans(2)), "TorchGMM.init_params is of the class KMeans.*use one of"),
-    "subclass": (OwnGMM(2), "What is to be saved is of the class OwnGMM"),
-    "pipeline": (make_pipeline(TorchGMM(2)), "What is to be saved is of the class Pipeline.*skops.io.dump"),
+    "clusterer": (TorchGMM(2, init_params=KMeans(2)), "TorchGMM.init_params is a KMeans.*use one of"),
+    "subclass": (OwnGMM(2), "The estimator is a OwnGMM"),
+    "pipeline": (make_pipeline(TorchGMM(2)), "The estimator is a Pipeline.*skops.io.dump"),
     "nested": (
         ClusterLabelClassifier(make_pipeline(TorchGMM(2))),
-        "ClusterLabelClassifier.estimator is of the class Pipeline",
+        "ClusterLabelClassifier.estimator is a Pipeline",
     ),
-    "no estimator": ({"a": 1}, "What is to be saved is of the class dict"),
+    "no estimator": ({"a": 1}, "The estimator is a dict"),
     "random state": (TorchGMM(random_state=np.random.RandomState(np.random.PCG64(0))), "TorchGMM.random_state is Rand"),
     "complex": (TorchGMM(1, means_init=np.zeros((1, 1), complex)), "TorchGMM.means_init is an array of complex128"),
     "data frame": (TorchGMM(1, means_init=pd.DataFrame([[1.0]])), "TorchGMM.means_init is"),
@@ -387,7 +398,7 @@ UNWRITABLE = {
 
 
 @pytest.mark.parametrize(("estimator", "match"), UNWRITABLE.values(), ids=UNWRITABLE)
-def test_what_is_code_is_refused(estimator, match, path):
+def test_code_cannot_be_saved(estimator, match, path):
     path.write_text("what was there")
     with pytest.raises(TypeError, match=f"(?s){match}.*joblib.dump"):
         skvae.save(estimator, path)
@@ -405,7 +416,7 @@ def test_invalid_parameters_are_refused(path):
         skvae.save(TorchGMM("three"), path)
     values = []
     values.append(values)
-    with pytest.raises(ValueError, match="TorchGMM.means_init holds values within values too deep"):
+    with pytest.raises(ValueError, match="TorchGMM.means_init: values are nested too deep"):
         skvae.save(TorchGMM(means_init=values), path)
     assert not path.exists()
 
@@ -413,12 +424,12 @@ def test_invalid_parameters_are_refused(path):
 def test_too_much_text_is_refused(path, monkeypatch):
     monkeypatch.setattr(container, "MAX_HEADER", 2_000)
     skvae.save(TorchGMM(means_init=[[0.0]]), path)
-    with pytest.raises(ValueError, match="What is not an array takes .* bytes of text, and 2000 are the most"):
+    with pytest.raises(ValueError, match="Everything but arrays takes .* bytes of text, and the maximum is 2000"):
         skvae.save(TorchGMM(means_init=[[float(i)] for i in range(500)]), path)
     assert skvae.load(path).means_init == [[0.0]]
 
 
-def test_what_can_not_be_read_back_is_not_written(blobs, path):
+def test_inconsistent_estimators_are_not_written(blobs, path):
     gmm = TorchGMM(2, random_state=0).fit(blobs[0])
     skvae.save(gmm, path)
     before = path.read_bytes()
@@ -453,6 +464,6 @@ def test_where_files_go(tmp_path):
         skvae.save(TorchGMM(2), tmp_path / "missing" / "file")
     with pytest.raises(IsADirectoryError, match="This is a folder; name a file in it: .*[^t]'$"):
         skvae.save(TorchGMM(2), tmp_path)
-    with pytest.raises(TypeError, match="is the class TorchGMM itself; give an estimator that it makes"):
+    with pytest.raises(TypeError, match="stores instances, but got the class TorchGMM itself"):
         skvae.save(TorchGMM, target)
     assert {entry.name for entry in tmp_path.iterdir()} == {"target", "link"}
