@@ -203,7 +203,7 @@ def test_nearly_singular_covariances_are_accurate(noise):
 @pytest.mark.parametrize("reg_covar", [0.0, 0.1])
 def test_complete_rows_give_the_same_fit_as_whitened_rows(family, x, reg_covar):
     weight, resp = torch.rand(len(x), generator=generator()).double(), random_resp(len(x))
-    mine, theirs = (kind(WeightedRows(x.clone(), weight), family, reg_covar) for kind in (PatternRows, WhitenedRows))
+    mine, theirs = (rows(WeightedRows(x.clone(), weight), family, reg_covar) for rows in (PatternRows, WhitenedRows))
     starts = [mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
     assert_same_mixture(*starts, rtol=1e-8, atol=1e-8)
     fits = [
