@@ -82,6 +82,7 @@ def size_for(images, width, label_size):
 
     Parameters
     ----------
+    images : ndarray
     width : float
         Width of the figure; the height follows, up to one and a half of it.
     label_size : (float, float)
@@ -181,6 +182,8 @@ def draw_images(ax, images, margin=0, limits=(None, None)):
 
     Parameters
     ----------
+    ax : matplotlib Axes
+    images : ndarray
     margin : int, default=0
         Pixels around each image.
     limits : (float, float), default=(None, None)
@@ -228,6 +231,8 @@ def draw_codes(ax, codes, labels, classes, size=9):
 
     Parameters
     ----------
+    ax : matplotlib Axes
+    codes : ndarray of shape (n_samples, 2)
     labels : ndarray of shape (n_samples,) or None
     classes : ndarray of shape (n_classes,)
         Classes in the order of the colours. Samples of no class are grey.

@@ -311,12 +311,14 @@ def hybrid(n_inputs, n_components, n_outputs, config, *, image_shape, channels=(
 
     Parameters
     ----------
+    n_inputs, n_components, n_outputs : int
+        As for `conv`; the decoder may have any number of outputs.
     config : NetworkConfig
         Its hidden layers are those of the decoder, in reverse.
+    image_shape, channels
+        As for `conv`.
     kernel_size : int or tuple of int, default=None
         As for `conv`; None is 5, and 3 for the last convolution.
-    n_inputs, n_components, n_outputs, image_shape, channels
-        As for `conv`; the decoder may have any number of outputs.
 
     Returns
     -------
