@@ -1,7 +1,7 @@
-"""Several processes that fit one model: their shards of the rows, and fits without the others.
+"""Distributed fits: shards of the samples, and fits in a single process of a group.
 
-Under ``torchrun``, or in a process group of `torch.distributed`, every ``fit`` and ``partial_fit`` is one of all
-processes together: each gives its own rows, and all get the same parameters.
+Under ``torchrun``, or in a process group of `torch.distributed`, every ``fit`` and ``partial_fit`` is collective: each
+process passes its own samples, and all get the same parameters.
 """
 
 import os
@@ -15,22 +15,22 @@ __all__ = ["alone", "shard"]
 
 
 def shard(*arrays):
-    """The rows of this process: of each array a slice, as large as those of the others but for one row.
+    """Return the samples of this process: a slice of each array. Lengths of the slices differ by at most one.
 
     Parameters
     ----------
     *arrays : array-like of shape (n_samples, ...)
-        Of equal length. Of a memory map only the slice is read, and a `torch.utils.data.Dataset` becomes a `Subset`.
+        Of equal length. Only the slice of a memory map is read, and a `torch.utils.data.Dataset` becomes a `Subset`.
 
     Returns
     -------
     parts : array-like, or list of array-like if there are several arrays
-        The shards of all processes, by rank, are the arrays; without other processes, so is that of this one.
+        The shards concatenated by rank are the arrays; a single process gets the arrays themselves.
 
     Raises
     ------
     ValueError
-        If lengths differ.
+        If the lengths of the arrays differ.
 
     Examples
     --------
@@ -42,16 +42,12 @@ def shard(*arrays):
     """
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1:
-        raise ValueError(f"Arrays should be of equal length, but they have {sorted(lengths)} rows.")
-    rank, size = _place()
-    n_rows = lengths.pop()
-    rows = slice(n_rows * rank // size, n_rows * (rank + 1) // size)
-    parts = [Subset(array, range(n_rows)[rows]) if isinstance(array, Dataset) else array[rows] for array in arrays]
-    return parts[0] if len(parts) == 1 else parts
-
-
-def _place():
-    """Rank of this process, and the number of processes."""
+        raise ValueError(f"Arrays should be of equal length, but have {sorted(lengths)} samples.")
     if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        rank, size = dist.get_rank(), dist.get_world_size()
+    else:
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    n_samples = lengths.pop()
+    own = slice(n_samples * rank // size, n_samples * (rank + 1) // size)
+    parts = [Subset(array, range(n_samples)[own]) if isinstance(array, Dataset) else array[own] for array in arrays]
+    return parts[0] if len(parts) == 1 else parts

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.utils import check_array, check_consistent_length, check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
-from .data.arrays import host_array
+from .data.arrays import FLOATS, host_array
 from .data.labels import check_types, is_missing, label_array, plain
 from .models.images import check_channels_first
 
@@ -21,7 +21,6 @@ __all__ = [
     "reconstruction_error",
     "structural_similarity_score",
 ]
-FLOATS = (np.float64, np.float32)
 
 
 def _contingency(labels_true, labels_pred, sample_weight):

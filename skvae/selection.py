@@ -1,4 +1,4 @@
-"""How many components, and which covariances: mixtures compared by information criteria."""
+"""Selection of the number of components and the covariance type of mixtures by information criteria."""
 
 import time
 import warnings
@@ -31,23 +31,22 @@ class MixtureSelection:
     Attributes
     ----------
     criterion : {"bic", "aic", "icl"}
-        What was compared.
+        Criterion that was compared.
     best_params_ : dict
-        ``n_components`` and ``covariance_type`` of the fit with the lowest criterion, the first of them if several are
-        equal.
+        ``n_components`` and ``covariance_type`` of the fit with the lowest criterion, of the first one in a tie.
     best_estimator_ : estimator
-        This fit itself.
+        Estimator of this fit.
     results : dict of ndarray of shape (n_fits,)
-        One entry for each fit, by covariance type, then by number of components, in the order given:
+        One entry for each fit, by covariance type, then by number of components, in the order of the parameters:
 
-        - ``n_components``, ``covariance_type``: what was fitted,
+        - ``n_components``, ``covariance_type``: parameters of the fit,
         - ``bic``, ``aic``, ``icl``: those criteria that the estimator has, in nats; lower is better,
         - ``log_likelihood``: (weighted) mean over samples, in nats,
-        - ``converged``, ``n_iter``: whether EM reached its tolerance, and its iterations,
-        - ``n_regularized``: number of components with a singular covariance, if the estimator says it,
+        - ``converged``, ``n_iter``: whether EM reached its tolerance, and its number of iterations,
+        - ``n_regularized``: number of components with a singular covariance, if the estimator has this attribute,
         - ``fit_time``: in seconds.
 
-        ``pandas.DataFrame(results)`` makes a table of it.
+        ``pandas.DataFrame(results)`` converts it to a DataFrame.
     """
 
     criterion: str
@@ -66,16 +65,16 @@ def select_mixture(
     sample_weight=None,
     n_jobs=None,
 ):
-    """Fit a mixture for each number of components and covariance type, and find the lowest information criterion.
+    """Fit mixtures for all numbers of components and covariance types, and select by an information criterion.
 
-    The criteria are ``-2 log-likelihood`` with a penalty, on the data of the fit: no rows are held out. BIC adds
-    ``log(n_samples)`` for each free parameter, AIC adds 2 and tends to more components. ICL adds to BIC how uncertain
-    it is which component a row comes from, so that it counts clusters rather than the Gaussians that make up one. EM
-    finds local optima: several starts (``n_init`` of the estimator) make the comparison steadier.
+    The criteria are ``-2 log-likelihood`` with a penalty, on the training data: no samples are held out. BIC adds
+    ``log(n_samples)`` for each free parameter, AIC adds 2 and tends to more components. ICL adds to BIC an entropy term
+    for uncertain assignments, so that it selects the number of clusters, each of which may need several Gaussians. EM
+    finds local optima: several initializations (``n_init`` of the estimator) make the comparison more reliable.
 
     Parameters
     ----------
-    estimator : TorchGMM, GaussianMixture or alike
+    estimator : TorchGMM, GaussianMixture or similar
         Clones of it are fitted; it is not changed. It has the parameters ``n_components`` and ``covariance_type``, the
         methods ``score`` and ``criterion``, and, once fitted, ``converged_`` and ``n_iter_``.
     X : array-like of shape (n_samples, n_features)
@@ -85,25 +84,25 @@ def select_mixture(
     covariance_type : sequence of str, default=("full", "tied", "diag", "spherical")
         Covariance types.
     criterion : {"bic", "aic", "icl"}, default="bic"
-        What the best fit has the lowest of.
+        Criterion to minimize.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples, by which mixtures are fitted and compared: an integer weight is as many equal samples,
-        and a weight of zero none. The estimator has to take them, as `TorchGMM` does.
+        and a weight of zero none. The estimator has to accept them, as `TorchGMM` does.
     n_jobs : int, default=None
-        Number of fits at the same time, by joblib; None means 1 unless in a :obj:`joblib.parallel_config` context, -1
+        Number of parallel fits, by joblib; None means 1 unless in a :obj:`joblib.parallel_config` context, -1
         means all processors. The jobs are processes; ``joblib.parallel_config(backend="threading")`` makes them
         threads, which share one GPU better.
 
     Returns
     -------
     selection : MixtureSelection
-        Results of all fits, and the best one.
+        Results of all fits, and the best fit.
 
     Raises
     ------
     TypeError
         If the estimator lacks one of these parameters or the criterion, if there are weights but its methods do not
-        take them, or if ``n_components`` or ``covariance_type`` is not a sequence.
+        accept them, or if ``n_components`` or ``covariance_type`` is not a sequence.
     ValueError
         If ``n_components`` or ``covariance_type`` is empty, repeats a value or has one that cannot be fitted, if the
         criterion is unknown, if X cannot be fitted, or if the weights are not finite, negative, all zero, or not one
@@ -112,8 +111,8 @@ def select_mixture(
     Warns
     -----
     ConvergenceWarning
-        Once, if fits did not converge or met singular covariances. It says which. The likelihood of a singular
-        component is as high as the regularization lets it be, so its criteria should not be trusted.
+        Once, listing the fits that did not converge or have singular covariances. The likelihood of a singular
+        component is only limited by the regularization, so that its criteria are not reliable.
 
     References
     ----------
@@ -137,31 +136,31 @@ def select_mixture(
     criteria = _check_estimator(estimator, criterion)
     weights = {} if sample_weight is None else {"sample_weight": sample_weight}
     if weights:
-        _check_takes_weights(estimator, ["fit", "score", *criteria])
+        _check_accepts_weights(estimator, ["fit", "score", *criteria])
     numbers, types = _check_grid("n_components", n_components), _check_grid("covariance_type", covariance_type)
     if wrong := [number for number in numbers if not isinstance(number, Integral) or number < 1]:
         raise ValueError(f"n_components should be integers from 1 on, but {wrong[0]!r} is among them.")
-    grid = [{"n_components": int(number), "covariance_type": kind} for kind, number in product(types, numbers)]
+    grid = [{"n_components": int(number), "covariance_type": name} for name, number in product(types, numbers)]
 
-    # The largest first: they take longest, and what cannot be fitted fails before anything else was computed.
+    # The largest first: they take longest, and those with too many components fail before the others are fitted.
     order = sorted(range(len(grid)), key=lambda index: -grid[index]["n_components"])
     jobs = (delayed(_fit)(clone(estimator), X, weights, grid[index], criteria) for index in order)
-    rows, best, lowest = [None] * len(grid), None, None
+    entries, best, lowest = [None] * len(grid), None, None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # one summary at the end instead
-        # A generator lets go of all fitted mixtures but the best.
-        for index, (fitted, row) in zip(order, Parallel(n_jobs=n_jobs, return_as="generator")(jobs), strict=True):
-            rows[index] = row
-            if best is None or (row[criterion], index) < lowest:
-                best, lowest = fitted, (row[criterion], index)
+        # A generator, so that only the best mixture stays in memory.
+        for index, (fitted, entry) in zip(order, Parallel(n_jobs=n_jobs, return_as="generator")(jobs), strict=True):
+            entries[index] = entry
+            if best is None or (entry[criterion], index) < lowest:
+                best, lowest = fitted, (entry[criterion], index)
 
-    results = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    results = {name: np.array([entry[name] for entry in entries]) for name in entries[0]}
     _warn_about_convergence(results)
     return MixtureSelection(criterion, grid[lowest[1]], best, results)
 
 
 def _fit(estimator, X, weights, params, criteria):
-    """Fit with the parameters; return the estimator and its row of results. Weights are keywords, if there are any."""
+    """Fit with these parameters; return the estimator and a dict of its results."""
     start = time.perf_counter()
     try:
         estimator.set_params(**params).fit(X, **weights)
@@ -169,16 +168,16 @@ def _fit(estimator, X, weights, params, criteria):
         error.add_note(f"This was the fit with {', '.join(f'{name}={value!r}' for name, value in params.items())}.")
         raise
     fit_time = time.perf_counter() - start
-    row = params | {name: getattr(estimator, name)(X, **weights) for name in criteria}
-    row |= {"log_likelihood": estimator.score(X, **weights)}
-    row |= {"converged": estimator.converged_, "n_iter": estimator.n_iter_}
+    entry = params | {name: getattr(estimator, name)(X, **weights) for name in criteria}
+    entry |= {"log_likelihood": estimator.score(X, **weights)}
+    entry |= {"converged": estimator.converged_, "n_iter": estimator.n_iter_}
     if hasattr(estimator, "n_regularized_"):
-        row["n_regularized"] = estimator.n_regularized_
-    return estimator, row | {"fit_time": fit_time}
+        entry["n_regularized"] = estimator.n_regularized_
+    return estimator, entry | {"fit_time": fit_time}
 
 
 def _check_estimator(estimator, criterion):
-    """The criteria that the estimator has."""
+    """Return the criteria that the estimator has; raise if it cannot be selected by this one."""
     name, params = type(estimator).__name__, clone(estimator).get_params(deep=False)
     if lacking := [param for param in ("n_components", "covariance_type") if param not in params]:
         raise TypeError(
@@ -193,25 +192,25 @@ def _check_estimator(estimator, criterion):
     return available
 
 
-def _check_takes_weights(estimator, methods):
-    """Raise unless all of the methods take weights of samples."""
+def _check_accepts_weights(estimator, methods):
+    """Raise unless all methods accept sample weights."""
     lacking = [name for name in methods if "sample_weight" not in signature(getattr(estimator, name)).parameters]
     if lacking:
         raise TypeError(
-            f"sample_weight needs an estimator that takes weights, but {type(estimator).__name__} does not in "
-            f"{', '.join(lacking)}; give a TorchGMM, or repeat the rows of X."
+            f"sample_weight needs an estimator that accepts weights, but {type(estimator).__name__} does not in "
+            f"{', '.join(lacking)}; give a TorchGMM, or repeat the samples."
         )
 
 
 def check_criterion(criterion, available):
-    """Raise an error unless the criterion is an available one."""
+    """Raise a ValueError unless the criterion is available."""
     if criterion not in available:
         hint = meant(criterion, available)
         raise ValueError(f"criterion should be one of {sorted(available)}, but got {criterion!r}.{hint}")
 
 
 def _check_grid(name, values):
-    """The values as a list, or an error that says what is wrong."""
+    """Return the values as a list; raise if they are no sequence of distinct values."""
     if isinstance(values, (str, Integral)):
         raise TypeError(f"{name} should be a sequence of values, but got {values!r}; put it in a list.")
     values = list(values)
@@ -223,23 +222,23 @@ def _check_grid(name, values):
 
 
 def _warn_about_convergence(results):
-    """One warning for all fits whose criteria are to be read with care."""
-    n_fits, parts = len(results["converged"]), []
-    if (late := ~results["converged"]).any():
-        parts.append(
-            f"{late.sum()} of {n_fits} fits did not converge ({_listed(results, late)}); increase max_iter or tol of "
-            "the estimator."
+    """Emit one warning for all fits with unreliable criteria."""
+    n_fits, messages = len(results["converged"]), []
+    if (unfinished := ~results["converged"]).any():
+        messages.append(
+            f"{unfinished.sum()} of {n_fits} fits did not converge ({_listed(results, unfinished)}); increase max_iter "
+            "or tol of the estimator."
         )
     if "n_regularized" in results and (singular := results["n_regularized"] > 0).any():
-        parts.append(
+        messages.append(
             f"{singular.sum()} of {n_fits} fits have singular covariances ({_listed(results, singular)}), which make "
             "their criteria too low; increase reg_covar of the estimator."
         )
-    if parts:
-        warn(" ".join(parts), ConvergenceWarning)
+    if messages:
+        warn(" ".join(messages), ConvergenceWarning)
 
 
-def _listed(results, chosen):
-    """The chosen fits in words: numbers of components by covariance type."""
-    types, numbers = results["covariance_type"][chosen], results["n_components"][chosen]
-    return "; ".join(f"{kind}: {', '.join(map(str, numbers[types == kind]))}" for kind in dict.fromkeys(types.tolist()))
+def _listed(results, mask):
+    """Return the numbers of components of some fits by covariance type, as text."""
+    types, numbers = results["covariance_type"][mask], results["n_components"][mask]
+    return "; ".join(f"{name}: {', '.join(map(str, numbers[types == name]))}" for name in dict.fromkeys(types.tolist()))

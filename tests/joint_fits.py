@@ -1,6 +1,6 @@
-"""Fits of one process to all samples, and of a process group to shards of them.
+"""Fits of one process with all samples, and of several with a shard each.
 
-Run as a script, ``joint_fits.py FOLDER``, it is one process of the group, and writes its results to the folder.
+As a script, ``joint_fits.py FOLDER``, one of these processes: it writes its results to a file in the folder.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
 from torch import nn
 
-import skvae.data.samplers
+import skvae.data.tensors
 import skvae.fitting.batch_samplers
 import skvae.fitting.mixture_init
 import skvae.fitting.weighted_rows
@@ -42,26 +42,26 @@ RESP = np.random.default_rng(3).dirichlet(np.ones(3), size=len(ROWS))
 
 
 class Shard:
-    """Samples of one process of a group; the shards are of unequal size."""
+    """Samples of one process among several, in shards of unequal size."""
 
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
 
     def __call__(self, rows):
-        """Return the shard of this process, of samples (n, ...)."""
+        """Return the shard of an array (n, ...)."""
         ends = np.round(np.linspace(0, 1, self.size + 1) ** 1.5 * len(rows)).astype(int)
         return rows[ends[self.rank] : ends[self.rank + 1]]
 
 
 @contextlib.contextmanager
 def limits(max_gathered=None, sample=None, pool=None):
-    """Lower limits, so that few samples are treated as many are."""
+    """Patch limits, so that few samples are treated as many are."""
     changes = [
         (skvae.fitting.mixture_init, "MAX_GATHERED_ROWS", max_gathered),
         (skvae.fitting.batch_samplers, "MAX_GATHERED_ROWS", max_gathered),
         (skvae.fitting.weighted_rows, "MAX_SAMPLE_ROWS", sample),
-        (skvae.data.samplers, "POOL_BYTES", pool),
-        (skvae.data.samplers, "POOL_BATCHES", None if pool is None else 1),
+        (skvae.data.tensors, "POOL_BYTES", pool),
+        (skvae.data.tensors, "POOL_BATCHES", None if pool is None else 1),
     ]
     with contextlib.ExitStack() as stack:
         for module, name, value in changes:
@@ -71,12 +71,12 @@ def limits(max_gathered=None, sample=None, pool=None):
 
 
 def mixture(X=ROWS, weighted=False, dtype=np.float64, y=None, lazy=False, few=None, k=3, **settings):
-    """Fit a mixture."""
+    """Return a fit of a mixture."""
 
     def fit(own):
         rows = own(X).astype(dtype)
-        given = {"init_params": own(RESP)} if settings.get("init_params") is RESP else {}
-        gmm = TorchGMM(k, **{"random_state": 0, "max_iter": 30, **settings, **given})
+        init = {"init_params": own(RESP)} if settings.get("init_params") is RESP else {}
+        gmm = TorchGMM(k, **{"random_state": 0, "max_iter": 30, **settings, **init})
         with limits(**few or {}):
             gmm.fit(Slices(rows) if lazy else rows, None if y is None else own(y), own(WEIGHTS) if weighted else None)
         return fitted_values(gmm)
@@ -85,7 +85,7 @@ def mixture(X=ROWS, weighted=False, dtype=np.float64, y=None, lazy=False, few=No
 
 
 def batches(own):
-    """Fit a mixture by stepwise EM."""
+    """Make steps of stepwise EM."""
     gmm = TorchGMM(3, random_state=0)
     for rows in np.split(ROWS[np.random.default_rng(0).permutation(len(ROWS))], 3):
         gmm.partial_fit(own(rows))
@@ -93,28 +93,28 @@ def batches(own):
 
 
 def kmeans(weighted=False, X=ROWS, lazy=False, few=None, **settings):
-    """Fit mini-batch k-means."""
+    """Return a fit of mini-batch k-means."""
 
     def fit(own):
         rows = own(X)
-        found = TorchMiniBatchKMeans(5, **{"random_state": 0, "batch_size": 200, **settings})
+        estimator = TorchMiniBatchKMeans(5, **{"random_state": 0, "batch_size": 200, **settings})
         with limits(**few or {}):
-            found.fit(Slices(rows) if lazy else rows, sample_weight=own(WEIGHTS) if weighted else None)
-        return fitted_values(found)
+            estimator.fit(Slices(rows) if lazy else rows, sample_weight=own(WEIGHTS) if weighted else None)
+        return fitted_values(estimator)
 
     return fit
 
 
 def batches_of_kmeans(own):
-    """Fit k-means by `partial_fit`."""
-    found = TorchMiniBatchKMeans(5, random_state=0)
+    """Make steps of k-means by `partial_fit`."""
+    estimator = TorchMiniBatchKMeans(5, random_state=0)
     for rows in np.split(ROWS[np.random.default_rng(0).permutation(len(ROWS))], 3):
-        found.partial_fit(own(rows))
-    return fitted_values(found)
+        estimator.partial_fit(own(rows))
+    return fitted_values(estimator)
 
 
 def ppca(n_components, X=ROWS, weighted=False):
-    """Fit PPCA."""
+    """Return a fit of PPCA."""
 
     def fit(own):
         return fitted_values(TorchPPCA(n_components).fit(own(X), sample_weight=own(WEIGHTS) if weighted else None))
@@ -123,12 +123,12 @@ def ppca(n_components, X=ROWS, weighted=False):
 
 
 def corners(X, n_clusters, random_state):
-    """Return centres, as a custom `init`."""
+    """Return initial centres."""
     return X[X[:, 0].argsort()[np.linspace(0, len(X) - 1, n_clusters).astype(int)]]
 
 
-def relocated(own):
-    """Lloyd's algorithm from centres of which some have no rows."""
+def empty_clusters(own):
+    """Run Lloyd's algorithm from centres of which some have no samples."""
     x = torch.from_numpy(ROWS - ROWS.mean(0))
     start = torch.cat([x[:2], x[:4] + 1e3])
     with distributed_fit():
@@ -136,10 +136,10 @@ def relocated(own):
     return {"centers": centers.numpy()}
 
 
-LOTS = {"max_gathered": 100}
-KINDS = ("full", "tied", "diag", "spherical", "tied_diag", "tied_spherical")
+MANY = {"max_gathered": 100}
+COVARIANCE_TYPES = ("full", "tied", "diag", "spherical", "tied_diag", "tied_spherical")
 FITS = {
-    **{f"mixture, {kind}": mixture(covariance_type=kind) for kind in KINDS},
+    **{f"mixture, {name}": mixture(covariance_type=name) for name in COVARIANCE_TYPES},
     **{
         f"mixture, {start}": mixture(init_params=start, n_init=2, weighted=True)
         for start in ("k-means++", "random", "random_from_data")
@@ -155,11 +155,11 @@ FITS = {
     "mixture, in batches": batches,
     "mixture, large samples": mixture(k=2, weighted=True),
     "mixture, a dead component": mixture(means_init=[ROWS[0], ROWS[700], ROWS[1400] + 1e3], max_iter=200),
-    "Lloyd, empty clusters": relocated,
+    "Lloyd, empty clusters": empty_clusters,
     "mixture, read a chunk at a time": mixture(lazy=True, few={"sample": 300}, init_params="k-means++"),
     "mixture, read a chunk at a time, weighted": mixture(lazy=True, few={"sample": 300}, weighted=True),
-    "mixture, of many rows": mixture(few=LOTS),
-    "mixture, of many rows, at random": mixture(few=LOTS, init_params="random_from_data", weighted=True),
+    "mixture, of many rows": mixture(few=MANY),
+    "mixture, of many rows, at random": mixture(few=MANY, init_params="random_from_data", weighted=True),
     "k-means": kmeans(),
     "k-means, weighted": kmeans(weighted=True, learning_rate=0.3, tol=1e-3),
     "k-means, at random": kmeans(init="random", n_init=3, reassignment_ratio=0.5),
@@ -175,53 +175,53 @@ FITS = {
     "PPCA, missing values": ppca(2, HOLES, weighted=True),
     "PPCA, missing values, a share": ppca(0.95, HOLES),
 }
-# Each process draws from its own rows, or from their order.
+# Draws depend on the shards.
 OTHER_DRAWS = {
     "k-means, from pools": kmeans(lazy=True, few={"pool": 2**13}),
     "k-means, from pools, weighted": kmeans(lazy=True, few={"pool": 2**13}, weighted=True),
-    "k-means, of many rows": kmeans(few=LOTS, weighted=True),
+    "k-means, of many rows": kmeans(few=MANY, weighted=True),
 }
 
 
 def weights_of(estimator):
-    """Return parameters and buffers of the networks, and fitted attributes."""
-    found = {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
-    return found | {"loss_curve": estimator.loss_curve_, **fitted_values(estimator)}
+    """Return the parameters and buffers of the networks, and the fitted attributes."""
+    weights = {name: value.numpy() for name, value in estimator.module_.state_dict().items()}
+    return weights | {"loss_curve": estimator.loss_curve_, **fitted_values(estimator)}
 
 
 NET = {"hidden_layer_sizes": (16,), "random_state": 0, "max_epochs": 4, "batch_size": 64}
 
 
 def autoencoder(**settings):
-    """Fit an autoencoder with all samples in a batch, so that only the initial weights are drawn."""
+    """Return a fit of an autoencoder with all samples in a batch: only initial weights are random."""
 
     def fit(own):
-        found = AutoencoderEmbedder(2, **NET | {"batch_size": 4000, "optimizer": "sgd", "lr": 0.01, **settings})
-        return weights_of(found.fit(own(ROWS)))
+        estimator = AutoencoderEmbedder(2, **NET | {"batch_size": 4000, "optimizer": "sgd", "lr": 0.01, **settings})
+        return weights_of(estimator.fit(own(ROWS)))
 
     return fit
 
 
-def network(kind, X=ROWS, weighted=False, **settings):
-    """Fit a network, whose draws are those of its process."""
+def network(cls, X=ROWS, weighted=False, **settings):
+    """Return a fit of a network with random batches, on shuffled samples."""
     order = np.random.default_rng(0).permutation(len(X))
 
     def fit(own):
         weight = own(WEIGHTS[order]) if weighted else None
-        found = kind(**NET | settings).fit(own(X[order]), sample_weight=weight)
-        return weights_of(found) | {"score": found.score(X)}
+        estimator = cls(**NET | settings).fit(own(X[order]), sample_weight=weight)
+        return weights_of(estimator) | {"score": estimator.score(X)}
 
     return fit
 
 
 def uneven(own):
-    """Shards of 1490 and 10 rows: the second process has no rows for most of the steps."""
+    """Fit to shards of 1490 and 10 samples: the second process has none in most of the steps."""
     X = ROWS[:1490] if own.rank == 0 else ROWS[1490:]
     return weights_of(VAEEmbedder(2, batch_norm=True, **NET).fit(X))
 
 
 def epoch_by_epoch(own):
-    """Train by `partial_fit`, and continue by `fit` with a warm start."""
+    """Call `partial_fit`, then continue by a warm start."""
     vae = VAEEmbedder(2, **NET)
     for rows in np.split(ROWS, 3):
         vae.partial_fit(own(rows))
@@ -229,23 +229,23 @@ def epoch_by_epoch(own):
 
 
 def digits(own):
-    """Fit VaDE with augmented views, of whose mixtures some are dropped."""
+    """Fit VaDE with augmented views, and prune mixtures."""
     X = load_digits().data[:600] / 16
     settings = {"pretrain_epochs": 5, "max_epochs": 6, "random_state": 0, "n_init": 8, "architecture": "mlp"}
     vade = VaDEClusterer(4, image_shape=(8, 8), hidden_layer_sizes=(32,), **settings).fit(own(X))
     return weights_of(vade) | {"init_losses_": np.concatenate(vade.init_losses_ or [[]]), "score": vade.score(X)}
 
 
-class Moody(nn.Linear):
-    """Encoder that runs out of memory with large batches and returns NaN once, in some processes."""
+class FailingLinear(nn.Linear):
+    """An encoder that, in some processes, is out of memory for large batches, and once returns NaN."""
 
-    def __init__(self, n_inputs, n_outputs, is_moody):
+    def __init__(self, n_inputs, n_outputs, fails):
         super().__init__(n_inputs, n_outputs)
-        self.is_moody, self.n_calls = is_moody, 0
+        self.fails, self.n_calls = fails, 0
 
     def forward(self, x):
-        """Codes."""
-        if self.training and self.is_moody:
+        """Encode."""
+        if self.training and self.fails:
             self.n_calls += 1
             if len(x) > 100:
                 raise torch.cuda.OutOfMemoryError("no memory")
@@ -254,18 +254,18 @@ class Moody(nn.Linear):
         return super().forward(x)
 
 
-def moody(own):
-    """Train a custom network that fails in the second process."""
-    vae = VAEEmbedder(2, encoder=lambda *sizes: Moody(*sizes, own.rank == 1), **NET | {"batch_size": 300})
+def failing(own):
+    """Fit with an encoder that fails in the second process."""
+    vae = VAEEmbedder(2, encoder=lambda *sizes: FailingLinear(*sizes, own.rank == 1), **NET | {"batch_size": 300})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         vae.fit(own(ROWS))
-    found = {name: value for name, value in weights_of(vae).items() if name != "n_calls"}
-    return found | {"warnings": [str(warning.message) for warning in caught]}
+    results = {name: value for name, value in weights_of(vae).items() if name != "n_calls"}
+    return results | {"warnings": [str(warning.message) for warning in caught]}
 
 
 def long_fit(own, **settings):
-    """Fit with all settings whose state a checkpoint stores."""
+    """Fit with all options that a checkpoint stores."""
     settings = {"dropout": 0.1, "batch_norm": True, "early_stopping": True, "lr_schedule": "cosine", **settings}
     settings = {**NET, "max_epochs": 8, "n_iter_no_change": 50, **settings}
     return weights_of(VAEEmbedder(2, **settings).fit(own(ROWS)))
@@ -278,13 +278,13 @@ NETS = {
     "VAE, batch norm, weighted": network(VAEEmbedder, n_components=2, batch_norm=True, weighted=True, **SHORT),
     "VAE, missing values": network(VAEEmbedder, HOLES, n_components=2, early_stopping=True, **SHORT),
     "VaDE": network(VaDEClusterer, n_clusters=3, latent_dim=2, pretrain_epochs=10, **SHORT),
-    "VaDE, views": digits,
+    "VaDE, augmented views": digits,
 }
-ODD_NETS = {"uneven": uneven, "epoch by epoch": epoch_by_epoch, "long": long_fit, "moody": moody}
+ODD_NETS = {"uneven": uneven, "epoch by epoch": epoch_by_epoch, "long": long_fit, "failing": failing}
 
 
 def error_of(function, *args, **kwargs):
-    """Return the class and text of the error that a call raises."""
+    """Return the type and the message of the error that a call raises."""
     try:
         function(*args, **kwargs)
     except Exception as error:
@@ -293,7 +293,7 @@ def error_of(function, *args, **kwargs):
 
 
 def a_bad_value(own):
-    """Fit with an infinite value in the shard of the second process, first a new estimator, then a fitted one."""
+    """Fit new and fitted estimators to an infinite value in the second process."""
     X = own(ROWS).copy()
     gmm = TorchGMM(2, random_state=0).fit(X)
     before = gmm.means_
@@ -303,7 +303,7 @@ def a_bad_value(own):
 
 
 def a_late_error(own):
-    """Fit with a custom function that fails in the second process."""
+    """Fit with a callable that fails in the second process."""
 
     def init(X, n_clusters, random_state):
         if own.rank == 1:
@@ -313,7 +313,7 @@ def a_late_error(own):
     return error_of(TorchMiniBatchKMeans(2, init=init).fit, own(ROWS))
 
 
-def unlike(own):
+def different_parameters(own):
     """Fit with other parameters, features, dtypes and estimators in the second process."""
     X, second = own(ROWS), own.rank == 1
     return [
@@ -325,7 +325,7 @@ def unlike(own):
 
 
 def out_of_step(own):
-    """Make different calls in the two processes."""
+    """Call different collectives."""
 
     def work():
         with distributed_fit():
@@ -335,7 +335,7 @@ def out_of_step(own):
 
 
 def calls_of_one(own):
-    """Make calls in one process alone."""
+    """Call methods, and fit, in one process only."""
     X = own(ROWS)
     gmm, kmeans = TorchGMM(2, random_state=0).fit(X), TorchMiniBatchKMeans(2, random_state=0).fit(X)
     if own.rank == 1:
@@ -352,19 +352,19 @@ def unseeded(own):
 
 
 def too_few(own):
-    """Fit with more components than samples in a shard, and more than in all shards."""
+    """Fit more components than there are samples, and than there are in one shard."""
     X = ROWS[:8]
     return error_of(TorchGMM(9).fit, own(X)), TorchGMM(7, reg_covar=1.0).fit(own(X)).means_.shape
 
 
 def shards(own):
-    """Return shards that the package makes."""
+    """Shard arrays by `shard`."""
     X, w = shard(ROWS, WEIGHTS)
     return np.array_equal(X, ROWS[: len(X)] if own.rank == 0 else ROWS[-len(X) :]), len(X), len(w)
 
 
 def prints(own):
-    """Return printed lines and warnings."""
+    """Capture the output and the warnings of fits."""
     X, printed = own(ROWS), io.StringIO()
     with (
         contextlib.redirect_stdout(printed),
@@ -379,38 +379,35 @@ def prints(own):
 
 
 class Failure(Callback):
-    """Callback that raises an error within an epoch."""
+    """An error in the middle of an epoch."""
 
     def on_batch_end(self, net, **kwargs):
         """Fail."""
         raise ZeroDivisionError("no such number")
 
 
-def broken_off(own):
+def interrupted(own):
     """Fail in one process while the others wait for gradients, and fit again."""
     X, callbacks = own(ROWS), [Failure()] if own.rank == 1 else []
     vae = VAEEmbedder(2, callbacks=callbacks, **NET)
     return error_of(vae.fit, X), error_of(vae.fit, X), sorted(vars(vae)) == sorted(vae.get_params(deep=False))
 
 
-CHECKS = {
-    function.__name__: function
-    for function in (a_bad_value, a_late_error, unlike, out_of_step, calls_of_one, unseeded, too_few, shards, prints)
-}
-CHECKS["broken_off"] = broken_off  # the last: the group is gone
+CHECKS = [a_bad_value, a_late_error, different_parameters, out_of_step, calls_of_one, unseeded, too_few, shards, prints]
+CHECKS = {function.__name__: function for function in [*CHECKS, interrupted]}  # the last ends the group
 
 
 def main(folder):
-    """Make all fits in the process group."""
-    faulthandler.dump_traceback_later(220, exit=True)  # where it is, if it waits for ever
+    """Make all fits with the other processes."""
+    faulthandler.dump_traceback_later(220, exit=True)  # where it waits, if it does not end
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    found = {}
+    results = {}
     for name, fit in (FITS | OTHER_DRAWS | EQUAL_NETS | NETS | ODD_NETS | CHECKS).items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", FutureWarning)
-            found[name] = fit(Shard(rank, size))
-    torch.save(found, Path(folder) / f"found_{rank}.pt")
+            results[name] = fit(Shard(rank, size))
+    torch.save(results, Path(folder) / f"results_{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.callbacks import EpochScores, LatentSnapshots
 from skvae.metrics import reconstruction_error, structural_similarity_score
 
-pytestmark = pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows", "ignore:Rows belong to all")
+pytestmark = pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples", "ignore:Clusters overlap")
 VIEWS = {"image_shape": (4, 4), "architecture": "mlp", "consistency": 1.0, "n_init": 5, "pretrain_epochs": 2}
 MSE = {"mse": mean_squared_error}
 
@@ -136,7 +136,7 @@ def test_an_epoch_with_nan_is_not_scored(X):
                     next(net.module_.parameters()).fill_(torch.nan)
 
     monitors = [Break(), EpochScores(MSE, {"train": X}), LatentSnapshots(X)]
-    with pytest.warns(RuntimeWarning, match="goes on from epoch 2"):
+    with pytest.warns(RuntimeWarning, match="continues from epoch 2"):
         vae = VAEEmbedder(2, callbacks=monitors, **SMALL).fit(X)
     assert np.isfinite([row["train_mse"] for row in vae.history_]).all()
     assert_array_equal(LatentSnapshots.of(vae).epochs, [1, 2, 3, 4])

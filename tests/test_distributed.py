@@ -1,4 +1,4 @@
-"""A process group of two, over the loopback interface, compared with one process with all samples."""
+"""Fits of a group of two processes, over the loopback interface, compared with those of one process."""
 
 import json
 import os
@@ -26,11 +26,11 @@ from skvae.fitting.training import TrainingData, _EpochLoop
 
 HERE = Path(__file__).parent
 LOCAL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parent)}
-# Where components start from one row, the linear form of the density leaves this much of its digits.
+# With components initialized from one row, the linear form of the density loses digits.
 ROUNDING = {"lower_bounds_": 1e-8}
 
 
-def processes(folder):
+def start_processes(folder):
     """Start two processes that make all fits."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,7 +41,7 @@ def processes(folder):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def results(tmp_path_factory):
     """Results of each of two processes."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
@@ -49,17 +49,17 @@ def found(tmp_path_factory):
     with FileLock(str(shared / "processes.lock")):  # once for all workers
         if not folder.exists():
             folder.mkdir()
-            running = processes(folder)
+            running = start_processes(folder)
             try:
                 assert [process.wait(timeout=240) for process in running] == [0, 0]
             finally:
                 for process in running:
                     process.kill()
                     process.wait()
-    return [torch.load(folder / f"found_{rank}.pt", weights_only=False) for rank in range(2)]
+    return [torch.load(folder / f"results_{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def alone(fit):
+def fit_alone(fit):
     """Return the results of a fit in this process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -67,120 +67,120 @@ def alone(fit):
 
 
 def assert_equal(one, other, but=()):
-    """Compare the results of two processes, to the last bit."""
+    """Raise if the results of two processes differ in any bit."""
     assert one.keys() == other.keys()
     for name in one.keys() - {*but}:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def assert_close(found, expected, rtol, but=()):
-    """Compare parameters, with a tolerance relative to the largest value of an array."""
-    assert found.keys() == expected.keys()
+def assert_close(actual, expected, rtol, but=()):
+    """Raise if arrays differ by more than a share of their largest value."""
+    assert actual.keys() == expected.keys()
     for name in expected.keys() - {*but}:
         largest = max(np.abs(expected[name]).max(initial=0.0), np.finfo(float).tiny)
         atol = max(rtol, ROUNDING.get(name, 0.0)) * largest
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(actual[name], expected[name], rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_two_processes_agree_with_one(name, found):
-    one, two = found[0][name], found[1][name]
+def test_two_processes_fit_the_model_of_one(name, results):
+    one, two = results[0][name], results[1][name]
     assert_equal(one, two, but=["labels_"])
-    expected = alone(FITS[name])
+    expected = fit_alone(FITS[name])
     assert_close(one, expected, 1e-5 if "float32" in name else 1e-10, but=["labels_"])
     if "labels_" in expected:
         np.testing.assert_array_equal(np.concatenate([one["labels_"], two["labels_"]]), expected["labels_"])
 
 
 @pytest.mark.parametrize("name", OTHER_DRAWS)
-def test_other_draws_are_as_good(name, found):
-    one, two = found[0][name], found[1][name]
+def test_fits_with_other_draws_are_as_good(name, results):
+    one, two = results[0][name], results[1][name]
     assert_equal(one, two, but=["labels_"])
-    assert one["inertia_"] == pytest.approx(alone(OTHER_DRAWS[name])["inertia_"], rel=0.05)
+    assert one["inertia_"] == pytest.approx(fit_alone(OTHER_DRAWS[name])["inertia_"], rel=0.05)
 
 
 @pytest.mark.parametrize("name", EQUAL_NETS)
-def test_averaged_gradients_are_those_of_all_rows(name, found):
-    assert_equal(found[0][name], found[1][name])
-    assert_close(found[0][name], alone(EQUAL_NETS[name]), 1e-4)
+def test_averaged_gradients_are_those_of_all_rows(name, results):
+    assert_equal(results[0][name], results[1][name])
+    assert_close(results[0][name], fit_alone(EQUAL_NETS[name]), 1e-4)
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_networks_are_as_good(name, found):
-    assert_equal(found[0][name], found[1][name], but=["labels_"])
-    expected = alone(NETS[name])
-    assert found[0][name]["score"] == pytest.approx(expected["score"], rel=0.05)
+def test_networks_are_as_good(name, results):
+    assert_equal(results[0][name], results[1][name], but=["labels_"])
+    expected = fit_alone(NETS[name])
+    assert results[0][name]["score"] == pytest.approx(expected["score"], rel=0.05)
     if "init_losses_" in expected:
-        assert len(found[0][name]["init_losses_"]) == len(expected["init_losses_"])
-        assert len(found[0][name]["prior.means"]) == 1
+        assert len(results[0][name]["init_losses_"]) == len(expected["init_losses_"])
+        assert len(results[0][name]["prior.means"]) == 1
 
 
 @pytest.mark.parametrize("name", ODD_NETS)
-def test_all_processes_end_with_the_same_networks(name, found):
-    assert_equal(found[0][name], found[1][name], but=["warnings"])
-    assert np.isfinite(found[0][name]["loss_curve"]).all()
+def test_all_processes_end_with_the_same_networks(name, results):
+    assert_equal(results[0][name], results[1][name], but=["warnings"])
+    assert np.isfinite(results[0][name]["loss_curve"]).all()
 
 
-def test_bad_epochs_are_made_again_by_all(found):
-    """The second process ran out of memory, and then had a NaN; the first warns."""
-    texts = found[0]["moody"]["warnings"]
+def test_failed_epochs_are_repeated_by_all(results):
+    """The second process ran out of memory, and then had NaN; the first emits the warnings."""
+    texts = results[0]["failing"]["warnings"]
     assert [text.split(" with ")[0] for text in texts[:1]] == ["The device ran out of memory"]
-    assert any("goes on from epoch" in text and "half the learning rate" in text for text in texts)
-    assert found[1]["moody"]["warnings"] == []
+    assert any("continues from epoch" in text and "half the learning rate" in text for text in texts)
+    assert results[1]["failing"]["warnings"] == []
 
 
-def test_an_error_of_one_process_is_one_of_all(found):
-    (theirs, kept), (own, own_kept) = (part["a_bad_value"] for part in found)
+def test_an_error_of_one_process_is_raised_by_all(results):
+    (theirs, kept), (own, own_kept) = (part["a_bad_value"] for part in results)
     assert kept
     assert own_kept
-    for (kind, text), (own_kind, own_text) in zip(theirs, own, strict=True):
-        assert kind == own_kind == "ValueError"
+    for (error, text), (own_error, own_text) in zip(theirs, own, strict=True):
+        assert error == own_error == "ValueError"
         assert "contains infinity" in own_text
         assert text == f"Process 1 of 2 has failed: {own_text}"
-    assert found[1]["a_late_error"] == ("ZeroDivisionError", "no such number")
-    assert found[0]["a_late_error"] == (
+    assert results[1]["a_late_error"] == ("ZeroDivisionError", "no such number")
+    assert results[0]["a_late_error"] == (
         "RuntimeError",
         "Process 1 of 2 has failed: ZeroDivisionError: no such number",
     )
 
 
-def test_processes_with_other_parameters_do_not_wait_for_one_another(found):
-    assert found[0]["unlike"] == found[1]["unlike"]
+def test_different_parameters_raise_in_all_processes(results):
+    assert results[0]["different_parameters"] == results[1]["different_parameters"]
     names = ["n_components", "n_features", "dtype", "estimator"]
-    for name, (kind, text) in zip(names, found[0]["unlike"], strict=True):
-        assert kind == "ValueError"
+    for name, (error, text) in zip(names, results[0]["different_parameters"], strict=True):
+        assert error == "ValueError"
         assert text.startswith(f"{name} should be the same in all processes")
-    assert found[0]["out_of_step"] == found[1]["out_of_step"]
-    assert "2 processes are out of step" in found[0]["out_of_step"][1]
+    assert results[0]["out_of_step"] == results[1]["out_of_step"]
+    assert "2 processes are out of step" in results[0]["out_of_step"][1]
 
 
-def test_other_methods_need_no_other_process(found):
-    n_results, error, same = found[0]["calls_of_one"]
+def test_only_fits_are_collective(results):
+    n_results, error, same = results[0]["calls_of_one"]
     assert n_results == 6
     assert error[0] == "NotFittedError"
-    assert not same  # the fit within `alone` saw fewer rows
+    assert not same  # the fit within `alone` had fewer samples
 
 
-def test_seeds_and_sizes_are_those_of_all(found):
-    np.testing.assert_array_equal(found[0]["unseeded"], found[1]["unseeded"])
-    for (kind, text), shape in (part["too_few"] for part in found):
-        assert kind == "ValueError"
+def test_seeds_and_numbers_of_samples_are_those_of_the_group(results):
+    np.testing.assert_array_equal(results[0]["unseeded"], results[1]["unseeded"])
+    for (error, text), shape in (part["too_few"] for part in results):
+        assert error == "ValueError"
         assert "n_components=9 is larger than n_samples=8" in text
         assert shape == (7, 4)
-    assert [part["shards"] for part in found] == [(True, 750, 750)] * 2
+    assert [part["shards"] for part in results] == [(True, 750, 750)] * 2
 
 
-def test_the_first_process_alone_prints_and_warns(found):
-    printed, warned = found[0]["prints"]
+def test_only_the_first_process_prints_and_warns(results):
+    printed, warned = results[0]["prints"]
     assert "Initialization 0, iteration 1" in printed
     assert "Step 1 of" in printed
     assert "VAEEmbedder: 100%" in printed
     assert ["did not converge" in text for text in warned] == [True]
-    assert found[1]["prints"] == ("", [])
+    assert results[1]["prints"] == ("", [])
 
 
-def test_a_process_that_fails_within_an_epoch_stops_the_others(found):
-    (error, again, empty), (own, own_again, own_empty) = (part["broken_off"] for part in found)
+def test_a_process_that_fails_within_an_epoch_stops_the_others(results):
+    (error, again, empty), (own, own_again, own_empty) = (part["interrupted"] for part in results)
     assert own == ("ZeroDivisionError", "no such number")
     assert error[0] == again[0] == own_again[0] == "RuntimeError"
     assert error[1].startswith("Another of the 2 processes has stopped or cannot be reached")
@@ -189,8 +189,8 @@ def test_a_process_that_fails_within_an_epoch_stops_the_others(found):
     assert own_empty
 
 
-def test_a_killed_process_stops_the_others_and_a_restart_resumes(found, tmp_path):
-    """A process is killed by SIGKILL within an epoch; the launcher restarts both."""
+def test_a_killed_process_stops_the_others_and_a_restart_resumes(results, tmp_path):
+    """Killed by SIGKILL in the middle of an epoch; the launcher starts both again."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     settings = ["--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "2"]
     command = [*launcher, *settings, str(HERE / "killed_fit.py"), str(tmp_path)]
@@ -208,20 +208,20 @@ def test_a_killed_process_stops_the_others_and_a_restart_resumes(found, tmp_path
     restarted = torch.load(tmp_path / "found.pt", weights_only=False)
     assert restarted.pop("attempt") == 1
     assert [(tmp_path / f"left_{rank}").read_text() for rank in range(2)] == ["0", "0"]
-    assert_equal(restarted, found[0]["long"])
+    assert_equal(restarted, results[0]["long"])
 
 
-def test_a_group_that_the_script_made_is_left_to_it(monkeypatch):
+def test_a_group_of_the_script_is_not_destroyed(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    _destroy_group(lambda: None)  # the one that a fit has made is gone
+    _destroy_group(lambda: None)  # the group of a fit no longer exists
     assert torch.distributed.is_initialized()
     _destroy_group(lambda: torch.distributed.group.WORLD)
     assert not torch.distributed.is_initialized()
 
 
-def test_a_group_outlives_what_averages_gradients(monkeypatch):
-    """Whose end would wait for the threads of the group with Python's lock, for which they may wait."""
+def test_gradient_averaging_is_deleted_before_the_group(monkeypatch):
+    """Its deletion waits for threads of the group while it has the lock of the interpreter, for which they may wait."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
@@ -238,7 +238,7 @@ def test_a_group_outlives_what_averages_gradients(monkeypatch):
 
 @pytest.mark.parametrize("n_rows", [[100, 57], [40, 40, 41], [1490, 10], [2, 2, 2], [7, 300, 2]])
 @pytest.mark.parametrize("batch_size", [2, 16, 1000])
-def test_steps_see_every_row_once_and_weigh_it_the_same(n_rows, batch_size):
+def test_steps_use_every_sample_once_with_equal_weight(n_rows, batch_size):
     n_steps = count_steps(n_rows, batch_size)
     sizes = [batch_sizes(n, n_steps) for n in n_rows]
     assert [int(part.sum()) for part in sizes] == n_rows
@@ -257,7 +257,7 @@ def test_steps_of_one_process_are_its_batches():
         assert batch_sizes(n, n_steps).tolist() == [len(part) for part in torch.arange(n).tensor_split(n_steps)]
 
 
-def test_shards_without_other_processes_are_all_rows(monkeypatch):
+def test_shards_of_a_single_process_are_all_samples(monkeypatch):
     X, y = shard(ROWS, CLASSES)
     assert X.shape == ROWS.shape
     assert len(y) == len(CLASSES)
@@ -267,7 +267,7 @@ def test_shards_without_other_processes_are_all_rows(monkeypatch):
         monkeypatch.setenv("RANK", str(rank))
         parts.append(shard(ROWS[:13]))
     np.testing.assert_array_equal(np.concatenate(parts), ROWS[:13])
-    with pytest.raises(ValueError, match=r"equal length, but they have \[1500, 1501\] rows"):
+    with pytest.raises(ValueError, match=r"equal length, but have \[1500, 1501\] samples"):
         shard(ROWS, np.zeros(1501))
 
 

@@ -20,7 +20,7 @@ SMALL = {"n_components": [1, 2], "covariance_type": ["diag"]}
 
 @pytest.fixture(scope="module")
 def elongated():
-    """Three clusters, each long in a direction of its own."""
+    """Return three clusters, each elongated in another direction."""
     rng = np.random.default_rng(0)
     centers, angles = [(0, 0), (20, 0), (0, 20)], np.deg2rad([0, 60, 120])
     shapes = [np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) * [[4.0], [0.5]] for a in angles]
@@ -30,7 +30,7 @@ def elongated():
 
 
 @pytest.mark.parametrize("criterion", ["bic", "icl"])
-def test_finds_the_truth(elongated, criterion):
+def test_selects_the_true_mixture(elongated, criterion):
     selection = select_mixture(MIXTURES[0], elongated, n_components=range(1, 7), criterion=criterion)
     assert selection.best_params_ == {"n_components": 3, "covariance_type": "full"}
     assert selection.best_estimator_.means_.shape == (3, 2)
@@ -40,14 +40,15 @@ def test_finds_the_truth(elongated, criterion):
 
 
 @pytest.mark.parametrize("mixture", MIXTURES, ids=lambda mixture: type(mixture).__name__)
-def test_equals_single_fits(mixture, elongated):
+def test_results_equal_those_of_single_fits(mixture, elongated):
     numbers, types = [3, 1, 2], ["tied", "full"]
     selection = select_mixture(mixture, elongated, n_components=numbers, covariance_type=types, criterion="aic")
     results = selection.results
     assert_array_equal(results["n_components"], numbers * 2)
     assert_array_equal(results["covariance_type"], np.repeat(types, 3))
-    for index, (number, kind) in enumerate(zip(results["n_components"], results["covariance_type"], strict=True)):
-        single = clone(mixture).set_params(n_components=int(number), covariance_type=str(kind)).fit(elongated)
+    for index in range(6):
+        params = {"n_components": numbers[index % 3], "covariance_type": types[index // 3]}
+        single = clone(mixture).set_params(**params).fit(elongated)
         assert results["bic"][index] == single.bic(elongated)
         assert results["aic"][index] == single.aic(elongated)
         assert results["log_likelihood"][index] == single.score(elongated)
@@ -55,26 +56,26 @@ def test_equals_single_fits(mixture, elongated):
         assert results["n_iter"][index] == single.n_iter_
         if index == np.argmin(results["aic"]):
             assert_array_equal(selection.best_estimator_.means_, single.means_)
-            assert selection.best_params_ == {"n_components": number, "covariance_type": kind}
+            assert selection.best_params_ == params
     assert (results["fit_time"] > 0).all()
 
 
-def test_columns_are_what_the_estimator_has(elongated):
+def test_results_have_the_criteria_of_the_estimator(elongated):
     always = ["n_components", "covariance_type", "bic", "aic", "log_likelihood", "converged", "n_iter", "fit_time"]
-    table = pd.DataFrame(select_mixture(GaussianMixture(random_state=0), elongated, **SMALL).results)
-    assert list(table) == always
-    assert len(table) == 2
+    frame = pd.DataFrame(select_mixture(GaussianMixture(random_state=0), elongated, **SMALL).results)
+    assert list(frame) == always
+    assert len(frame) == 2
     results = select_mixture(TorchGMM(random_state=0), elongated, **SMALL).results
     assert set(results) == {*always, "icl", "n_regularized"}
     fitted = TorchGMM(2, covariance_type="diag", random_state=0).fit(elongated)
     uncertainty = -2 * np.log(fitted.predict_proba(elongated).max(axis=1)).sum()
     assert_allclose(results["icl"], [results["bic"][0], results["bic"][1] + uncertainty])
-    table = pd.DataFrame(results)
-    assert table["n_regularized"].tolist() == [0, 0]
-    assert table["converged"].dtype == bool
+    frame = pd.DataFrame(results)
+    assert frame["n_regularized"].tolist() == [0, 0]
+    assert frame["converged"].dtype == bool
 
 
-def test_jobs_change_nothing(elongated):
+def test_results_do_not_depend_on_n_jobs(elongated):
     options = {"n_components": [2, 3, 4], "covariance_type": ["full", "diag"], "sample_weight": np.ones(600)}
     one, two = (select_mixture(MIXTURES[0], elongated, **options, n_jobs=n_jobs) for n_jobs in (None, 2))
     assert one.best_params_ == two.best_params_
@@ -135,7 +136,7 @@ def test_warning_names_fits_with_singular_covariances():
         ({"n_components": [1, 601]}, ValueError, "601"),
     ],
 )
-def test_wrong_options(elongated, options, error, message):
+def test_invalid_parameters(elongated, options, error, message):
     with pytest.raises(error, match=message):
         select_mixture(TorchGMM(random_state=0), elongated, **SMALL | options)
 
@@ -149,7 +150,7 @@ def test_wrong_options(elongated, options, error, message):
         (TorchGMM, "bic", "class"),
     ],
 )
-def test_wrong_estimator(elongated, estimator, criterion, message):
+def test_invalid_estimators(elongated, estimator, criterion, message):
     with pytest.raises(TypeError, match=message):
         select_mixture(estimator, elongated, **SMALL, criterion=criterion)
 
@@ -164,8 +165,8 @@ def test_failing_fit_is_named(n_jobs):
 
 
 @pytest.mark.parametrize("criterion", ["bic", "aic", "icl"])
-def test_whole_weights_are_repeated_samples(criterion):
-    """A histogram of two peaks: by its bins alone, one component is the best."""
+def test_integer_weights_are_repeated_samples(criterion):
+    """A histogram of two peaks, whose bins without counts are best described by one component."""
     rng = np.random.default_rng(0)
     samples = np.concatenate([rng.normal(-2, 1, size=3000), rng.normal(2, 1, size=3000)])
     counts, edges = np.histogram(samples, bins=60)
@@ -185,14 +186,14 @@ def test_whole_weights_are_repeated_samples(criterion):
 
 def test_samples_without_weight_do_not_count(elongated):
     weight = np.arange(len(elongated)) % 2
-    rows = np.where(weight[:, None] == 0, np.nan, elongated)
-    one = select_mixture(MIXTURES[0], rows, sample_weight=weight, **SMALL).results
+    X = np.where(weight[:, None] == 0, np.nan, elongated)
+    one = select_mixture(MIXTURES[0], X, sample_weight=weight, **SMALL).results
     two = select_mixture(MIXTURES[0], elongated[weight == 1], **SMALL).results
     for name in ("bic", "aic", "icl", "log_likelihood"):
         assert_allclose(one[name], two[name], rtol=1e-9, err_msg=name)
 
 
-def test_weights_that_cannot_be_used(elongated):
+def test_invalid_weights(elongated):
     with pytest.raises(TypeError, match="GaussianMixture does not in fit, score, bic, aic; give a TorchGMM"):
         select_mixture(MIXTURES[1], elongated, sample_weight=np.ones(600), **SMALL)
     for weight, message in ((np.ones(599), "expected"), ("balanced", "array of numbers"), (-np.ones(600), "egative")):
@@ -200,8 +201,8 @@ def test_weights_that_cannot_be_used(elongated):
             select_mixture(MIXTURES[0], elongated, sample_weight=weight, **SMALL)
 
 
-def test_largest_first(elongated):
-    """So that more components than rows are an error before hours were spent on the smaller ones."""
+def test_largest_mixtures_are_fitted_first(elongated):
+    """So that more components than samples raise an error before the smaller ones are fitted."""
     fitted = []
 
     class Recorder(GaussianMixture):
@@ -213,7 +214,7 @@ def test_largest_first(elongated):
     assert fitted == [(3, "tied"), (3, "diag"), (2, "tied"), (2, "diag"), (1, "tied"), (1, "diag")]
 
 
-def test_needs_no_matplotlib():
+def test_matplotlib_is_not_imported():
     program = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "import numpy as np; from skvae import TorchGMM; from skvae.selection import select_mixture\n"
@@ -221,5 +222,5 @@ def test_needs_no_matplotlib():
         "X = np.random.default_rng(0).normal(size=(30, 2))\n"
         "print(select_mixture(TorchGMM(random_state=0), X, n_components=[1]).best_params_['n_components'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "1\n"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout == "1\n"

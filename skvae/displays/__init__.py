@@ -1,4 +1,4 @@
-"""Pictures of fitted models, with the manners of scikit-learn's displays. matplotlib is imported when drawing."""
+"""Plots of fitted models with the API of scikit-learn's displays; matplotlib is imported when they are drawn."""
 
 from .cluster_evolution import ClusterEvolutionDisplay
 from .cluster_samples import ClusterSamplesDisplay

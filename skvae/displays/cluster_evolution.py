@@ -11,26 +11,26 @@ from ..callbacks import LatentSnapshots, Snapshots
 from ..data.labels import label_array
 from ..metrics import match_clusters
 from .codes import mixture_of
-from .drawing import draw_codes, draw_mixture, known_classes, legend_beside, panels_or_new
+from .drawing import add_legend, classes_of, draw_codes, draw_mixture, panels_or_new
 from .latent_space import Plane
 
 PANEL_WIDTH, N_COLUMNS = 3.5, 3  # inches
-MARGIN = 0.04  # beside the codes, of their range
-FLATTEST = 0.6  # height of a panel for its width, or the other way round
+MARGIN = 0.04  # around the latent codes, relative to their range
+MIN_ASPECT = 0.6  # of the sides of a panel
 
 
 class ClusterEvolutionDisplay:
-    """Codes at different epochs of a training, one panel for each, with the ellipses of a mixture if there is one.
+    """Latent codes at different epochs of a training, one panel for each, with the ellipses of a mixture if any.
 
-    Codes of more than two dimensions are projected to one plane, that of the last snapshot, so that panels can be
-    compared; their axes are the same.
+    Latent codes of more than two dimensions are projected to one plane, that of the last snapshot; axes are shared, so
+    that panels can be compared.
 
     Parameters
     ----------
     epochs : ndarray of shape (n_snapshots,)
         Epochs, 0 before the first.
     codes : ndarray of shape (n_snapshots, n_samples, 2)
-        Codes of the same rows in the plane.
+        Latent codes of the same samples in the plane.
     labels : ndarray of shape (n_snapshots, n_samples) or None
         Classes or clusters at each epoch, shown by colour.
     means : ndarray of shape (n_snapshots, n_components, 2) or None
@@ -47,7 +47,7 @@ class ClusterEvolutionDisplay:
 
     See Also
     --------
-    skvae.callbacks.LatentSnapshots : Keeps the codes during a training.
+    skvae.callbacks.LatentSnapshots : Records the latent codes during a training.
 
     Examples
     --------
@@ -74,25 +74,25 @@ class ClusterEvolutionDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, y=None, *, mixture=None, projection="pca", n_panels=6, ax=None, n_std=2.0):
-        """Draw what a `LatentSnapshots` among the callbacks of a fitted estimator kept.
+        """Draw the snapshots of a `LatentSnapshots` among the callbacks of a fitted estimator.
 
         Parameters
         ----------
         estimator : estimator
             Fitted with ``callbacks=[LatentSnapshots(X)]``, or a pipeline with such an embedder.
         y : array-like of shape (n_samples,), default=None
-            Classes of the rows of the callback, for the colours. None shows the most probable component of the mixture
-            at each epoch, if there is one.
+            Classes of the samples of the callback, for the colours. None shows the most probable component of the
+            mixture at each epoch, if there is one.
         mixture : estimator, default=None
-            Mixture, such as ``TorchGMM(10)``, of which a clone is fitted to the codes of each snapshot; for models
-            whose prior is none. Its components keep their numbers as far as they keep their rows.
+            Mixture, such as ``TorchGMM(10)``, of which a clone is fitted to the latent codes of each snapshot; for
+            models whose prior is none. Components are numbered as in the next snapshot, matched by their samples.
         projection : {"pca", "discriminant"}, default="pca"
-            Plane for codes of more than two dimensions; "discriminant" needs a mixture.
+            Plane for latent codes of more than two dimensions; "discriminant" needs a mixture.
         n_panels : int, default=6
-            Snapshots to draw at most, the first and the last among them. Their distances grow, because most happens at
-            the beginning. All are in the display and in the animation.
+            Maximal number of snapshots, the first and the last among them. Their distances grow, because most changes
+            are early. All are in the display and in the animation.
         ax : matplotlib Axes or array-like of them, default=None
-            Axes in whose place a grid of panels comes, or as many as there are panels; None makes a new figure.
+            Axes that a grid of panels replaces, or one for each panel; None makes a new figure.
         n_std : float, default=2.0
             Half axes of the ellipses in standard deviations.
 
@@ -103,19 +103,19 @@ class ClusterEvolutionDisplay:
         Raises
         ------
         ValueError
-            If the estimator has no snapshots, or what is given does not fit to them.
+            If the estimator has no snapshots, or the other arguments do not match them.
         """
-        given = {"mixture": mixture, "projection": projection, "n_panels": n_panels, "ax": ax, "n_std": n_std}
-        return cls.from_snapshots(LatentSnapshots.of(estimator), y, **given)
+        settings = {"mixture": mixture, "projection": projection, "n_panels": n_panels, "ax": ax, "n_std": n_std}
+        return cls.from_snapshots(LatentSnapshots.of(estimator), y, **settings)
 
     @classmethod
     def from_snapshots(cls, snapshots, y=None, *, mixture=None, projection="pca", n_panels=6, ax=None, n_std=2.0):
-        """Draw snapshots that were kept: what ``LatentSnapshots.of`` gives.
+        """Draw snapshots from ``LatentSnapshots.of``.
 
         Parameters
         ----------
         snapshots : skvae.callbacks.Snapshots
-            Codes at different epochs.
+            Latent codes at different epochs.
         y, mixture, projection, n_panels, ax, n_std
             As for `from_estimator`.
 
@@ -126,15 +126,15 @@ class ClusterEvolutionDisplay:
         Raises
         ------
         TypeError
-            If they are something else.
+            If ``snapshots`` has another type.
         ValueError
-            If there are two mixtures, not as many labels as rows, or codes of one dimension.
+            If there are two mixtures, not as many labels as samples, or latent codes of one dimension.
         """
         if not isinstance(snapshots, Snapshots):
-            raise TypeError(f"snapshots should be what LatentSnapshots.of gives, but are a {type(snapshots).__name__}.")
+            raise TypeError(f"snapshots should come from LatentSnapshots.of, but got a {type(snapshots).__name__}.")
         codes, means, covariances = snapshots.codes.astype(float), snapshots.means, snapshots.covariances
         if codes.shape[2] < 2:
-            raise ValueError("The codes have one dimension, but a picture of them needs two or more.")
+            raise ValueError("The latent codes have one dimension, but a plot of them needs two or more.")
         labels = None
         if mixture is not None:
             if means is not None:
@@ -177,7 +177,7 @@ class ClusterEvolutionDisplay:
             self._draw(panel, index, n_std)
         self.figure_ = self.axes_[0].figure
         if self.labels is not None:
-            legend_beside(max(self.axes_, key=right_and_high), self.codes.shape[1])
+            add_legend(max(self.axes_, key=right_and_high), self.codes.shape[1])
         return self
 
     def animate(self, path=None, *, fps=4, n_std=2.0, dpi=100):
@@ -202,7 +202,7 @@ class ClusterEvolutionDisplay:
         Raises
         ------
         ValueError
-            If ``fps`` is not positive, or matplotlib can not write files of this kind.
+            If ``fps`` is not positive, or matplotlib cannot write files of this format.
         """
         import matplotlib.pyplot as plt
         from matplotlib.animation import FuncAnimation, PillowWriter
@@ -215,7 +215,7 @@ class ClusterEvolutionDisplay:
             ax.clear()
             self._draw(ax, index, n_std)
             if self.labels is not None:
-                legend_beside(ax, self.codes.shape[1])
+                add_legend(ax, self.codes.shape[1])
 
         animation = FuncAnimation(figure, frame, frames=len(self.epochs), interval=1000 / fps)
         if path is not None:
@@ -225,17 +225,17 @@ class ClusterEvolutionDisplay:
 
     @property
     def _classes(self):
-        return None if self.labels is None else known_classes(self.labels)
+        return None if self.labels is None else classes_of(self.labels)
 
     def _limits(self):
-        """Corners of a rectangle around the codes of all snapshots, neither very flat nor very tall (2,) (2,)."""
+        """Return corners of a rectangle around the latent codes of all snapshots, not too flat or tall (2,) (2,)."""
         codes = self.codes.reshape(-1, 2)
         middle, half = (codes.max(axis=0) + codes.min(axis=0)) / 2, np.ptp(codes, axis=0) / 2
-        half = np.maximum(half, FLATTEST * half.max()) * (1 + MARGIN) if half.any() else np.ones(2)
+        half = np.maximum(half, MIN_ASPECT * half.max()) * (1 + MARGIN) if half.any() else np.ones(2)
         return middle - half, middle + half
 
     def _draw(self, ax, index, n_std):
-        """One snapshot, with the same axes as all."""
+        """Draw one snapshot, with the same limits as all."""
         labels = None if self.labels is None else self.labels[index]
         draw_codes(ax, self.codes[index], labels, self._classes, size=7)
         if self.means is not None:
@@ -247,30 +247,30 @@ class ClusterEvolutionDisplay:
 
 
 def panel_size(width, ranges):
-    """Width and height of a panel for coordinates of these ranges, in inches."""
+    """Return width and height of a panel for coordinates of these ranges, in inches."""
     return width, (width - 0.5) * ranges[1] / ranges[0] + 0.5
 
 
 def right_and_high(ax):
-    """Where axes are: first how far to the right, then how high."""
+    """Return the position of axes as a key: the right edge first, then the upper one."""
     place = ax.get_position()
     return round(place.x1, 6), place.y1
 
 
 def spread_out(n, n_shown):
-    """Indices of some of n snapshots, the first and the last among them, at distances that grow."""
+    """Return indices of some of n snapshots at growing distances, the first and the last among them."""
     if n <= n_shown:
         return np.arange(n)
     if n_shown == 1:
         return np.array([n - 1])
-    found = np.zeros(n_shown, dtype=int)
-    for i, wanted in enumerate(np.geomspace(1, n, n_shown)[1:], start=1):
-        found[i] = max(found[i - 1] + 1, round(wanted) - 1)
-    return found
+    indices = np.zeros(n_shown, dtype=int)
+    for i, position in enumerate(np.geomspace(1, n, n_shown)[1:], start=1):
+        indices[i] = max(indices[i - 1] + 1, round(position) - 1)
+    return indices
 
 
 def nearest_component(codes, weights, means, covariances):
-    """The most probable component of a mixture at each code (n,)."""
+    """Return the most probable component of a mixture at each latent code (n,)."""
     joint = []
     for weight, mean, covariance in zip(weights, means, covariances, strict=True):
         root = np.linalg.cholesky(covariance)
@@ -280,22 +280,22 @@ def nearest_component(codes, weights, means, covariances):
 
 
 def fit_mixtures(mixture, codes):
-    """Labels, means and covariances of mixtures that are fitted to each snapshot, numbered as that of the next one."""
-    found = []
+    """Fit a mixture to each snapshot, numbered as the next one, and return labels, means and covariances."""
+    fits = []
     for Z in codes[::-1]:
         fitted = clone(mixture).fit(Z)
         labels, (means, covariances) = fitted.predict(Z), mixture_of(fitted)
         if means is None:
             raise TypeError(f"mixture should be a Gaussian mixture, such as TorchGMM, but is {mixture!r}.")
-        if found:
-            order = order_like(labels, found[-1][0], len(means))
+        if fits:
+            order = order_like(labels, fits[-1][0], len(means))
             labels, means, covariances = np.argsort(order)[labels], means[order], covariances[order]
-        found.append((labels, means, covariances))
-    return (np.stack(part) for part in zip(*found[::-1], strict=True))
+        fits.append((labels, means, covariances))
+    return (np.stack(part) for part in zip(*fits[::-1], strict=True))
 
 
 def order_like(labels, later, k):
-    """The component for each of the numbers 0 ... k - 1, so that as many rows as possible have their later number."""
+    """Return the component for each number 0 ... k - 1, so that most samples have the number of their later label."""
     numbers = match_clusters(later, labels)
     free = [number for number in range(k) if number not in numbers.values()]
     order = np.empty(k, dtype=int)

@@ -1,4 +1,4 @@
-"""Samples of each cluster, in a row."""
+"""Images of each cluster, in a row."""
 
 from numbers import Integral
 
@@ -8,14 +8,14 @@ from sklearn.utils import check_array, check_consistent_length, check_scalar
 from ..data.arrays import host_array
 from ..data.labels import label_array
 from ..data.messages import meant
-from .codes import code_distribution, generator_of, last_step
-from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
+from .codes import generator_of, last_step, latent_distribution
+from .drawing import ImageGridDisplay, infer_image_shape, to_images
 
 ORDERS = ("index", "weight")
 
 
-class ClusterSamplesDisplay:
-    """A row of images for each cluster, with its number and its share.
+class ClusterSamplesDisplay(ImageGridDisplay):
+    """Rows of images, one for each cluster, with its number and its share.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class ClusterSamplesDisplay:
     weights : ndarray of shape (n_clusters,)
         Shares of the clusters, which sum to one.
     limits : (float, float), default=(None, None)
-        Values of pixels that are white and black; None is the least and the largest.
+        Values of white and black pixels; None is the minimum and the maximum.
 
     Attributes
     ----------
@@ -51,6 +51,8 @@ class ClusterSamplesDisplay:
     (10, 6, 8, 8)
     """
 
+    _label_size = (1.1, 0.1)
+
     def __init__(self, images, *, clusters, weights, limits=(None, None)):
         self.images = images
         self.clusters = clusters
@@ -59,13 +61,13 @@ class ClusterSamplesDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, n_samples=10, *, order="index", image_shape=None, random_state=None, ax=None):
-        """Draw codes from each component of a mixture, decode and show them.
+        """Draw latent codes from each component of a mixture, decode and plot them.
 
         Parameters
         ----------
         estimator : estimator
-            Fitted: VaDEClusterer, a pipeline of an embedder and a mixture over its codes, such as TorchGMM, or a
-            mixture over pixels.
+            Fitted: VaDEClusterer, a pipeline of an embedder and a mixture over its latent codes, such as TorchGMM, or
+            a mixture over pixels.
         n_samples : int, default=10
             Samples of each cluster.
         order : {"index", "weight"}, default="index"
@@ -87,16 +89,16 @@ class ClusterSamplesDisplay:
         TypeError
             If the estimator has no mixture.
         ValueError
-            If the order is unknown, or the rows are no images of the shape.
+            If the order is unknown, or samples are no images of the shape.
 
         Notes
         -----
-        Images are the expected values of the pixels at the codes, without the noise of the likelihood, which
+        Images are the expected values of the pixels at the latent codes, without the noise of the likelihood, which
         ``VaDEClusterer.sample`` adds. A Gaussian mixture over pixels gives values beyond those that pixels can have;
-        they are drawn as the least and the largest of the means of its components.
+        they are clipped to the minimum and the maximum of the means of its components.
         """
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
-        distribution = code_distribution(estimator)
+        distribution = latent_distribution(estimator)
         if not hasattr(last_step(estimator), "covariances_"):
             raise TypeError(
                 f"{type(last_step(estimator)).__name__} has no mixture; give a VaDEClusterer, a Gaussian mixture, or a "
@@ -108,7 +110,7 @@ class ClusterSamplesDisplay:
         if distribution.decode is not None:
             X, limits = host_array(distribution.decode(X)), (None, None)
         shape = infer_image_shape(image_shape, estimator, X.shape[1])
-        images, clusters = to_images(X.reshape(k, n_samples, -1), shape, "What is sampled"), np.arange(k)
+        images, clusters = to_images(X.reshape(k, n_samples, -1), shape, "The sample"), np.arange(k)
         return cls._ordered(images, clusters, distribution.weights, order, limits).plot(ax=ax)
 
     @classmethod
@@ -137,7 +139,7 @@ class ClusterSamplesDisplay:
         Raises
         ------
         ValueError
-            If there are not as many labels as images, the order is unknown, or the rows are no images of the shape.
+            If there are not as many labels as images, the order is unknown, or samples are no images of the shape.
         """
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
         X, labels = check_array(host_array(X), dtype=float, input_name="X"), label_array(labels, "labels")
@@ -146,13 +148,13 @@ class ClusterSamplesDisplay:
         n_columns = min(n_samples, counts.max())
         shown = np.full((len(clusters), n_columns, X.shape[1]), np.nan)
         for row, cluster in zip(shown, clusters, strict=True):
-            found = X[labels == cluster][:n_columns]
-            row[: len(found)] = found
+            members = X[labels == cluster][:n_columns]
+            row[: len(members)] = members
         return cls._ordered(to_images(shown, image_shape), clusters, counts / counts.sum(), order).plot(ax=ax)
 
     @classmethod
     def _ordered(cls, images, clusters, weights, order, limits=(None, None)):
-        """The display with its rows in an order."""
+        """Return the display with its rows in an order."""
         if order not in ORDERS:
             raise ValueError(f"order should be one of {list(ORDERS)}, but got {order!r}.{meant(order, ORDERS)}")
         if order == "weight":
@@ -160,23 +162,11 @@ class ClusterSamplesDisplay:
             images, clusters, weights = images[rows], clusters[rows], weights[rows]
         return cls(images, clusters=clusters, weights=weights, limits=limits)
 
-    def plot(self, *, ax=None):
-        """Draw.
+    def _margin(self, images):
+        return max(1, images.shape[3] // 14)
 
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a new figure.
-
-        Returns
-        -------
-        self : ClusterSamplesDisplay
-        """
-        ax = axes_or_new(ax, size_for(self.images, 6.4, (1.1, 0.1)))
-        _, y = draw_images(ax, self.images, margin=max(1, self.images.shape[3] // 14), limits=self.limits)
+    def _label(self, ax, x, y):
         names = [f"{name} ({weight:.1%})" for name, weight in zip(self.clusters, self.weights, strict=True)]
         height = ax.get_position().height * ax.figure.get_size_inches()[1] * 72 / len(y)  # of a row, in points
         ax.set_yticks(y, names, fontsize=np.clip(0.8 * height, 4, 10))
         ax.set_ylabel("cluster (share)")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self

@@ -1,4 +1,4 @@
-"""Where the codes of an estimator come from, how they are distributed, and what they are decoded into."""
+"""Latent codes of estimators and pipelines, their distribution, and decoders."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,19 +16,14 @@ from ..models import COVARIANCES
 
 
 def last_step(estimator):
-    """The estimator itself, or the last step of a pipeline."""
+    """Return the estimator itself, or the last step of a pipeline."""
     last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
     return last.estimator if isinstance(last, FrozenEstimator) else last
 
 
-def is_over_inputs(last):
-    """Whether an estimator, such as a mixture, works on what it is given, and has no codes of its own."""
-    return not hasattr(last, "inverse_transform")
-
-
 def codes_of(estimator, X):
-    """Codes of rows: what the encoder makes of them, or for mixtures and other clusterers what these see."""
-    if not is_over_inputs(last_step(estimator)):
+    """Return latent codes of samples, which are the inputs of mixtures and other estimators without a decoder."""
+    if hasattr(last_step(estimator), "inverse_transform"):
         return estimator.transform(X)
     if isinstance(estimator, Pipeline) and len(estimator) > 1:
         return estimator[:-1].transform(X)
@@ -36,12 +31,12 @@ def codes_of(estimator, X):
 
 
 def decoder_of(estimator):
-    """``inverse_transform`` of an estimator.
+    """Return ``inverse_transform`` of an estimator.
 
     Raises
     ------
     TypeError
-        If it has none. Of a pipeline, the error names the steps that have none.
+        If it has none. For a pipeline, the error names the steps without one.
     """
     if hasattr(estimator, "inverse_transform"):
         return estimator.inverse_transform
@@ -62,13 +57,13 @@ def decoder_of(estimator):
     )
 
 
-class CodeDistribution(NamedTuple):
-    """A Gaussian mixture over codes, perhaps of one component, and what decodes them."""
+class LatentDistribution(NamedTuple):
+    """A Gaussian mixture over latent codes, perhaps of one component, and the decoder."""
 
     weights: np.ndarray  # (k,)
     means: np.ndarray  # (k, d)
     covariances: np.ndarray  # (k, d, d)
-    decode: Callable | None  # ndarray (n, d) -> ndarray (n, n_features); None if there is nothing to decode
+    decode: Callable | None  # ndarray (n, d) -> ndarray (n, n_features); None if there is no decoder
 
     @property
     def mean(self):
@@ -76,12 +71,11 @@ class CodeDistribution(NamedTuple):
         return self.weights @ self.means
 
     def component(self, index):
-        """The distribution of the codes of one component."""
-        one = slice(index, index + 1)
-        return self._replace(weights=np.ones(1), means=self.means[one], covariances=self.covariances[one])
+        """Return the distribution of latent codes of one component."""
+        return self._replace(weights=np.ones(1), means=self.means[[index]], covariances=self.covariances[[index]])
 
     def quantiles(self, axis, probabilities):
-        """Quantiles of the marginal distribution along an axis (n,)."""
+        """Return quantiles of the marginal distribution along an axis (n,)."""
         means, scales = self.means[:, axis], np.sqrt(self.covariances[:, axis, axis])
 
         def excess(z, probability):
@@ -95,7 +89,7 @@ class CodeDistribution(NamedTuple):
         return np.array([quantile(probability) for probability in probabilities])
 
     def sample(self, n_samples, generator):
-        """Codes of each component (k, n_samples, d)."""
+        """Draw latent codes of each component (k, n_samples, d)."""
         k, d = self.means.shape
         noise = torch.randn(k, n_samples, d, dtype=torch.float64, generator=generator).numpy()
         variances, axes = np.linalg.eigh(self.covariances)
@@ -103,35 +97,35 @@ class CodeDistribution(NamedTuple):
         return self.means[:, None] + noise @ np.swapaxes(roots, 1, 2)
 
 
-def code_distribution(estimator):
-    """The distribution of codes before a row is seen: the prior, a mixture that was fitted to them, or their moments.
+def latent_distribution(estimator):
+    """Return the distribution of latent codes: the prior, a mixture fitted to them, or a normal with their moments.
 
     Raises
     ------
     TypeError
-        If the estimator does not say it, or a step of a pipeline does not decode.
+        If the estimator has none, or a step of a pipeline has no decoder.
     """
     check_is_fitted(estimator)
     last = last_step(estimator)
-    if is_over_inputs(last):
-        before = isinstance(estimator, Pipeline) and len(estimator) > 1
-        decode = decoder_of(estimator[:-1]) if before else None
-    else:
+    decode = None
+    if hasattr(last, "inverse_transform"):
         decode = decoder_of(estimator)
+    elif isinstance(estimator, Pipeline) and len(estimator) > 1:
+        decode = decoder_of(estimator[:-1])
     if hasattr(last, "_latent_distribution"):
-        return CodeDistribution(*last._latent_distribution(), decode)
+        return LatentDistribution(*last._latent_distribution(), decode)
     if hasattr(last, "covariances_"):
         means, covariances = (np.asarray(part, dtype=float) for part in mixture_of(last))
         weights = np.asarray(last.weights_, dtype=float)
-        return CodeDistribution(weights / weights.sum(), means, covariances, decode)
+        return LatentDistribution(weights / weights.sum(), means, covariances, decode)
     raise TypeError(
-        f"{type(last).__name__} does not say how codes are distributed; give a VAEEmbedder, AutoencoderEmbedder, "
+        f"{type(last).__name__} has no distribution of latent codes; give a VAEEmbedder, AutoencoderEmbedder, "
         "VaDEClusterer or TorchPPCA, a Gaussian mixture, or a pipeline that ends in one."
     )
 
 
 def mixture_of(last):
-    """Means and covariance matrices of an estimator with a mixture, or None and None."""
+    """Return means and covariance matrices of an estimator with a mixture, or None and None."""
     if not hasattr(last, "covariances_"):
         return None, None
     return last.means_, full_covariances(last.covariances_, last.covariance_type, last.means_)
@@ -147,6 +141,6 @@ def full_covariances(covariances, covariance_type, means):
 
 
 def generator_of(estimator, random_state):
-    """A private generator, seeded by a random state, or if it is None by the estimator's own."""
+    """Return a generator that is seeded by a random state, or for None by that of the estimator."""
     own = getattr(last_step(estimator), "random_state", None)
     return generator_from(own if random_state is None else random_state)

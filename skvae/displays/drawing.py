@@ -1,4 +1,4 @@
-"""Colours, axes, grids of images and ellipses for the displays."""
+"""Drawing for displays: colours, axes, grids of images, latent codes with ellipses."""
 
 import math
 
@@ -8,7 +8,7 @@ from ..data.arrays import host_array
 from ..data.labels import is_missing, sorted_classes
 from ..models.images import check_channels_first
 
-# Ten colours that can be told apart with every kind of colour vision (Petroff 2021, "Accessible color sequences").
+# Ten colours that are distinct with every type of colour vision (Petroff 2021, "Accessible color sequences").
 COLORS = (
     "#3f90da",
     "#ffa90e",
@@ -22,11 +22,53 @@ COLORS = (
     "#92dadd",
 )
 MARKERS = "o^sDv"  # of points, when there are more classes than colours
-LEAST_SIDE = 5  # of images whose shape is not given: with fewer features, rows are those of a table
+MIN_SIDE = 5  # of images whose shape is inferred
+
+
+class ImageGridDisplay:
+    """Base class of displays that draw a grid of images.
+
+    Subclasses have ``images`` (rows, columns, height, width, ...) and ``_label(ax, x, y)``, which labels the axes at
+    the middles of the columns and rows.
+    """
+
+    _label_size = (0.0, 0.0)  # inches of the width and of the height that labels need
+    limits = (None, None)
+
+    def plot(self, *, ax=None):
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a new figure.
+
+        Returns
+        -------
+        self : object
+            The display.
+        """
+        images = self._grid()
+        ax = axes_or_new(ax, size_for(images, self._width(images), self._label_size))
+        x, y = draw_images(ax, images, margin=self._margin(images), limits=self.limits)
+        self._label(ax, x, y)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def _grid(self):
+        return self.images
+
+    def _width(self, images):
+        """Return the width of a new figure in inches."""
+        return 6.4
+
+    def _margin(self, images):
+        """Return the pixels around each image."""
+        return 1
 
 
 def axes_or_new(ax, size=None):
-    """The axes given, or those of a new figure, of a size in inches or the usual one."""
+    """Return the axes, or for None those of a new figure, of a size in inches or the default one."""
     import matplotlib.pyplot as plt
 
     if ax is not None:
@@ -35,30 +77,30 @@ def axes_or_new(ax, size=None):
     return plt.subplots(layout="constrained" if size is None else "compressed", figsize=size)[1]
 
 
-def size_for(images, width, beside):
-    """Size of a figure for a table of images (rows, columns, height, width, ...), in inches.
+def size_for(images, width, label_size):
+    """Return the size of a figure for a grid of images (rows, columns, height, width, ...), in inches.
 
     Parameters
     ----------
     images : ndarray of shape (rows, columns, height, width, ...)
     width : float
-        Width of the figure; the height follows, but is not more than one and a half of it.
-    beside : (float, float)
-        What labels need of the width and of the height.
+        Width of the figure; the height follows, up to one and a half of it.
+    label_size : (float, float)
+        Inches of the width and of the height that labels need.
     """
     rows, columns, n_down, n_across = images.shape[:4]
-    height = (width - beside[0]) * rows * n_down / (columns * n_across) + beside[1]
+    height = (width - label_size[0]) * rows * n_down / (columns * n_across) + label_size[1]
     return width, min(height, 1.5 * width)
 
 
 def panels_or_new(ax, n_panels, n_columns, panel_size):
-    """Axes for several panels: those given, a grid in the place of the one given, or that of a new figure.
+    """Return axes for several panels: those passed, a grid in place of a single one, or a grid in a new figure.
 
     Parameters
     ----------
     ax : matplotlib Axes, array-like of them, or None
     n_panels, n_columns : int
-        Number of panels, and of those in a row at most.
+        Number of panels, and of panels in a row at most.
     panel_size : (float, float)
         Width and height of a panel of a new figure, in inches.
 
@@ -69,7 +111,7 @@ def panels_or_new(ax, n_panels, n_columns, panel_size):
     Raises
     ------
     ValueError
-        If there are not as many axes as panels, or the one axes is in no grid.
+        If there are not as many axes as panels, or a single one is in no grid.
     """
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
@@ -93,12 +135,12 @@ def panels_or_new(ax, n_panels, n_columns, panel_size):
 
 
 def infer_image_shape(image_shape, estimator, n_features):
-    """The shape of images: the one given, that of the estimator or of a step of it, or else a square.
+    """Return the shape of images: the one passed, that of the estimator or of a step of it, or else a square.
 
     Raises
     ------
     ValueError
-        If nothing says it, and the number of features is no square of 5 x 5 or more.
+        If there is none, and the number of features is no square of 5 x 5 or more.
     """
     if image_shape is not None:
         return tuple(image_shape)
@@ -106,21 +148,21 @@ def infer_image_shape(image_shape, estimator, n_features):
         if getattr(step, "image_shape", None) is not None:
             return tuple(step.image_shape)
     side = math.isqrt(n_features)
-    if side**2 != n_features or side < LEAST_SIDE:
+    if side**2 != n_features or side < MIN_SIDE:
         raise ValueError(
-            f"Nothing says that {n_features} features are an image; if they are, give image_shape, such as (28, 28) or "
-            "(3, 32, 32). Rows of a table can not be drawn as images."
+            f"The shape of images of {n_features} features is unknown; give image_shape, such as (28, 28) or "
+            "(3, 32, 32). Other samples cannot be drawn as images."
         )
     return side, side
 
 
 def to_images(X, image_shape, name="X"):
-    """Rows (..., n_features) as images (..., height, width), or (..., height, width, 3) with the colours last.
+    """Reshape samples (..., n_features) to images (..., height, width), or (..., height, width, 3) with channels last.
 
     Raises
     ------
     ValueError
-        If the shape is none of an image of one or three channels, has these last, or is not that of the rows.
+        If the shape is not that of an image of one or three channels, has these last, or contradicts the features.
     """
     check_channels_first(image_shape)
     X, shape = np.asarray(host_array(X), dtype=float), tuple(image_shape)
@@ -136,7 +178,7 @@ def to_images(X, image_shape, name="X"):
 
 
 def draw_images(ax, images, margin=0, limits=(None, None)):
-    """Draw a table of images (rows, columns, height, width) or (rows, columns, height, width, 3), and no ticks.
+    """Draw a grid of images (rows, columns, height, width) or (rows, columns, height, width, 3), without ticks.
 
     Parameters
     ----------
@@ -145,7 +187,7 @@ def draw_images(ax, images, margin=0, limits=(None, None)):
     margin : int, default=0
         Pixels around each image.
     limits : (float, float), default=(None, None)
-        Values that are white and black, or dark and bright where there are colours; None is the least and the largest.
+        Values of white and black pixels, or of dark and bright ones in colours; None is the minimum and the maximum.
 
     Returns
     -------
@@ -161,29 +203,31 @@ def draw_images(ax, images, margin=0, limits=(None, None)):
         images = np.pad(scaled, (*border, (0, 0)), constant_values=1.0)
     else:
         images = np.pad(images, border, constant_values=np.nan)
-    table = np.swapaxes(images, 1, 2).reshape(rows * height, columns * width, *colors)
-    ax.imshow(table, cmap="gray_r", vmin=limits[0], vmax=limits[1])
+    pixels = np.swapaxes(images, 1, 2).reshape(rows * height, columns * width, *colors)
+    ax.imshow(pixels, cmap="gray_r", vmin=limits[0], vmax=limits[1])
     ax.set(xticks=[], yticks=[])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return (np.arange(columns) + 0.5) * width - 0.5, (np.arange(rows) + 0.5) * height - 0.5
 
 
-def known_classes(labels):
-    """Distinct labels (n_classes,) in sorted order, but for those that are None or NaN.
+def classes_of(labels):
+    """Return the distinct labels (n_classes,) in sorted order, without None and NaN.
 
     Raises
     ------
     ValueError
-        If they are real numbers and no classes.
+        If they are real numbers that are no classes.
     TypeError
-        If they can not be sorted.
+        If they cannot be sorted.
     """
     return sorted_classes(labels[~is_missing(labels)])[0]
 
 
 def draw_codes(ax, codes, labels, classes, size=9):
-    """Draw codes (n_samples, 2), coloured by label; return the means of the classes (n_classes, 2), NaN without rows.
+    """Draw latent codes (n_samples, 2), coloured by label, and return the means of the classes (n_classes, 2).
+
+    The mean of a class without samples is NaN.
 
     Parameters
     ----------
@@ -191,7 +235,7 @@ def draw_codes(ax, codes, labels, classes, size=9):
     codes : ndarray of shape (n_samples, 2)
     labels : ndarray of shape (n_samples,) or None
     classes : ndarray of shape (n_classes,)
-        What the labels can be, in the order of the colours. Rows with none of them are grey.
+        Classes in the order of the colours. Samples of no class are grey.
     size : float, default=9
         Size of the mark of a mean, in points.
     """
@@ -214,13 +258,13 @@ def draw_codes(ax, codes, labels, classes, size=9):
             mark = {"marker": "X", "markersize": size, "markeredgecolor": "black", "markeredgewidth": 0.8, "zorder": 4}
             ax.plot(*means[index], linestyle="none", markerfacecolor=color, **mark)
             halo = {"path_effects": [withStroke(linewidth=2, foreground="white")], "zorder": 6}
-            beside = {"xytext": (0.6 * size, 0.4 * size), "textcoords": "offset points"}
-            ax.annotate(str(label), means[index], fontsize=max(size, 8), clip_on=True, **beside, **halo)
+            offset = {"xytext": (0.6 * size, 0.4 * size), "textcoords": "offset points"}
+            ax.annotate(str(label), means[index], fontsize=max(size, 8), clip_on=True, **offset, **halo)
     return means
 
 
 def point_size(n_points):
-    """Area of a point: many rows stay apart, few stay visible."""
+    """Return the area of a point, which is smaller for many points."""
     return np.clip(8_000 / n_points, 4, 20)
 
 
@@ -239,16 +283,16 @@ def draw_mixture(ax, means, covariances, n_std):
 
 
 def ellipse_of(covariance, n_std):
-    """Width, height and angle in degrees of the ellipse ``n_std`` standard deviations around a mean."""
+    """Return width, height and angle in degrees of the ellipse ``n_std`` standard deviations around a mean."""
     variances, directions = np.linalg.eigh(covariance)
     height, width = 2 * n_std * np.sqrt(np.maximum(variances, 0))
     return width, height, np.degrees(np.arctan2(directions[1, 1], directions[0, 1]))
 
 
-def legend_beside(ax, n_points):
-    """A legend of codes to the right of the axes, with points that do not get smaller when there are more of them.
+def add_legend(ax, n_points):
+    """Add a legend of latent codes to the right of the axes, with points of one size.
 
-    It is within the axes where it could cover those beside it, because nothing lays the figure out.
+    It is within the axes where it could cover other ones, because the figure has no layout engine.
     """
     scale, n_columns = 7 / point_size(n_points) ** 0.5, math.ceil(len(ax.get_legend_handles_labels()[0]) / 15)
     style = {"markerscale": scale, "ncols": n_columns, "handletextpad": 0.1, "columnspacing": 0.5}

@@ -1,4 +1,4 @@
-"""Codes in the plane with the components of a mixture."""
+"""Latent codes in the plane with the components of a mixture."""
 
 import numpy as np
 from scipy.linalg import eigh
@@ -10,21 +10,21 @@ from ..data.arrays import host_array
 from ..data.labels import label_array
 from ..data.messages import meant
 from .codes import codes_of, last_step, mixture_of
-from .drawing import axes_or_new, draw_codes, draw_mixture, known_classes, legend_beside
+from .drawing import add_legend, axes_or_new, classes_of, draw_codes, draw_mixture
 
 
 class LatentSpaceDisplay:
-    """Scatter of codes with the ellipses of a mixture.
+    """Scatter plot of latent codes with the ellipses of a mixture.
 
-    Codes of more than two dimensions are projected to a plane, and the ellipses are those of the projected covariances.
-    The plane is that of the first two principal components of the codes, or the discriminant plane of the mixture, in
-    which its means lie farthest apart for the width of its components (no labels are used for either). The mean of the
-    codes of each label is marked by an X, the mean of each component by a plus sign.
+    Latent codes of more than two dimensions are projected to a plane, and the ellipses are those of the projected
+    covariances. The plane is that of the first two principal components of the latent codes, or the discriminant plane
+    of the mixture, in which its means lie farthest apart for the width of its components (no labels are used for
+    either). The mean of the latent codes of each label is marked by an X, the mean of each component by a plus sign.
 
     Parameters
     ----------
     codes : ndarray of shape (n_samples, 2)
-        Codes in the plane.
+        Latent codes in the plane.
     labels : ndarray of shape (n_samples,) or None
         Classes or clusters, shown by colour.
     means : ndarray of shape (n_components, 2) or None
@@ -35,7 +35,7 @@ class LatentSpaceDisplay:
     Attributes
     ----------
     class_means_ : ndarray of shape (n_classes, 2)
-        Means of the codes of each label, in sorted order, in the plane.
+        Means of the latent codes of each label, in sorted order, in the plane.
     ax_ : matplotlib Axes
         Where it was drawn.
     figure_ : matplotlib Figure
@@ -66,19 +66,20 @@ class LatentSpaceDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, X, y=None, *, projection="pca", ax=None, n_std=2.0):
-        """Draw the codes of rows, with the components of the mixture if there is one.
+        """Draw the latent codes of samples, with the components of the mixture if there is one.
 
         Parameters
         ----------
         estimator : estimator
-            Fitted. A mixture (TorchGMM, GaussianMixture) sees X as codes; an embedder (VAEEmbedder, VaDEClusterer,
-            which has a mixture) encodes X; a pipeline may end in either, such as that of a VAEEmbedder and a TorchGMM.
+            Fitted. For a mixture (TorchGMM, GaussianMixture), X are the latent codes; an embedder (VAEEmbedder,
+            VaDEClusterer, which has a mixture) encodes X; a pipeline may end in either, such as that of a VAEEmbedder
+            and a TorchGMM.
         X : array-like of shape (n_samples, n_features)
-            Rows, as ``estimator.predict`` or ``estimator.transform`` takes them.
+            Samples, as for ``estimator.predict`` or ``estimator.transform``.
         y : array-like of shape (n_samples,), default=None
             Classes for the colours; None shows the predicted components or clusters, if the estimator predicts any.
         projection : {"pca", "discriminant"}, default="pca"
-            Plane for codes of more than two dimensions.
+            Plane for latent codes of more than two dimensions.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
         n_std : float, default=2.0
@@ -92,25 +93,25 @@ class LatentSpaceDisplay:
         if y is None and hasattr(estimator, "predict"):
             y = estimator.predict(X)
         means, covariances = mixture_of(last_step(estimator))
-        given = {"means": means, "covariances": covariances, "projection": projection}
-        return cls.from_predictions(codes_of(estimator, X), y, **given, ax=ax, n_std=n_std)
+        mixture = {"means": means, "covariances": covariances}
+        return cls.from_predictions(codes_of(estimator, X), y, **mixture, projection=projection, ax=ax, n_std=n_std)
 
     @classmethod
     def from_predictions(cls, Z, labels=None, *, means=None, covariances=None, projection="pca", ax=None, n_std=2.0):
-        """Draw codes, and ellipses if there are means and covariances.
+        """Draw latent codes, and ellipses if there are means and covariances.
 
         Parameters
         ----------
         Z : array-like of shape (n_samples, n_features)
-            Codes, at least two features.
+            Latent codes, at least two features.
         labels : array-like of shape (n_samples,), default=None
-            Classes, shown by colour; rows with None or NaN are grey.
+            Classes, shown by colour; samples with None or NaN are grey.
         means : array-like of shape (n_components, n_features), default=None
             Means of components.
         covariances : array-like of shape (n_components, n_features, n_features), default=None
             Their covariances.
         projection : {"pca", "discriminant"}, default="pca"
-            Plane for codes of more than two dimensions; "discriminant" needs means and covariances.
+            Plane for latent codes of more than two dimensions; "discriminant" needs means and covariances.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
         n_std : float, default=2.0
@@ -123,20 +124,19 @@ class LatentSpaceDisplay:
         Raises
         ------
         ValueError
-            If Z has fewer than two features or NaN, if there are not as many labels as rows, or they are no classes, if
-            means and covariances do not fit together, or if the projection is unknown or lacks the mixture that it
-            needs.
+            If Z has fewer than two features or NaN, if there are not as many labels as samples, or they are no classes,
+            if means and covariances contradict each other, or if the projection is unknown or needs a mixture.
         """
         Z = check_array(host_array(Z), input_name="Z", ensure_all_finite="allow-nan")
         if Z.shape[1] < 2:
             raise ValueError(
-                "The codes have one dimension, and a plane two; draw a histogram of them (matplotlib's hist), or embed "
-                "in two dimensions or more."
+                "The latent codes have one dimension, and a plane two; draw a histogram (matplotlib's hist), or "
+                "embed in two dimensions or more."
             )
         if np.isnan(Z).any():
             raise ValueError(
-                f"{int(np.isnan(Z).any(axis=1).sum())} of {len(Z)} rows have NaN, and no place in the plane; fill them "
-                "in before (the impute method of a mixture does), or leave them out."
+                f"{int(np.isnan(Z).any(axis=1).sum())} of {len(Z)} samples have NaN, and no position in the plane; "
+                "impute them first (the impute method of a mixture does), or leave them out."
             )
         if labels is not None:
             labels = label_array(labels, "labels")
@@ -162,11 +162,11 @@ class LatentSpaceDisplay:
         self : LatentSpaceDisplay
         """
         ax = axes_or_new(ax)
-        classes = None if self.labels is None else known_classes(self.labels)
+        classes = None if self.labels is None else classes_of(self.labels)
         self.class_means_ = draw_codes(ax, self.codes, self.labels, classes)
         draw_mixture(ax, self.means, self.covariances, n_std)
         if self.labels is not None:
-            legend_beside(ax, len(self.codes))
+            add_legend(ax, len(self.codes))
         ax.set(xlabel="first coordinate", ylabel="second coordinate")
         ax.set_aspect("equal", adjustable="datalim")
         self.ax_, self.figure_ = ax, ax.figure
@@ -174,12 +174,12 @@ class LatentSpaceDisplay:
 
 
 def check_mixture(means, covariances, n_features):
-    """Means (k, d) and covariances (k, d, d) as arrays, each None if it is not there.
+    """Return means (k, d) and covariances (k, d, d) as arrays, or None.
 
     Raises
     ------
     ValueError
-        If their shapes are others.
+        If they have other shapes.
     """
     if means is None and covariances is not None:
         raise ValueError("There are covariances but no means to draw their ellipses around; give both.")
@@ -197,20 +197,20 @@ def check_mixture(means, covariances, n_features):
 
 
 class Plane:
-    """A plane through codes, onto which codes and covariances are projected; codes of two dimensions stay as they are.
+    """A plane, onto which latent codes and covariances are projected; two dimensions are left as they are.
 
     Parameters
     ----------
     Z : ndarray of shape (n_samples, n_features)
-        Codes that define it.
+        Latent codes that define it.
     means, covariances : ndarray or None
-        Mixture over these codes.
+        Mixture over these latent codes.
     projection : {"pca", "discriminant"}
 
     Raises
     ------
     ValueError
-        If the projection is unknown, or lacks the mixture that it needs.
+        If the projection is unknown, or needs a mixture.
     """
 
     def __init__(self, Z, means, covariances, projection):
@@ -222,21 +222,21 @@ class Plane:
             self.center, self.axes = Z.mean(axis=0), PROJECTIONS[projection](Z, means, covariances)
 
     def points(self, Z):
-        """Codes or means (..., n_features) in the plane (..., 2), None if there are none."""
+        """Return latent codes or means (..., n_features) in the plane (..., 2), or None."""
         return None if Z is None else (Z - self.center) @ self.axes.T
 
     def shapes(self, covariances):
-        """Covariances (..., n_features, n_features) in the plane (..., 2, 2), None if there are none."""
+        """Return covariances (..., n_features, n_features) in the plane (..., 2, 2), or None."""
         return None if covariances is None else self.axes @ covariances @ self.axes.T
 
 
 def principal_plane(Z, means, covariances):
-    """The first two principal axes of the codes (2, n_features)."""
+    """Return the first two principal axes of the latent codes (2, n_features)."""
     return PCA(2).fit(Z).components_
 
 
 def discriminant_plane(Z, means, covariances):
-    """Fisher's two best directions for telling the components apart, scaled to unit width inside them."""
+    """Return Fisher's two most discriminant directions of the components, scaled to unit width inside them."""
     if means is None or covariances is None or len(means) < 2:
         raise ValueError("projection='discriminant' needs the means and covariances of at least two components.")
     _, directions = eigh(np.cov(means, rowvar=False), np.mean(covariances, axis=0))

@@ -1,4 +1,4 @@
-"""Display of decoded points of a plane of the latent space."""
+"""Images decoded from a plane of the latent space."""
 
 from numbers import Integral
 
@@ -6,14 +6,14 @@ import numpy as np
 from sklearn.utils import check_array, check_scalar
 
 from ..data.arrays import host_array
-from .codes import code_distribution, last_step
-from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
+from .codes import last_step, latent_distribution
+from .drawing import ImageGridDisplay, infer_image_shape, to_images
 
-MOST_TICKS = 7
+MAX_TICKS = 7
 
 
-class ManifoldDisplay:
-    """Images decoded from a grid over a plane of the latent space, each of which stands for the same share of codes.
+class ManifoldDisplay(ImageGridDisplay):
+    """Images decoded from a grid over a plane of the latent space, with equal probability for each.
 
     The grid is regular in (0, 1)^2, at the middles of its cells, and goes through the quantile functions of the prior
     (Kingma and Welling 2014, figure 4). The first coordinate grows to the right, the second one upwards.
@@ -54,6 +54,8 @@ class ManifoldDisplay:
     array([-1.15, -0.32,  0.32,  1.15])
     """
 
+    _label_size = (0.8, 0.6)
+
     def __init__(self, images, *, x=None, y=None, components=(0, 1)):
         self.images = images
         self.x = x
@@ -70,17 +72,17 @@ class ManifoldDisplay:
         ----------
         estimator : estimator
             Fitted, with ``inverse_transform``: VAEEmbedder and TorchPPCA have the prior N(0, I); AutoencoderEmbedder
-            has none, and the normal with the moments of its training codes takes its place; VaDEClusterer has a
-            mixture, whose marginal distributions give the quantiles, as has a pipeline of an embedder and a mixture
-            over its codes, such as TorchGMM.
+            has none, which the normal with the moments of its training codes replaces; of VaDEClusterer and of a
+            pipeline of an embedder and a mixture over its latent codes, such as TorchGMM, quantiles are those of the
+            marginal distributions of the mixture.
         n_grid : int, default=20
             Images in a row and in a column.
         components : (int, int), default=(0, 1)
             Latent dimensions of the horizontal and of the vertical axis.
         fixed : array-like of shape (n_components,), default=None
-            A code, which gives the other dimensions; None is the mean of the prior.
+            Latent code with the values of the other dimensions; None is the mean of the prior.
         cluster : int, default=None
-            Component of a mixture that takes the place of the prior.
+            Component of a mixture, used instead of the prior.
         image_shape : tuple of int, default=None
             (height, width) or (channels, height, width); None takes that of the estimator, or
             else a square of 5 x 5 or more.
@@ -94,11 +96,11 @@ class ManifoldDisplay:
         Raises
         ------
         TypeError
-            If the estimator does not decode, or does not say how codes are distributed.
+            If the estimator has no decoder, or no distribution of latent codes.
         ValueError
-            If the latent space has fewer than two dimensions, or if parameters are not those of this estimator.
+            If the latent space has fewer than two dimensions, or if parameters do not match the estimator.
         """
-        prior = code_distribution(estimator)
+        prior = latent_distribution(estimator)
         if prior.decode is None:
             raise TypeError(
                 f"{type(last_step(estimator)).__name__} has no decoder; give an embedder or a pipeline with one."
@@ -119,12 +121,12 @@ class ManifoldDisplay:
 
     @classmethod
     def from_predictions(cls, X, *, image_shape, x=None, y=None, components=(0, 1), ax=None):
-        """Draw a grid of images that were decoded before.
+        """Draw a grid of decoded images.
 
         Parameters
         ----------
         X : array-like of shape (n_rows, n_columns, n_features)
-            Decoded rows, the top row of the grid first.
+            Decoded samples, the top row of the grid first.
         image_shape : tuple of int
             (height, width) or (channels, height, width).
         x, y : array-like of shape (n_columns,) and (n_rows,), default=None
@@ -141,7 +143,7 @@ class ManifoldDisplay:
         Raises
         ------
         ValueError
-            If X has not three dimensions, or does not fit the coordinates or the shape of images.
+            If X has not three dimensions, or contradicts the coordinates or the shape of images.
         """
         X = np.asarray(host_array(X), dtype=float)
         if X.ndim != 3:
@@ -153,53 +155,38 @@ class ManifoldDisplay:
         x, y = (None if values is None else np.asarray(values, dtype=float) for values in (x, y))
         return cls(to_images(X, image_shape), x=x, y=y, components=components).plot(ax=ax)
 
-    def plot(self, *, ax=None):
-        """Draw.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a new figure.
-
-        Returns
-        -------
-        self : ManifoldDisplay
-        """
-        ax = axes_or_new(ax, size_for(self.images, 6.4, (0.8, 0.6)))
-        middles = draw_images(ax, self.images, margin=1)
+    def _label(self, ax, x, y):
         axes = (ax.xaxis, ax.yaxis)
-        for axis, places, values, component in zip(axes, middles, (self.x, self.y), self.components, strict=True):
+        for axis, places, values, component in zip(axes, (x, y), (self.x, self.y), self.components, strict=True):
             axis.set_label_text(f"latent dimension {component}")
             if values is not None:
-                some = slice(None, None, -(-len(places) // MOST_TICKS))
+                some = slice(None, None, -(-len(places) // MAX_TICKS))
                 axis.set_ticks(places[some], [f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in values[some]])
-        self.ax_, self.figure_ = ax, ax.figure
-        return self
 
 
 def check_components(components, size):
-    """Two different latent dimensions.
+    """Return two different latent dimensions.
 
     Raises
     ------
     ValueError
         If they are not.
     """
-    found = tuple(components)
-    known = all(isinstance(i, Integral) and not isinstance(i, bool) and 0 <= i < size for i in found)
-    if len(found) != 2 or not known or found[0] == found[1]:
+    pair = tuple(components)
+    are_valid = all(isinstance(i, Integral) and not isinstance(i, bool) and 0 <= i < size for i in pair)
+    if len(pair) != 2 or not are_valid or pair[0] == pair[1]:
         raise ValueError(
             f"components={components!r} should be two different dimensions of the latent space, which has {size}, "
             "counted from 0."
         )
-    return found
+    return pair
 
 
 def check_fixed(fixed, mean):
-    """A code: the one given, or the mean."""
+    """Return a latent code, which by default is the mean."""
     if fixed is None:
         return mean
     fixed = check_array(host_array(fixed), dtype=float, ensure_2d=False, input_name="fixed")
     if fixed.shape != mean.shape:
-        raise ValueError(f"fixed should be one code, of shape {mean.shape}, but is of {fixed.shape}.")
+        raise ValueError(f"fixed should be one latent code, of shape {mean.shape}, but is of {fixed.shape}.")
     return fixed

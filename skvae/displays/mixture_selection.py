@@ -5,7 +5,7 @@ import numpy as np
 from ..selection import CRITERIA, check_criterion, select_mixture
 from .drawing import COLORS, axes_or_new
 
-MARKERS = "osD^vP<>X*"  # lines that cover each other can still be told apart
+MARKERS = "osD^vP<>X*"  # distinguish lines that cover each other
 
 
 class MixtureSelectionDisplay:
@@ -16,14 +16,14 @@ class MixtureSelectionDisplay:
     Parameters
     ----------
     selection : MixtureSelection
-        What :func:`skvae.selection.select_mixture` returns.
+        Result of :func:`skvae.selection.select_mixture`.
 
     Attributes
     ----------
     results : dict of ndarray of shape (n_fits,)
         One entry for each fit; ``pandas.DataFrame(display.results)`` makes a table of it.
     criterion : {"bic", "aic", "icl"}
-        What was compared.
+        The compared criterion.
     best_params_ : dict
         ``n_components`` and ``covariance_type`` of the fit with the lowest criterion.
     best_estimator_ : estimator
@@ -37,7 +37,7 @@ class MixtureSelectionDisplay:
 
     See Also
     --------
-    skvae.selection.select_mixture : The same results without a picture.
+    skvae.selection.select_mixture : The same results without a plot.
 
     Examples
     --------
@@ -79,8 +79,8 @@ class MixtureSelectionDisplay:
         Parameters
         ----------
         estimator : TorchGMM, GaussianMixture or alike
-            Clones of it are fitted; it is not changed. What it needs to have is said at
-            :func:`skvae.selection.select_mixture`, as are the errors raised and the warning.
+            Clones of it are fitted; it is not changed. For requirements, errors and the warning see
+            :func:`skvae.selection.select_mixture`.
         X : array-like of shape (n_samples, n_features)
             Data.
         n_components : sequence of int, default=range(1, 11)
@@ -88,7 +88,7 @@ class MixtureSelectionDisplay:
         covariance_type : sequence of str, default=("full", "tied", "diag", "spherical")
             Covariance types.
         criterion : {"bic", "aic", "icl"}, default="bic"
-            What the best fit has the lowest of.
+            Criterion that the best fit minimizes.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples, by which mixtures are fitted and compared.
         n_jobs : int, default=None
@@ -119,7 +119,7 @@ class MixtureSelectionDisplay:
         Parameters
         ----------
         criterion : {"bic", "aic", "icl"}, default=None
-            What to draw; None draws the criterion by which the best fit was selected.
+            Criterion to draw; None draws that of the selection.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
         line_kw : dict, default=None
@@ -132,17 +132,17 @@ class MixtureSelectionDisplay:
         Raises
         ------
         ValueError
-            If the criterion is unknown, or is not one that the estimator has.
+            If the criterion is unknown, or the estimator does not have it.
         """
         from matplotlib.ticker import MaxNLocator
 
         criterion = self.criterion if criterion is None else criterion
         check_criterion(criterion, self.results.keys() & CRITERIA)
-        ax, kinds = axes_or_new(ax), dict.fromkeys(self.results["covariance_type"].tolist())
+        ax, covariance_types = axes_or_new(ax), dict.fromkeys(self.results["covariance_type"].tolist())
         self.lines_ = []
-        for index, kind in enumerate(kinds):
+        for index, covariance_type in enumerate(covariance_types):
             style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
-            self.lines_.append(self._draw_line(ax, criterion, kind, style | (line_kw or {})))
+            self.lines_.append(self._draw_line(ax, criterion, covariance_type, style | (line_kw or {})))
         if not self.results["converged"].all():
             hollow = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
             ax.plot([], [], linestyle="none", color="gray", label="not converged", **hollow)
@@ -154,20 +154,20 @@ class MixtureSelectionDisplay:
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
-    def _draw_line(self, ax, criterion, kind, style):
-        """The line of a covariance type, with open markers on it where a fit did not converge."""
-        rows = np.flatnonzero(self.results["covariance_type"] == kind)
+    def _draw_line(self, ax, criterion, covariance_type, style):
+        """Draw the line of a covariance type, with open markers where a fit did not converge."""
+        rows = np.flatnonzero(self.results["covariance_type"] == covariance_type)
         rows = rows[np.argsort(self.results["n_components"][rows])]
         numbers, values = self.results["n_components"][rows], self.results[criterion][rows]
-        (line,) = ax.plot(numbers, values, **{"label": kind} | style)
+        (line,) = ax.plot(numbers, values, **{"label": covariance_type} | style)
         late = ~self.results["converged"][rows]
         ax.plot(numbers[late], values[late], **style | {"linestyle": "none", "markerfacecolor": "white", "label": None})
         return line
 
     def _mark_lowest(self, ax, criterion):
-        """A ring around the lowest value, named in the legend."""
+        """Draw a ring around the lowest value, with a legend."""
         best = np.argmin(self.results[criterion])
-        number, kind = self.results["n_components"][best], self.results["covariance_type"][best]
+        number, covariance_type = self.results["n_components"][best], self.results["covariance_type"][best]
         ring = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "markeredgecolor": "black"}
-        label = f"lowest: {kind}, {number} {'component' if number == 1 else 'components'}"
+        label = f"lowest: {covariance_type}, {number} {'component' if number == 1 else 'components'}"
         ax.plot(number, self.results[criterion][best], linestyle="none", label=label, **ring)

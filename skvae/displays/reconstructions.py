@@ -1,14 +1,14 @@
-"""Images above what a model makes of them."""
+"""Images and their reconstructions."""
 
 import numpy as np
 from sklearn.utils import check_consistent_length
 
 from ..data.arrays import host_array
 from .codes import decoder_of
-from .drawing import axes_or_new, draw_images, infer_image_shape, size_for, to_images
+from .drawing import ImageGridDisplay, infer_image_shape, to_images
 
 
-class ReconstructionDisplay:
+class ReconstructionDisplay(ImageGridDisplay):
     """Images above their reconstructions, and the mean squared error of each below it.
 
     Parameters
@@ -16,7 +16,7 @@ class ReconstructionDisplay:
     images : ndarray of shape (n_images, height, width) or (n_images, height, width, 3)
         Originals.
     reconstructions : ndarray of the same shape
-        What the model makes of them.
+        Images decoded from their latent codes.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class ReconstructionDisplay:
 
     See Also
     --------
-    skvae.metrics.reconstruction_error : The mean squared error over many rows.
+    skvae.metrics.reconstruction_error : The mean squared error over many samples.
 
     Examples
     --------
@@ -45,6 +45,8 @@ class ReconstructionDisplay:
     ((8, 8, 8), (8,))
     """
 
+    _label_size = (0.6, 0.7)
+
     def __init__(self, images, reconstructions):
         self.images = images
         self.reconstructions = reconstructions
@@ -53,7 +55,7 @@ class ReconstructionDisplay:
 
     @classmethod
     def from_estimator(cls, embedder, X, *, image_shape=None, ax=None):
-        """Draw images and what a fitted embedder makes of them.
+        """Draw images and their reconstructions by a fitted embedder.
 
         Parameters
         ----------
@@ -74,7 +76,7 @@ class ReconstructionDisplay:
         Raises
         ------
         TypeError
-            If the estimator does not decode: of a pipeline that ends in a mixture, give ``pipeline[:-1]``.
+            If the estimator has no decoder: for a pipeline that ends in a mixture, give ``pipeline[:-1]``.
         """
         decode = decoder_of(embedder)
         decoded = host_array(decode(embedder.transform(X)))
@@ -101,31 +103,24 @@ class ReconstructionDisplay:
         Raises
         ------
         ValueError
-            If there are not as many reconstructions as images, or the rows are no images of this shape.
+            If there are not as many reconstructions as images, or samples are no images of this shape.
         """
         check_consistent_length(X, X_reconstructed)
         images = to_images(X, image_shape)
         return cls(images, to_images(X_reconstructed, image_shape, "X_reconstructed")).plot(ax=ax)
 
-    def plot(self, *, ax=None):
-        """Draw.
+    def _grid(self):
+        return np.stack([self.images, self.reconstructions])
 
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a new figure.
+    def _width(self, images):
+        return np.clip(0.5 * images.shape[1], 6.4, 12)
 
-        Returns
-        -------
-        self : ReconstructionDisplay
-        """
-        images = np.stack([self.images, self.reconstructions])
-        ax = axes_or_new(ax, size_for(images, np.clip(0.5 * images.shape[1], 6.4, 12), (0.6, 0.7)))
-        x, y = draw_images(ax, images, margin=max(1, images.shape[3] // 12))
+    def _margin(self, images):
+        return max(1, images.shape[3] // 12)
+
+    def _label(self, ax, x, y):
         ax.set_yticks(y, ["input", "output"])
         width = ax.get_position().width * ax.figure.get_size_inches()[0] * 72 / len(x)  # of an image, in points
         size = np.clip(width / 3, 5, 9)  # of five characters, or of one line that is turned
         ax.set_xticks(x, [f"{error:.2g}" for error in self.errors], fontsize=size, rotation=90 if width < 16 else 0)
         ax.set_xlabel("mean squared error")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self

@@ -12,15 +12,15 @@ from .drawing import COLORS, panels_or_new
 
 
 class Term(NamedTuple):
-    """Title of a panel, and the formula of its values from those recorded for each part of the data."""
+    """A curve, and its formula in terms of the recorded scores."""
 
     title: str
-    needed: tuple
+    scores: tuple
     formula: Callable
 
 
 def itself(values):
-    """The values as they are recorded."""
+    """Return the recorded values."""
     return values
 
 
@@ -89,11 +89,11 @@ class TrainingCurveDisplay:
         estimator : estimator
             Fitted, with ``history_``: VAEEmbedder, AutoencoderEmbedder, VaDEClusterer, or a pipeline with one of them.
         terms : list of str, default=None
-            What to draw, in this order: "elbo", "reconstruction", "kl", "agreement", "loss" and the names of scores.
-            None is everything that was recorded, without the loss, which is minus the bound where ``beta`` is 1, and
+            Terms to draw, in this order: "elbo", "reconstruction", "kl", "agreement", "loss" and the names of scores.
+            None is everything that was recorded, without the loss, which is minus the ELBO where ``beta`` is 1, and
             for autoencoders without the KL, which they do not have.
         ax : matplotlib Axes or array-like of them, default=None
-            Axes in whose place a grid of panels comes, or as many as there are panels; None makes a new figure.
+            Axes that a grid of panels replaces, or one for each panel; None makes a new figure.
 
         Returns
         -------
@@ -120,8 +120,8 @@ class TrainingCurveDisplay:
         Parameters
         ----------
         history : list of dict
-            What is known of each epoch, such as ``history_``, or ``pretrain_history_`` of VaDEClusterer: its number as
-            "epoch", and values by names that are made of the part of the data and the term, such as "train_kl" or
+            Scores of each epoch, such as ``history_``, or ``pretrain_history_`` of VaDEClusterer: its number as
+            "epoch", and values with names of the part of the data and the term, such as "train_kl" or
             "test_mse". Values may be missing in some epochs.
         terms : list of str, default=None
             As for `from_estimator`.
@@ -139,13 +139,13 @@ class TrainingCurveDisplay:
         """
         if not len(history) or not all(isinstance(row, Mapping) for row in history):
             raise ValueError("history should be a list of one dict for each epoch, with at least one.")
-        found = curves_of(history)
+        curves = curves_of(history)
         if terms is None:
-            terms = without_divergence([term for term in found if term != "loss" or len(found) == 1], found)
-        unknown = [term for term in terms if term not in found]
+            terms = without_divergence([term for term in curves if term != "loss" or len(curves) == 1], curves)
+        unknown = [term for term in terms if term not in curves]
         if unknown or not terms:
-            raise ValueError(f"terms should be some of {list(found)}, which were recorded, but {unknown} were given.")
-        return cls({term: found[term] for term in terms}).plot(ax=ax)
+            raise ValueError(f"terms should be some of {list(curves)}, which were recorded, but got {unknown}.")
+        return cls({term: curves[term] for term in terms}).plot(ax=ax)
 
     def plot(self, *, ax=None):
         """Draw.
@@ -177,7 +177,7 @@ class TrainingCurveDisplay:
 
 
 def draw_curve(ax, epochs, values, part, index):
-    """The line of a part of the data, with points if there are few."""
+    """Draw the curve of a part of the data, with points if there are few."""
     color, dashes = STYLES[index % len(STYLES)]
     points = {"marker": "o" if len(epochs) <= FEW_EPOCHS else None, "markersize": 3.5}
     (line,) = ax.plot(epochs, values, color=color, linestyle=dashes, label=PARTS.get(part, part), **points)
@@ -185,32 +185,32 @@ def draw_curve(ax, epochs, values, part, index):
 
 
 def curves_of(history):
-    """Epochs and values of every term and score, for each part of the data that they were recorded of."""
+    """Return epochs and values of every term and score, for each part of the data with records."""
     recorded = recorded_of(history)
-    used = {name for term in TERMS.values() for name in term.needed}
+    used = {name for term in TERMS.values() for name in term.scores}
     terms = TERMS | {name: Term(name, (name,), itself) for name in recorded if name not in used}
-    found = {}
+    curves = {}
     for term, (_, needed, formula) in terms.items():
         parts = set.intersection(*(set(recorded.get(name, ())) for name in needed))
         for part in (part for part in recorded.get(needed[0], ()) if part in parts):
             epochs = sorted(set.intersection(*(set(recorded[name][part]) for name in needed)))
             values = formula(*(np.array([recorded[name][part][epoch] for epoch in epochs]) for name in needed))
-            found.setdefault(term, {})[part] = np.array(epochs), values
-    return found
+            curves.setdefault(term, {})[part] = np.array(epochs), values
+    return curves
 
 
 def recorded_of(history):
-    """Numbers by what they are, the part of the data and the epoch."""
-    found = {}
+    """Return recorded numbers by term, part of the data and epoch."""
+    recorded = {}
     for position, row in enumerate(history, start=1):
         for name, value in row.items():
             if name not in NO_SCORES and isinstance(value, Real) and not isinstance(value, bool | np.bool_):
                 part, _, term = name.partition("_") if "_" in name else ("", "", name)
-                found.setdefault(term, {}).setdefault(part, {})[row.get("epoch", position)] = float(value)
-    return found
+                recorded.setdefault(term, {}).setdefault(part, {})[row.get("epoch", position)] = float(value)
+    return recorded
 
 
 def without_divergence(terms, curves):
-    """Terms without the divergence and the bound where there is none: that of an autoencoder is always zero."""
-    none = "kl" in curves and not any(values.any() for _, values in curves["kl"].values())
-    return [term for term in terms if not (none and term in ("elbo", "kl"))]
+    """Return terms without the divergence and the ELBO where it is always zero, as for an autoencoder."""
+    no_kl = "kl" in curves and not any(values.any() for _, values in curves["kl"].values())
+    return [term for term in terms if not (no_kl and term in ("elbo", "kl"))]

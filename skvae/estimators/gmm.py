@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..data.arrays import FLOATS, compute_dtype, generator_from, host_array, is_exact, resolve_device, to_tensor
 from ..data.chunks import column_means, map_samples
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
-from ..data.rows import Samples
+from ..data.tensors import WeightedSamples
 from ..data.weights import positive_weight_samples, weighted_sum
 from ..fitting.distributed import current_group
 from ..fitting.em import MixtureFit, fit_best_mixture, step_mixture
@@ -25,6 +25,7 @@ from ..fitting.mixture_init import INIT_METHODS, draw_responsibilities, initial_
 from ..fitting.squarem import ACCELERATIONS
 from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
+from ..fitting.weighted_rows import WeightedRows
 from ..fitting.whitened_rows import WhitenedRows, largest_product
 from ..models.covariances import COVARIANCES, Mixture
 from ._base import ScoreMixin, TorchEstimator
@@ -264,7 +265,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     @classmethod
     def from_parameters(cls, weights, means, covariances, **params):
-        """Return a fitted mixture with known parameters, without data.
+        """Return a fitted mixture from its parameters, without data.
 
         Parameters
         ----------
@@ -408,27 +409,22 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         first = not hasattr(self, "converged_")
         X = self._validate(X, reset=first, min_samples=2 if first else 1)
         check_processes(self, X)
+        weight_seen, lower_bounds = (0.0, []) if first else (self._weight_seen, self.lower_bounds_)
+
         if first:
             samples = self._training_samples(X, sample_weight)
             rows, (init, *_) = self._initialize(samples, y)
-            center, dtype, weight_seen, lower_bounds, n_iter = samples.center, X.dtype, 0.0, [], 0
         else:
-            center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
-            rows, init = self._continue(X, sample_weight, center)
-            dtype, weight_seen, lower_bounds, n_iter = (
-                self.means_.dtype,
-                self._weight_seen,
-                self.lower_bounds_,
-                self.n_iter_,
-            )
-
+            samples = self._batch_samples(X, sample_weight)
+            rows, init = self._continue(samples)
         with self._serial_if_small(X):
             step = step_mixture(rows, init(rows), weight_seen, self.learning_decay)
         self._warn_if_regularized(step)
 
-        self._publish(step, center, dtype)
-        self._weight_seen, self.n_iter_ = weight_seen + rows.total_weight, n_iter + 1
+        self._publish(step, samples.center, X.dtype if first else self.means_.dtype)
+        self._weight_seen = weight_seen + rows.total_weight
         self.lower_bounds_ = [*lower_bounds, *step.lower_bounds]
+        self.n_iter_ = len(self.lower_bounds_)
         return self
 
     def fit_predict(self, X, y=None, sample_weight=None):
@@ -694,14 +690,23 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             X, weight, selected = rows_with_values(X, weight, selected)
             check_enough_rows(X, self.n_components)
             center = observed_means(X, weight)
-        return Samples(X, weight, center, has_missing, selected, n_passed)
+        return WeightedSamples(X, weight, center, has_missing, selected, n_passed)
+
+    def _batch_samples(self, X, sample_weight):
+        """Return the samples of positive weight of a further batch, about the mean of the mixture."""
+        X, weight, _ = positive_weight_samples(X, sample_weight)
+        center = np.average(self.means_, axis=0, weights=self.weights_).astype(np.float64)
+        has_missing = any_missing(X)
+        if has_missing:
+            X, weight, _ = rows_with_values(X, weight)
+        return WeightedSamples(X, weight, center, has_missing)
 
     def _em_rows(self, samples, covariance=None):
         """Return samples as EM visits them.
 
         Parameters
         ----------
-        samples : Samples
+        samples : WeightedSamples
         covariance : Tensor, optional
             The covariance in whose coordinates EM runs; that of the samples if None.
 
@@ -710,28 +715,26 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         rows : EMRows
         """
         family, device = COVARIANCES[self.covariance_type], resolve_device(self.device, dtype=torch.float64)
-        settings = {"covariance": covariance, "group": current_group()}
         if samples.has_missing:
-            x, weight = samples.tensors(torch.float64, device)
-            return PatternRows(x, family, self.reg_covar, weight, **settings)
-        read = partial(samples.tensors, device=device, block_size=self.chunk_size)
+            return PatternRows(samples.weighted_rows(torch.float64, device), family, self.reg_covar, covariance)
+        read = partial(samples.weighted_rows, device=device, block_size=self.chunk_size)
         with self._serial_if_small(samples.X):
-            x, weight = read(compute_dtype(samples.X.dtype, device))
-            settings |= {"chunk_size": self.chunk_size, "read_again": read}
-            return WhitenedRows(x, family, self.reg_covar, weight, **settings)
+            rows = read(compute_dtype(samples.X.dtype, device))
+            settings = {"chunk_size": self.chunk_size, "read_again": read}
+            return WhitenedRows(rows, family, self.reg_covar, covariance, **settings)
 
     def _initialize(self, samples, y):
         """Return samples as EM visits them, and functions from these to the mixtures that EM starts from."""
         if samples.has_missing:
             rows = self._em_rows(samples)
-            x = rows.imputed()
-            samples = samples._replace(X=filled_in(samples.X, x.cpu().numpy() + samples.center))
-            return rows, self._inits(x, rows.weight, samples.center, self._user_responsibilities(samples, y))
+            imputed = WeightedRows(rows.imputed(), rows.weight, rows.group)
+            samples = samples._replace(X=filled_in(samples.X, imputed.x.cpu().numpy() + samples.center))
+            return rows, self._inits(imputed, samples.center, self._user_responsibilities(samples, y))
         resp = self._user_responsibilities(samples, y)
         with self._serial_if_small(samples.X):  # but not around a clusterer of the user's
             # In float64 whatever the dtype of X: in another precision, other samples may be drawn.
             device = resolve_device(self.device, dtype=torch.float64)
-            inits = self._inits(*samples.tensors(torch.float64, device, self.chunk_size), samples.center, resp)
+            inits = self._inits(samples.weighted_rows(torch.float64, device, self.chunk_size), samples.center, resp)
         return self._em_rows(samples), inits
 
     def _user_responsibilities(self, samples, y):
@@ -740,16 +743,16 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             return None
         return responsibilities_from(self.init_params, samples, y, self.n_components, self.random_state)
 
-    def _inits(self, x, weight, center, resp):
+    def _inits(self, rows, center, resp):
         """Return a function from `EMRows` to a mixture for each initialization."""
         n_components, params = self.n_components, self._user_parameters(center)
         if resp is not None:
-            drawn = [responsibility_function(resp, n_components, x.dtype, x.device)]
+            drawn = [responsibility_function(resp, n_components, rows.x.dtype, rows.x.device)]
         elif all(param is not None for param in params):
             drawn = [None]
         else:
-            settings = {"generator": fit_generator(self.random_state), "weight": weight, "group": current_group()}
-            drawn = draw_responsibilities(self.init_params, self.n_init, x, n_components, **settings)
+            generator = fit_generator(self.random_state)
+            drawn = draw_responsibilities(self.init_params, self.n_init, rows, n_components, generator)
         return [partial(initial_mixture, resp_of=each, n_components=n_components, params=params) for each in drawn]
 
     def _user_parameters(self, center):
@@ -770,18 +773,13 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         mixture = self._current_mixture("cpu", center)
         return partial(initial_mixture, resp_of=None, n_components=self.n_components, params=mixture)
 
-    def _continue(self, X, sample_weight, center):
+    def _continue(self, samples):
         """Return a further batch as EM visits it, and a function from this to the current mixture."""
-        X, weight, _ = positive_weight_samples(X, sample_weight)
         # A small mixture stays on the host, with the M-step: an accelerator is waited for at each decision.
         is_small = self.precisions_cholesky_.size <= MAX_ON_HOST
         device = "cpu" if is_small else resolve_device(self.device, dtype=torch.float64)
-        mixture = self._current_mixture(device, center)
-        has_missing = any_missing(X)
-        if has_missing:
-            X, weight, _ = rows_with_values(X, weight)
-        covariance = COVARIANCES[self.covariance_type].total(mixture)
-        return self._em_rows(Samples(X, weight, center, has_missing), covariance), lambda rows: mixture
+        mixture = self._current_mixture(device, samples.center)
+        return self._em_rows(samples, COVARIANCES[self.covariance_type].total(mixture)), lambda rows: mixture
 
     def _warn_if_not_converged(self, fit):
         if self.max_iter > 0 and not fit.converged and current_group().rank == 0:

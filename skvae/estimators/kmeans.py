@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_device, to_dtype, to_tensor
 from ..data.chunks import map_chunks, read_chunks
-from ..data.samplers import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
+from ..data.tensors import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
 from ..data.weights import check_weights
 from ..fitting.chunks import row_chunks
 from ..fitting.devices import in_float64, read, to_device, wide_dtype
@@ -244,8 +244,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         """
         X = self._validate(X, reset=True)
         weight = self._check_data(X, sample_weight, min_samples=self.n_clusters)
-        self._warn_of_unused_parameters()
         seed = fit_seed(self.random_state)
+        self._warn_of_unused_parameters()
         vars(self).pop("_in_float64", None)
 
         with self._thread_limit(X):
@@ -268,7 +268,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
                     break
                 self._in_float64 = True
 
-        self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // len(sampler))
+        self.n_steps_, self.n_iter_ = fit.n_steps, -(-fit.n_steps * fit.batch_size // sampler.n_distinct)
         self.inertia_ = fit.mean_inertia * sampler.total_weight
         self._partial_seed = int(torch.randint(2**62, (), generator=generator))
         self._publish(fit.centers, fit.counts, sampler, X)

@@ -20,6 +20,7 @@ from ..fitting.distributed import current_group
 from ..fitting.missing import PatternRows, impute, observed_e_step
 from ..fitting.ppca import VarianceFloor, fit_ppca, fit_ppca_em, gram_spectrum, scatter_spectrum
 from ..fitting.warnings import warn
+from ..fitting.weighted_rows import WeightedRows
 from ..models.covariances import COVARIANCES
 from ..models.ppca import PPCA
 from ..models.tensors import copy_to_device
@@ -241,7 +242,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
     def _fit_em(self, X, weight):
         """As `_fit_closed_form`, from the observed values."""
         low, high = Columns(X, current_group()).ranges[:2]
-        if np.array_equal(low, high):  # missing values of constant features are known
+        if np.array_equal(low, high):  # constant features determine their missing values
             return self._fit_closed_form(filled_in(X, low), weight, low.astype(np.float64))
         if self.n_components == "mle":
             raise ValueError(
@@ -259,7 +260,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         # The axes depend on the units of the features, so that all are divided by the same scale.
         scale = root_mean_square(x, weight, group)
         unit = torch.eye(X.shape[1], dtype=torch.float64, device=device)[None]
-        rows = PatternRows(x / scale, COVARIANCES["full"], 0.0, weight, unit, group)
+        rows = PatternRows(WeightedRows(x / scale, weight, group), COVARIANCES["full"], 0.0, unit)
         floor = VarianceFloor.of(compute_dtype(X.dtype, device))
         fit = fit_ppca_em(rows, self.n_components, floor, tol=self.tol, max_iter=self.max_iter)
         if not fit.converged and group.rank == 0:

@@ -16,8 +16,6 @@ MAX_GATHERED_ROWS = 2**22  # rows of all processes up to which their projections
 class BatchSampler(ABC):
     """Random batches of weighted rows, less their mean.
 
-    Its length is the number of distinct rows: a batch of so many is all rows.
-
     Attributes
     ----------
     x : Tensor or LazyRows of shape (m, d)
@@ -29,13 +27,11 @@ class BatchSampler(ABC):
     offset : Tensor of shape (d,)
         Weighted mean of the rows.
     total_weight : float
+    n_distinct : int
+        Number of distinct rows: a batch of so many is all rows.
     largest : float
         Largest absolute value of the rows of this process.
     """
-
-    @abstractmethod
-    def __len__(self):
-        pass
 
     @abstractmethod
     def draw(self, n_rows, generator):
@@ -81,7 +77,7 @@ class DirectBatchSampler(BatchSampler):
     Draws are made along the canonical order of the rows, so that they do not depend on the order in which rows come,
     and a row of weight two is drawn as two equal rows would be. The rows are not copied.
 
-    With more than four million rows of several processes, the order is that of the rows, and the length their number.
+    With more than four million rows of several processes, the order is that of the rows, and all count as distinct.
 
     Parameters
     ----------
@@ -102,10 +98,7 @@ class DirectBatchSampler(BatchSampler):
         global_weight = None if weight is None else self.group.all_gather(self.weight)
         self._order = order if weight is None else order[global_weight[order] > 0]
         self._cumulative = None if weight is None else global_weight[self._order].cumsum(0)
-        self._n_distinct = count_distinct(projections[self._order]) if is_sorted else len(self._order)
-
-    def __len__(self):
-        return self._n_distinct
+        self.n_distinct = count_distinct(projections[self._order]) if is_sorted else len(self._order)
 
     def _scan(self):
         """Compute the mean of the rows, and their projections on a fixed direction (n,), in one pass."""
@@ -122,7 +115,7 @@ class DirectBatchSampler(BatchSampler):
 
     def batch(self, n_rows, generator, out=None):
         """Draw a batch, whose rows count one each; or return all rows with their weights, if no more are distinct."""
-        if n_rows < len(self):
+        if n_rows < self.n_distinct:
             return super().batch(n_rows, generator, out)
         own, shard = self.group.shard_indices(self._order, self._row_offset, len(self.x))
         return WeightedRows(self._take(own), self.weight[own], shard)
@@ -161,7 +154,7 @@ class PooledBatchSampler(BatchSampler):
     The pool is initialized with a random sample of all rows. Batches are drawn from it, with replacement. After each,
     the oldest rows of the pool, as many as the batch has, are replaced by runs of neighbouring rows from random places.
     So a disk is read in runs, and a batch has rows from many of them. Rows enter the pool with probability proportional
-    to their weights, and count one each in it. The length is the number of rows of positive weight.
+    to their weights, and count one each in it. All rows of positive weight count as distinct.
 
     Parameters
     ----------
@@ -181,7 +174,7 @@ class PooledBatchSampler(BatchSampler):
         self._cumulative = None if weight is None else weight.cpu().double().cumsum(0)
         self._own_weight = float(len(x) if weight is None else self._cumulative[-1])
         n_counted = len(x) if weight is None else int((weight > 0).sum())
-        self._n_counted, self.total_weight = self.group.all_reduce_sum(n_counted, self._own_weight)
+        self.n_distinct, self.total_weight = self.group.all_reduce_sum(n_counted, self._own_weight)
         self._rank_weights = self.group.all_gather(torch.tensor([self._own_weight], dtype=torch.float64))
         self._sums = torch.zeros(x.shape[1], dtype=wide_dtype(x), device=x.device)
         self._reference = self.group.broadcast(x[slice(0, 1)][0].clone())
@@ -190,9 +183,6 @@ class PooledBatchSampler(BatchSampler):
         (self.largest,), (sums,) = read([self._largest]), self.group.all_reduce_sum(self._sums)
         self.offset = (self._reference.to(sums) + sums / self.total_weight).to(self.x)
         self._order, self._next = torch.randperm(size, generator=generator), 0
-
-    def __len__(self):
-        return self._n_counted
 
     def _visit(self, block, x):
         low, high = torch.aminmax(x)

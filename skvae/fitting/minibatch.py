@@ -78,10 +78,10 @@ def fit_mini_batches(
     -------
     fit : MiniBatchFit
     """
-    batch_size = min(batch_size, len(sampler))
-    n_steps = max_iter * len(sampler) // batch_size
+    batch_size = min(batch_size, sampler.n_distinct)
+    n_steps = max_iter * sampler.n_distinct // batch_size
     threshold = tol * sampler.variance() if tol else 0.0
-    monitor = ConvergenceMonitor(batch_size / (len(sampler) + 1), threshold, max_no_improvement)
+    monitor = ConvergenceMonitor(batch_size / (sampler.n_distinct + 1), threshold, max_no_improvement)
     counts = torch.zeros(len(centers), dtype=wide_dtype(centers), device=centers.device)
     batches = BatchWindows(sampler, batch_size, generator, centers)
     synchronizes = report or sampler.group.size > 1  # at every step in any case
@@ -119,7 +119,7 @@ def partial_fit_step(sampler, centers, counts, generator, *, n_done, rates, reas
     mean_inertia : float
         Before the step.
     """
-    batch = sampler.batch(len(sampler), generator)
+    batch = sampler.batch(sampler.n_distinct, generator)
     centers, counts, mean = mini_batch_step(batch, centers, counts, rates)
     mean, reassigns = read([mean, needs_reassignment(n_done + 1, reassignment_ratio, counts)])
     if reassigns:
@@ -237,7 +237,7 @@ class BatchWindows:
 
     def __init__(self, sampler, batch_size, generator, centers):
         self.sampler, self.batch_size, self.generator = sampler, batch_size, generator
-        self.all_rows = sampler.batch(batch_size, generator) if batch_size == len(sampler) else None
+        self.all_rows = sampler.batch(batch_size, generator) if batch_size == sampler.n_distinct else None
         # Fresh memory for every batch would cost as much as a step.
         self.buffer = centers.new_empty(batch_size, centers.shape[1])
 

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 
 from ..models.covariances import LOG_2PI, Mixture, Moments
-from .distributed import SINGLE_PROCESS
 from .em_steps import EMRows, EStepSums, checked_step, lowest_of_all
 
 BLOCK_BYTES = 2**22  # what a block of patterns works on should stay in a cache
@@ -154,17 +153,13 @@ class PatternRows(EMRows):
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
-        Centred rows in float64, NaN where values are missing.
+    rows : WeightedRows
+        Centred, in float64, NaN where values are missing.
     family : Covariance
     reg_covar : float
         Regularization of the covariances, in squared units of x.
-    weight : Tensor of shape (n,), optional
-        Weights of the rows; one each if None.
     covariance : Tensor, optional
         The covariance whose variances are to be one, in the form of the family; that of the observed values if None.
-    group : SingleProcess or Group
-        The processes that hold shards of the rows; sums are over all of them.
 
     Raises
     ------
@@ -172,7 +167,8 @@ class PatternRows(EMRows):
         If the squares of the values are out of the range of float64.
     """
 
-    def __init__(self, x, family, reg_covar, weight=None, covariance=None, group=SINGLE_PROCESS):
+    def __init__(self, rows, family, reg_covar, covariance=None):
+        x, weight, group = rows
         self.family, self.group, self.n_features = family, group, x.shape[1]
         self.weight = x.new_ones(len(x)) if weight is None else weight.to(x)
         self.patterns = Patterns(~x.isnan())

@@ -85,7 +85,7 @@ class Sample(NamedTuple):
     group: Collectives = SINGLE_PROCESS  # the processes that have shards of all rows
 
 
-def draw_responsibilities(name, n_init, x, n_components, generator, weight=None, group=SINGLE_PROCESS):
+def draw_responsibilities(name, n_init, rows, n_components, generator):
     """Draw responsibilities for EM to start from, a number of times.
 
     Parameters
@@ -93,75 +93,72 @@ def draw_responsibilities(name, n_init, x, n_components, generator, weight=None,
     name : str
         One of `INIT_METHODS`.
     n_init : int
-    x : Tensor or LazyRows of shape (n, d)
-        Centred rows. All rows of a tensor are used, but a random sample of streamed ones, or of more than four million
-        rows of several processes.
+    rows : WeightedRows
+        Centred. All rows of a tensor are used, but a random sample of lazy ones, or of more than four million rows of
+        several processes.
     n_components : int
     generator : torch.Generator
-    weight : Tensor of shape (n,), optional
-        Weights of the rows.
-    group : SingleProcess or Group
-        The processes that hold shards of the rows.
 
     Returns
     -------
     resp_of : list of callable, slice -> Tensor (b, k)
         Responsibilities of the rows of a slice. A tensor of rows is not needed for them, and may be overwritten.
     """
+    x, _, group = rows
     in_memory, offset = isinstance(x, torch.Tensor), group.row_offset(len(x))
     n_rows = sum(group.all_gather_int(len(x)))
     if all(group.all_gather_int(in_memory)) and (group.size == 1 or n_rows <= MAX_GATHERED_ROWS):
-        sample = Sample(WeightedRows(x, weight, group), None, offset, group)
+        sample = Sample(rows, None, offset, group)
     else:  # the same in all processes
-        indices, sample_weight = sample_indices(WeightedRows(x, weight, group), n_components, generator)
-        rows = group.all_gather(x[to_device(indices, x.device)] if in_memory else x.take(indices))
-        sample_weight = None if sample_weight is None else group.all_gather(sample_weight)
-        sample = Sample(WeightedRows(rows, sample_weight), group.all_gather(indices + offset), offset, group)
-    return [INIT_METHODS[name](x, sample, n_components, generator, weight) for _ in range(n_init)]
+        indices, weight = sample_indices(rows, n_components, generator)
+        x = group.all_gather(x[to_device(indices, x.device)] if in_memory else x.take(indices))
+        weight = None if weight is None else group.all_gather(weight)
+        sample = Sample(WeightedRows(x, weight), group.all_gather(indices + offset), offset, group)
+    return [INIT_METHODS[name](rows, sample, n_components, generator) for _ in range(n_init)]
 
 
-def _kmeans_responsibilities(x, sample, n_components, generator, weight):
+def _kmeans_responsibilities(rows, sample, n_components, generator):
     """Return responsibilities for k-means clusters."""
     centers, labels = kmeans(sample.rows, n_components, generator)
-    dtype = x.dtype
+    dtype = rows.x.dtype
     if sample.indices is None:
-        return lambda rows: one_hot(labels[rows], n_components, dtype)
+        return lambda chunk: one_hot(labels[chunk], n_components, dtype)
     nearest = NearestCenters(sample.group.broadcast(centers))
-    return lambda rows: one_hot(nearest(x[rows]), n_components, dtype)
+    return lambda chunk: one_hot(nearest(rows.x[chunk]), n_components, dtype)
 
 
-def _seed_responsibilities(choose, x, sample, n_components, generator, weight):
+def _seed_responsibilities(choose, rows, sample, n_components, generator):
     """Return responsibilities that assign one row to each component, whatever the weight of that row."""
     seeds = choose(sample.rows, n_components, generator)
     seeds = seeds if sample.indices is None else to_device(sample.indices, seeds.device)[seeds]
     seeds = sample.group.broadcast(seeds) - sample.offset
     # A row is assigned to one component: equal components would stay equal for ever.
     seeds = seeds.where(~(seeds[:, None] == seeds).triu(1).any(1), -1)
-    size, dtype, device = len(x), x.dtype, x.device  # not x itself, whose memory should be freed
+    size, dtype, device = len(rows.x), rows.x.dtype, rows.x.device  # not x itself, whose memory should be freed
+    weight = rows.weight
 
-    def resp_of(rows):
-        first, stop, _ = rows.indices(size)
+    def resp_of(chunk):
+        first, stop, _ = chunk.indices(size)
         n_rows, inside = stop - first, (seeds >= first) & (seeds < stop)
         indices = torch.where(inside, seeds - first, n_rows)  # those of other slices in a row that is cut off
         resp = torch.zeros(n_rows + 1, n_components, dtype=dtype, device=device).scatter_(0, indices[None], 1)[:n_rows]
-        return resp if weight is None else resp / weight[rows, None]
+        return resp if weight is None else resp / weight[chunk, None]
 
     return resp_of
 
 
-def _random_responsibilities(x, sample, n_components, generator, weight):
+def _random_responsibilities(rows, sample, n_components, generator):
     """Return random responsibilities, uniform before they are normalized.
 
     They are a function of the row, of a very high frequency: equal rows have equal ones, in any order and any chunks.
     """
-    draws = {"dtype": torch.float64, "generator": generator}
-    rows, weights, owners = sample.rows
-    squares, mass = rows.square(), float(len(rows)) if weights is None else weights.sum()
-    sums = squares.sum(0) if weights is None else weights @ squares
-    sums, mass = owners.all_reduce_sum(sums, mass)
+    draws, x, n_features = {"dtype": torch.float64, "generator": generator}, rows.x, rows.x.shape[1]
+    sampled, weight, owners = sample.rows
+    squares, mass = sampled.square(), float(len(sampled)) if weight is None else weight.sum()
+    sums, mass = owners.all_reduce_sum(squares.sum(0) if weight is None else weight @ squares, mass)
     scale = (sums / mass).sqrt()
-    drawn = [torch.randn(x.shape[1], **draws), torch.randn(n_components, **draws), torch.rand(n_components, **draws)]
-    direction, frequencies, phases = (part.to(rows) for part in copy_to_device(drawn, rows.device))
+    drawn = [torch.randn(n_features, **draws), torch.randn(n_components, **draws), torch.rand(n_components, **draws)]
+    direction, frequencies, phases = (part.to(sampled) for part in copy_to_device(drawn, sampled.device))
     direction = direction / torch.where(scale > 0, scale, 1.0)
     epsilon = torch.finfo(x.dtype).eps
 
@@ -171,11 +168,11 @@ def _random_responsibilities(x, sample, n_components, generator, weight):
 
     if sample.indices is None:
         positions = x @ direction  # the rows themselves will be overwritten
-        return lambda rows: responsibilities(positions[rows])
-    return lambda rows: responsibilities(x[rows] @ direction)
+        return lambda chunk: responsibilities(positions[chunk])
+    return lambda chunk: responsibilities(x[chunk] @ direction)
 
 
-# Each returns, for rows x, a sample of them, and weights (or None), a function from a slice to responsibilities.
+# Each returns, for rows and a sample of them, a function from a slice to responsibilities.
 INIT_METHODS = {
     "kmeans": _kmeans_responsibilities,
     "k-means++": partial(_seed_responsibilities, kmeans_plusplus),

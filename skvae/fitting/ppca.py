@@ -218,71 +218,70 @@ class _EMRun:
 
     def step(self, model):
         """Return the model after an EM step, or after the previous one if the likelihood is lower."""
-        moments, means, total, _, failed = self.rows.e_step_sums([model.as_mixture()])[0]
-        if total.device.type == "cpu" and not failed and self._is_rejected(float(total)):  # where reading costs nothing
-            return self.accelerator.reject()
+        sums = self.rows.e_step_sums([model.as_mixture()])[0]
+        log_likelihood, n_failed, (weight, first, second) = sums.log_likelihood, sums.n_failed, sums.moments
+        if log_likelihood.device.type == "cpu" and not n_failed and self._is_worse(float(log_likelihood)):
+            return self.accelerator.reject()  # early, where reading is free
         if self.total_weight is None:
-            self.total_weight = float(moments.weight[0])
-        shift = moments.first[0] / moments.weight[0]
-        scatter = moments.second[0] - self.total_weight * shift.outer(shift)
+            self.total_weight = float(weight[0])
+        shift = first[0] / weight[0]
+        scatter = second[0] - self.total_weight * shift.outer(shift)
         is_finite = scatter.isfinite().all()
         spectrum = _spectrum(torch.where(is_finite, scatter, 0.0))
         # During EM, variances are over the number of samples.
-        after = self.m_step(spectrum, self.total_weight + 1)[0]._replace(mean=means[0] + shift)
+        after = self.m_step(spectrum, self.total_weight + 1)[0]._replace(mean=sums.reference[0] + shift)
         extrapolated, is_valid = self.accelerator.extrapolate(model, after) or (None, None)
-        (total,), (failed,), (is_finite,), is_valid = read_numbers(total, failed, is_finite, is_valid)
-        if failed:
+        numbers = read_numbers(log_likelihood, n_failed, is_finite, is_valid)
+        (log_likelihood,), (n_failed,), (is_finite,), is_valid = numbers
+        if n_failed:
             self.rows.check_roots()
             self.total_weight = None
             return self.step(model)
-        if self._is_rejected(total):
+        if self._is_worse(log_likelihood):
             return self.accelerator.reject()
         if not is_finite:
             raise ValueError(OVERFLOW)
         self.spectrum, self.mean = spectrum, after.mean
-        self.lower_bounds.append(self._lower_bound(total))
+        self.lower_bounds.append(self.rows.lower_bound(log_likelihood))
         gain = math.inf if len(self.lower_bounds) == 1 else self.lower_bounds[-1] - self.lower_bounds[-2]
         if gain < self.tol and not self.accelerator.is_extrapolated:
             self.converged = True
             return after
         return self.accelerator.propose(model, after, extrapolated if any(is_valid) else None)
 
-    def _lower_bound(self, total):
-        return total / self.rows.total_weight + self.rows.log_scale
-
-    def _is_rejected(self, total):
-        """Return whether the model was extrapolated and its likelihood is lower than before."""
-        return self.accelerator.is_extrapolated and not self._lower_bound(total) >= self.lower_bounds[-1]
+    def _is_worse(self, log_likelihood):
+        """Return whether the model was extrapolated and its likelihood is lower than that before."""
+        return self.accelerator.is_extrapolated and not self.rows.lower_bound(log_likelihood) >= self.lower_bounds[-1]
 
     def result(self):
-        """Return the fit, the variances being over the number of samples less one."""
+        """Return the fit, with variances over the number of samples less one."""
         model, total_variance = self.m_step(self.spectrum, self.total_weight)
         model, n_iter = model._replace(mean=self.mean), len(self.lower_bounds)
         return EMFit(model, total_variance, self.lower_bounds, self.converged, n_iter)
 
 
 class PPCACoordinates(Coordinates):
-    """The mean and the logarithm of the covariance, as one tensor."""
+    """The mean and the logarithm of the covariance, as one tensor (d + 1, d)."""
 
     def of(self, model):
         """See `Coordinates`."""
-        logs = model.variances.log()
-        if len(model.axes) < model.axes.shape[1]:
-            noise, n_features = model.noise_variance.log(), model.axes.shape[1]
-            identity = torch.eye(n_features, dtype=noise.dtype, device=noise.device)
-            log_covariance = (model.axes.mT * (logs - noise)) @ model.axes + noise * identity
+        axes, logs = model.axes, model.variances.log()
+        if len(axes) == axes.shape[1]:
+            log_covariance = (axes.mT * logs) @ axes
         else:
-            log_covariance = (model.axes.mT * logs) @ model.axes
+            noise = model.noise_variance.log()
+            identity = torch.eye(axes.shape[1], dtype=noise.dtype, device=noise.device)
+            log_covariance = (axes.mT * (logs - noise)) @ axes + noise * identity
         return [torch.cat([model.mean[None], log_covariance])]
 
     def model_at(self, coordinates, template):
         """See `Coordinates`; the model has as many components as the template."""
-        is_finite, n_components = torch.isfinite(coordinates[0]).all(), len(template.variances)
-        logs, vectors = torch.linalg.eigh(torch.where(is_finite, coordinates[0][1:], 0.0))
+        (stacked,), n_components = coordinates, len(template.variances)
+        is_finite = torch.isfinite(stacked).all()
+        logs, vectors = torch.linalg.eigh(torch.where(is_finite, stacked[1:], 0.0))
         variances = logs.exp().flip(0)
-        rest = variances[n_components:]
-        noise = rest.mean() if len(rest) else template.noise_variance
-        model = PPCA(coordinates[0][0], vectors.flip(1).mT[:n_components], variances[:n_components], noise)
+        noise = variances[n_components:].mean() if n_components < len(variances) else template.noise_variance
+        model = PPCA(stacked[0], vectors.flip(1).mT[:n_components], variances[:n_components], noise)
         return model, is_finite & torch.isfinite(variances).all() & (variances[-1] > 0)
 
     def curvature(self, start, middle, end):

@@ -5,7 +5,6 @@ from functools import partial
 import torch
 
 from .chunks import LINEAR_BYTES, MIN_CHUNK, RESIDUAL_BYTES, blocks_of, chunks_within, row_chunks
-from .distributed import SINGLE_PROCESS
 from .em_steps import MIN_TOLERANCE, EMRows, EStepSums, e_step, lowest_of_all
 
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
@@ -58,21 +57,17 @@ class WhitenedRows(EMRows):
 
     Parameters
     ----------
-    x : Tensor or LazyRows of shape (n, d)
-        Centred rows. A tensor may be overwritten; streamed rows are read again in every pass.
+    rows : WeightedRows
+        Centred. A tensor may be overwritten; lazy rows are read again in every pass.
     family : Covariance
     reg_covar : float
         Regularization of the covariances, in squared units of x.
-    weight : Tensor of shape (n,), optional
-        Weights of the rows; one each if None.
-    chunk_size : int, optional
-        Rows visited at once.
     covariance : Tensor, optional
         The covariance to become the identity, in the form of the family and float64; that of the rows if None.
-    group : SingleProcess or Group
-        The processes that hold shards of the rows; sums are over all of them.
-    read_again : callable, dtype -> (Tensor or LazyRows, Tensor or None), optional
-        Returns the centred rows and their weights in this dtype. Without it, rows cannot be refined.
+    chunk_size : int, optional
+        Rows visited at once.
+    read_again : callable, dtype -> WeightedRows, optional
+        Returns the centred rows in this dtype. Without it, rows cannot be refined.
 
     Attributes
     ----------
@@ -82,18 +77,18 @@ class WhitenedRows(EMRows):
         Whether the linear form is the faster one, and as accurate.
     """
 
-    def __init__(
-        self, x, family, reg_covar, weight=None, chunk_size=None, covariance=None, group=SINGLE_PROCESS, read_again=None
-    ):
+    def __init__(self, rows, family, reg_covar, covariance=None, *, chunk_size=None, read_again=None):
+        x, weight, group = rows
         self.family, self.chunk_size, self.group = family, chunk_size, group
         self.reg_covar, self.covariance, self.read_again = reg_covar, covariance, read_again
         total_weight = float(len(x) if weight is None else weight.sum(dtype=torch.float64))
         self.n_rows, self.total_weight = group.all_reduce_sum(len(x), total_weight)
         self.n_features, self.n_linear = x.shape[1], family.n_linear_features(x.shape[1])
-        self._set_rows(x, weight)
+        self._set_rows(rows)
 
-    def _set_rows(self, x, weight, whitens=True):
+    def _set_rows(self, rows, whitens=True):
         """Choose coordinates for centred rows, and transform the rows to them."""
+        x, weight, _ = rows
         family, scatter, covariance, self.weight = self.family, None, self.covariance, weight
         if covariance is None:
             (scatter,) = self.group.all_reduce_sum(scatter_of(x, family, weight, self.chunk_size))
@@ -101,7 +96,7 @@ class WhitenedRows(EMRows):
         covariance = covariance + family.regularization(self.reg_covar, family.identity(covariance, self.n_features))
         whitener = family.whitener(covariance, MIN_WHITENED_TOLERANCE[x.dtype]) if whitens else None
         if whitener is None and x.dtype != torch.float64 and self.read_again is not None:
-            self._set_rows(*self.read_again(torch.float64), whitens)
+            self._set_rows(self.read_again(torch.float64), whitens)
             return
         self.is_whitened = whitener is not None
         self.is_linear = self.is_whitened and family.prefers_linear(self.n_features)
@@ -164,7 +159,7 @@ class WhitenedRows(EMRows):
             return False
         whitens = self.x.dtype != torch.float64
         self.x = self.features = self.weight = None  # frees memory
-        self._set_rows(*self.read_again(torch.float64), whitens)
+        self._set_rows(self.read_again(torch.float64), whitens)
         return True
 
     def sums_from_resp(self, resp_of, n_components, mixture=None):

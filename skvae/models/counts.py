@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .covariances import LOG_2PI
-from .features import Support
+from .features import Likelihood, Support
 
 LOG_RATE_BOUND = 20.0
 LOG_DISPERSION_BOUND = 10.0
@@ -15,7 +15,7 @@ MIN_MEAN = 1e-3
 MAX_CATEGORIES = 2**20
 
 
-class Counts(nn.Module):
+class Counts(Likelihood):
     """Base class of likelihoods of counts: the decoder outputs log-rates, relative to the mean of each feature.
 
     They are bounded smoothly to +-20, so that rates and gradients stay finite.
@@ -36,23 +36,6 @@ class Counts(nn.Module):
         self.register_buffer("input_mean", mean.log1p() - 0.5 * variance)
         self.register_buffer("input_scale", variance.sqrt())
 
-    @classmethod
-    def from_data(cls, summary):
-        """Return the likelihood for training data with this summary."""
-        return cls(summary.mean, summary.scale)
-
-    def n_inputs(self, n_features):
-        """Return the number of encoder inputs."""
-        return n_features
-
-    def n_outputs(self, n_features):
-        """Return the number of decoder outputs."""
-        return n_features
-
-    def standardize(self, x):
-        """Return samples in the units of the model: the counts."""
-        return x
-
     def inputs(self, u):
         """Return log(1 + x), shifted and scaled to about unit variance; a number below 0 counts as 0."""
         return (u.clamp(min=0).log1p() - self.input_mean.to(u.dtype)) / self.input_scale.to(u.dtype)
@@ -64,10 +47,6 @@ class Counts(nn.Module):
     def mean(self, params):
         """Return expected samples in the units of the data."""
         return self.log_rate(params).exp()
-
-    def log_prob(self, u, params):
-        """Return the log-probability of each sample in nats (n,)."""
-        return self.feature_log_prob(u, params).sum(-1)
 
 
 class Poisson(Counts):
@@ -158,7 +137,7 @@ def stirling_error(x):
     return inverse * series + (x + 0.5) * torch.log1p(8 / x) - 8 - steps.log()
 
 
-class Categorical(nn.Module):
+class Categorical(Likelihood):
     """Each feature is a code 0, 1, ..., C - 1 of a category, without order; the decoder outputs logits.
 
     The logits of the categories of the first feature come first, then those of the second, and so on. Codes up to the
@@ -213,10 +192,6 @@ class Categorical(nn.Module):
     def n_outputs(self, n_features):
         """Return the number of decoder outputs: one for each category of each feature."""
         return sum(self.n_categories)
-
-    def standardize(self, x):
-        """Return samples in the units of the model: the codes."""
-        return x
 
     def inputs(self, u):
         """Return one-hot codes, all zero for a code that is not in the support."""

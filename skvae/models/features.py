@@ -1,9 +1,9 @@
-"""Protocol of observation models, and the summary of the training data that they are made from."""
+"""Base class of observation models, and the summary of the training data that they are made from."""
 
 import math
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class FeatureSummary(Protocol):
@@ -30,41 +30,40 @@ class Support(NamedTuple):
     integers: bool = False
 
 
-class Likelihood(Protocol):
-    """Observation model p(x | z), a module.
+class Likelihood(nn.Module):
+    """Base class of observation models p(x | z), with defaults for one encoder input and output for each feature.
 
     Samples have three forms: ``x`` in the units of the data; ``u = standardize(x)``, which is stored for training, and
     in which float32 loses nothing that matters; and ``inputs(u)``, the inputs of the encoder. ``params`` are the
     outputs of the decoder. Densities are in nats and in the units of the data (they contain the Jacobian of the
     standardization), so that values of different likelihoods and models can be compared.
 
-    With a method ``feature_log_prob(u, params)`` (n, d), whose sums are ``log_prob``, values may be missing (see
-    `MaskedLikelihood`).
+    Subclasses have ``support`` (a `Support`), ``mean(params)`` and ``sample(params, generator)``, in the units of the
+    data, and ``feature_log_prob(u, params)`` (n, d). Without the latter, they have ``log_prob``, and values cannot be
+    missing (see `MaskedLikelihood`). Modules of users need not inherit from it.
     """
-
-    support: Support
 
     @classmethod
     def from_data(cls, summary: FeatureSummary):
         """Return the likelihood for training data with this summary."""
+        return cls(summary.mean, summary.scale)
 
     def n_inputs(self, n_features):
         """Return the number of encoder inputs."""
+        return n_features
 
     def n_outputs(self, n_features):
         """Return the number of decoder outputs."""
+        return n_features
 
     def standardize(self, x):
         """Return samples in the units of the model."""
+        return x
 
     def inputs(self, u):
         """Return the inputs of the encoder."""
+        return u
 
     def log_prob(self, u, params):
         """Return the log-density of each sample in nats (n,)."""
-
-    def mean(self, params):
-        """Return expected samples in the units of the data."""
-
-    def sample(self, params, generator):
-        """Draw samples in the units of the data."""
+        return self.feature_log_prob(u, params).sum(-1)

@@ -41,7 +41,7 @@ class Moments(NamedTuple):
 
     def merge(self, other):
         """Return the moments of the rows of both."""
-        return Moments(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Moments(*(one + two for one, two in zip(self, other, strict=True)))
 
 
 def align(values, covariances):

@@ -8,10 +8,10 @@ from torch import nn
 
 from .counts import Categorical, NegativeBinomial, Poisson
 from .covariances import LOG_2PI
-from .features import Support
+from .features import Likelihood, Support
 
 
-class UnitInterval(nn.Module):
+class UnitInterval(Likelihood):
     """Base class of likelihoods of features in [0, 1], with one decoder output for each feature."""
 
     support = Support(0.0, 1.0)
@@ -20,26 +20,6 @@ class UnitInterval(nn.Module):
     def from_data(cls, summary):
         """Return the likelihood, which does not depend on the data."""
         return cls()
-
-    def n_inputs(self, n_features):
-        """Return the number of encoder inputs."""
-        return n_features
-
-    def n_outputs(self, n_features):
-        """Return the number of decoder outputs."""
-        return n_features
-
-    def standardize(self, x):
-        """Return samples in the units of the model, which are those of the data."""
-        return x
-
-    def inputs(self, u):
-        """Return the inputs of the encoder."""
-        return u
-
-    def log_prob(self, u, params):
-        """Return the log-density of each sample in nats (n,)."""
-        return self.feature_log_prob(u, params).sum(-1)
 
 
 class Bernoulli(UnitInterval):
@@ -114,7 +94,7 @@ def langevin(h, near=0.25):
     return torch.where(is_near, small * terms, (1 / size.tanh() - 1 / size) * h.sign())
 
 
-class Standardized(nn.Module):
+class Standardized(Likelihood):
     """Base class of likelihoods of real features, which are standardized for the networks.
 
     Parameters
@@ -130,22 +110,9 @@ class Standardized(nn.Module):
         self.register_buffer("feature_mean", mean)
         self.register_buffer("feature_scale", scale)
 
-    @classmethod
-    def from_data(cls, summary):
-        """Return the likelihood for training data with this summary."""
-        return cls(summary.mean, summary.scale)
-
-    def n_inputs(self, n_features):
-        """Return the number of encoder inputs."""
-        return n_features
-
     def standardize(self, x):
         """Return samples in the units of the model: features with mean 0 and standard deviation 1."""
         return (x - self.feature_mean) / self.feature_scale
-
-    def inputs(self, u):
-        """Return the inputs of the encoder."""
-        return u
 
     def in_units(self, u):
         """Return standardized values in the units of the data."""
@@ -212,10 +179,6 @@ class LearnedNormal(Normal):
         floor = math.log(self.min_scale)
         return floor + F.softplus(10 * self.raw_log_scale - floor)
 
-    def n_outputs(self, n_features):
-        """Return the number of decoder outputs."""
-        return n_features
-
     def noise(self, params):
         """Return expected standardized samples and the log of the noise scale, (1,) or (d,)."""
         return params, torch.atleast_1d(self.log_scale)
@@ -275,10 +238,6 @@ class FixedGaussian(Normal):
         if not 0 < noise_scale < math.inf:
             raise ValueError(f"noise_scale={noise_scale!r} should be a positive finite number.")
         self.noise_scale = noise_scale
-
-    def n_outputs(self, n_features):
-        """Return the number of decoder outputs."""
-        return n_features
 
     def noise(self, params):
         """Return expected standardized samples and the log of the noise scale (1,)."""

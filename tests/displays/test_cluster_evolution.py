@@ -140,9 +140,9 @@ def test_wrong_inputs(vade, pipeline, images):
         ClusterEvolutionDisplay.from_estimator(pipeline, mixture=KMeans(3, n_init=1))
     with pytest.raises(ValueError, match="needs the means and covariances of at least two"):
         ClusterEvolutionDisplay.from_estimator(pipeline, projection="discriminant")
-    with pytest.raises(TypeError, match="snapshots should be what LatentSnapshots.of gives, but are a VaDEClusterer"):
+    with pytest.raises(TypeError, match="snapshots should come from LatentSnapshots.of, but got a VaDEClusterer"):
         ClusterEvolutionDisplay.from_snapshots(vade)
-    with pytest.raises(ValueError, match="The codes have one dimension"):
+    with pytest.raises(ValueError, match="The latent codes have one dimension"):
         ClusterEvolutionDisplay.from_snapshots(Snapshots(np.arange(2), np.zeros((2, 5, 1))))
     display = ClusterEvolutionDisplay.from_estimator(vade, n_panels=1)
     with pytest.raises(ValueError, match="n_panels == 0"):

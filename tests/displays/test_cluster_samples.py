@@ -89,7 +89,7 @@ def test_missing_colour_images_are_white():
 def test_wrong_inputs(vade, images):
     with pytest.raises(NotFittedError):
         ClusterSamplesDisplay.from_estimator(TorchGMM(2))
-    with pytest.raises(TypeError, match="KMeans does not say how codes are distributed"):
+    with pytest.raises(TypeError, match="KMeans has no distribution of latent codes"):
         ClusterSamplesDisplay.from_estimator(KMeans(2, n_init=1).fit(images))
     with pytest.raises(TypeError, match="VAEEmbedder has no mixture; give a VaDEClusterer"):
         ClusterSamplesDisplay.from_estimator(VAEEmbedder(2, hidden_layer_sizes=(4,), max_epochs=1).fit(images))
@@ -97,7 +97,7 @@ def test_wrong_inputs(vade, images):
         ClusterSamplesDisplay.from_estimator(vade, order="size", **SHAPE)
     with pytest.raises(ValueError, match="n_samples == 0, must be >= 1"):
         ClusterSamplesDisplay.from_estimator(vade, 0, **SHAPE)
-    with pytest.raises(ValueError, match="What is sampled has 12 features, but image_shape=.2, 2. has 4"):
+    with pytest.raises(ValueError, match="The sample has 12 features, but image_shape=.2, 2. has 4"):
         ClusterSamplesDisplay.from_estimator(vade, image_shape=(2, 2))
     with pytest.raises(ValueError, match="inconsistent"):
         ClusterSamplesDisplay.from_predictions(images, [0, 1], **SHAPE)

@@ -66,10 +66,10 @@ def test_codes_alone_and_strings():
     assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == sorted(set(names))
     with pytest.raises(ValueError, match="inconsistent"):
         LatentSpaceDisplay.from_predictions(X, y[:10])
-    with pytest.raises(ValueError, match="The codes have one dimension, and a plane two"):
+    with pytest.raises(ValueError, match="The latent codes have one dimension, and a plane two"):
         LatentSpaceDisplay.from_predictions(X[:, :1])
     X[3:5, 1] = np.nan
-    with pytest.raises(ValueError, match="2 of 150 rows have NaN, and no place in the plane; fill them in"):
+    with pytest.raises(ValueError, match="2 of 150 samples have NaN, and no position in the plane; impute them"):
         LatentSpaceDisplay.from_predictions(X)
 
 

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skvae import AutoencoderEmbedder, TorchGMM, TorchPPCA, VAEEmbedder
 from skvae.displays import ManifoldDisplay
-from skvae.displays.codes import code_distribution
+from skvae.displays.codes import latent_distribution
 from skvae.models import COVARIANCES
 
 MINUS = "\N{MINUS SIGN}"
@@ -116,7 +116,7 @@ def test_colours_and_shapes_of_estimators(images):
     square = VAEEmbedder(2, **SMALL).fit(rows[:, :25])
     assert ManifoldDisplay.from_estimator(square, n_grid=2).images.shape == (2, 2, 5, 5)
     table = VAEEmbedder(2, **SMALL).fit(images[:, :9])  # three by three, but nothing says so
-    with pytest.raises(ValueError, match="Nothing says that 9 features are an image"):
+    with pytest.raises(ValueError, match="The shape of images of 9 features is unknown"):
         ManifoldDisplay.from_estimator(table, n_grid=2)
 
 
@@ -136,7 +136,7 @@ def test_images_that_were_decoded_before(images):
 def test_distribution_of_any_covariance_type(covariance_type, images):
     """Moments of draws from each component, against the densities that the mixture has."""
     gmm = TorchGMM(2, covariance_type=covariance_type, random_state=0).fit(images[:, :3])
-    found = code_distribution(gmm)
+    found = latent_distribution(gmm)
     one = GaussianMixture(2)
     one.weights_, one.means_ = gmm.weights_, gmm.means_
     one.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(found.covariances))
@@ -156,22 +156,22 @@ def torch_generator():
 def test_wrong_inputs(vae, vade, images):
     with pytest.raises(NotFittedError):
         ManifoldDisplay.from_estimator(VAEEmbedder(2))
-    with pytest.raises(TypeError, match="PCA does not say how codes are distributed; give a VAEEmbedder"):
+    with pytest.raises(TypeError, match="PCA has no distribution of latent codes; give a VAEEmbedder"):
         ManifoldDisplay.from_estimator(PCA(2).fit(images))
     with pytest.raises(TypeError, match="TorchGMM has no decoder; give an embedder"):
         ManifoldDisplay.from_estimator(TorchGMM(2).fit(images))
-    with pytest.raises(TypeError, match="KMeans does not say"):
+    with pytest.raises(TypeError, match="KMeans has no distribution"):
         ManifoldDisplay.from_estimator(Pipeline([("vae", vae), ("kmeans", KMeans(2, n_init=1))]).fit(images))
     for wrong in [(0, 0), (0, 2), (0,), (0, -1), (0, True), (0, 1.0)]:
         with pytest.raises(ValueError, match="should be two different dimensions of the latent space, which has 2"):
             ManifoldDisplay.from_estimator(vae, components=wrong, **SHAPE)
-    with pytest.raises(ValueError, match=r"fixed should be one code, of shape \(2,\), but is of \(3,\)"):
+    with pytest.raises(ValueError, match=r"fixed should be one latent code, of shape \(2,\), but is of \(3,\)"):
         ManifoldDisplay.from_estimator(vae, fixed=[0, 0, 0], **SHAPE)
     with pytest.raises(ValueError, match="cluster == 3, must be <= 2"):
         ManifoldDisplay.from_estimator(vade, cluster=3, **SHAPE)
     with pytest.raises(ValueError, match="n_grid == 0, must be >= 1"):
         ManifoldDisplay.from_estimator(vae, n_grid=0, **SHAPE)
-    with pytest.raises(ValueError, match=r"Nothing says that 12 features are an image; .* such as \(28, 28\)"):
+    with pytest.raises(ValueError, match=r"The shape of images of 12 features is unknown; .* such as \(28, 28\)"):
         ManifoldDisplay.from_estimator(vae)
     with pytest.raises(ValueError, match="output has 12 features, but image_shape=.4, 4. has 16"):
         ManifoldDisplay.from_estimator(vae, image_shape=(4, 4))

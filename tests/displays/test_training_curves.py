@@ -96,7 +96,7 @@ def test_wrong_inputs(images):
         TrainingCurveDisplay.from_estimator(VAEEmbedder(2))
     with pytest.raises(TypeError, match="TorchGMM has no history_; give an embedder"):
         TrainingCurveDisplay.from_estimator(TorchGMM(2).fit(images))
-    with pytest.raises(ValueError, match=r"terms should be some of \['elbo', .*but \['ssim'\] were given"):
+    with pytest.raises(ValueError, match=r"terms should be some of \['elbo', .*but got \['ssim'\]"):
         TrainingCurveDisplay.from_history(HISTORY, terms=["kl", "ssim"])
     for wrong in ([], ["kl"]):
         with pytest.raises(ValueError, match="history should be a list of one dict for each epoch"):

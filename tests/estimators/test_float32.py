@@ -140,7 +140,7 @@ def test_files_hold_parameters_in_float64(tmp_path):
 
 @over_tables
 @pytest.mark.parametrize("n_components", [1, 2, 0.95, "mle"])
-def test_ppca_ends_together(table, n_components):
+def test_ppca_in_float32_and_float64_agree(table, n_components):
     X = TABLES[table]()
     single, double = both(TorchPPCA(n_components), X)
     assert single.n_components_ == double.n_components_
@@ -157,7 +157,7 @@ def test_samples_between_two_starts_are_halved(covariance_type):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_ppca_of_low_rank(dtype):
+def test_minkas_choice_for_low_rank_data(dtype):
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(300, 2)) @ rng.normal(size=(2, 6)) * 10).astype(dtype)
     assert TorchPPCA("mle").fit(X).n_components_ == 2

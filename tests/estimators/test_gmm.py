@@ -24,18 +24,22 @@ over_all_types = pytest.mark.parametrize("covariance_type", COVARIANCES)
 
 
 def pair(X, covariance_type, max_iter=20, **options):
-    """Both implementations after the same number of iterations from the same start."""
-    start = GaussianMixture(3, covariance_type=covariance_type, random_state=0, max_iter=1, tol=0.0)
+    """Fit both implementations, with the same number of iterations from the same initialization."""
+    initial = GaussianMixture(3, covariance_type=covariance_type, random_state=0, max_iter=1, tol=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        start.fit(X)
-        given = {"weights_init": start.weights_, "means_init": start.means_, "precisions_init": start.precisions_}
-        given |= {"tol": 0.0, "max_iter": max_iter, "covariance_type": covariance_type} | options
-        return TorchGMM(3, **given).fit(X), GaussianMixture(3, **given).fit(X)
+        initial.fit(X)
+        params = {
+            "weights_init": initial.weights_,
+            "means_init": initial.means_,
+            "precisions_init": initial.precisions_,
+        }
+        params |= {"tol": 0.0, "max_iter": max_iter, "covariance_type": covariance_type} | options
+        return TorchGMM(3, **params).fit(X), GaussianMixture(3, **params).fit(X)
 
 
 @over_types
-def test_equal_to_scikit_learn_from_equal_starts(covariance_type, correlated):
+def test_equal_to_scikit_learn_from_equal_initializations(covariance_type, correlated):
     ours, theirs = pair(correlated, covariance_type)
     for name in ATTRIBUTES:
         assert getattr(ours, name).shape == getattr(theirs, name).shape
@@ -64,12 +68,12 @@ def test_finds_blobs(covariance_type, init_params, blobs):
     X, y = blobs
     options = {"init_params": init_params, "n_init": 5, "tol": 1e-7, "max_iter": 5_000, "random_state": 0}
     gmm = TorchGMM(3, covariance_type=covariance_type, **options)
-    found = adjusted_rand_score(y, gmm.fit_predict(X))
-    if init_params == "random":  # a poor start, from which components may merge (in scikit-learn too)
+    score = adjusted_rand_score(y, gmm.fit_predict(X))
+    if init_params == "random":  # a poor initialization, from which components may merge (in scikit-learn too)
         one = TorchGMM(1, covariance_type=covariance_type).fit(X)
         assert gmm.lower_bound_ > one.lower_bound_ + 0.1
     else:
-        assert found > 0.95
+        assert score > 0.95
     assert gmm.weights_.sum() == pytest.approx(1)
     assert_allclose(gmm.predict_proba(X).sum(1), 1)
     assert_array_equal(gmm.predict(X), gmm.predict_proba(X).argmax(1))
@@ -90,10 +94,10 @@ def test_precisions_are_inverse_covariances(covariance_type, correlated):
 
 
 @over_all_types
-def test_start_from_a_fit_is_that_fit(covariance_type, correlated):
+def test_initialization_with_fitted_parameters_is_that_fit(covariance_type, correlated):
     gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated)
-    given = {f"{name}_init": getattr(gmm, f"{name}_") for name in ("weights", "means", "precisions")}
-    again = TorchGMM(3, covariance_type=covariance_type, max_iter=0, **given).fit(correlated)
+    params = {f"{name}_init": getattr(gmm, f"{name}_") for name in ("weights", "means", "precisions")}
+    again = TorchGMM(3, covariance_type=covariance_type, max_iter=0, **params).fit(correlated)
     assert_allclose(again.score_samples(correlated), gmm.score_samples(correlated))
 
 
@@ -122,7 +126,7 @@ def test_sample_has_its_own_seed(blobs):
 
 @over_all_types
 @pytest.mark.parametrize("offset", [1e4, 1e6])
-def test_offset_data(covariance_type, offset, correlated):
+def test_data_far_from_the_origin(covariance_type, offset, correlated):
     """float64 data far from the origin lose nothing; float32 data lose only what rounding took from them."""
     near, far = (
         TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated + shift) for shift in (0, offset)
@@ -140,10 +144,10 @@ def test_n_init_keeps_the_best(correlated):
     options = {"init_params": "random_from_data", "random_state": 0, "tol": 1e-6, "max_iter": 500}
     bounds = [TorchGMM(4, n_init=n, **options).fit(correlated).lower_bound_ for n in (1, 3, 10)]
     assert (np.diff(bounds) > -1e-10).all()
-    assert bounds[-1] > bounds[0] + 1e-6, "the restarts were all alike"
+    assert bounds[-1] > bounds[0] + 1e-6, "all initializations ended in the same maximum"
 
 
-def test_warm_start_goes_on(correlated):
+def test_warm_start_continues(correlated):
     options = {"random_state": 0, "tol": 0.0, "init_params": "random"}
     with pytest.warns(ConvergenceWarning):
         whole = TorchGMM(3, max_iter=8, **options).fit(correlated)
@@ -170,7 +174,7 @@ def test_lower_bounds_are_those_of_the_iterations(correlated):
 
 @pytest.mark.parametrize("init_params", ["kmeans", "random", "random_from_data"])
 @pytest.mark.parametrize("chunk_size", [7, 100, 10_000])
-def test_chunk_size_changes_nothing(chunk_size, init_params, correlated):
+def test_chunk_size_does_not_change_the_fit(chunk_size, init_params, correlated):
     options = {"init_params": init_params, "random_state": 0, "tol": 1e-6, "max_iter": 1_000, "n_init": 2}
     one, two = (TorchGMM(3, chunk_size=size, **options).fit(correlated) for size in (None, chunk_size))
     assert_allclose(one.means_, two.means_, rtol=1e-10)
@@ -197,7 +201,7 @@ def test_as_many_components_as_features(covariance_type, correlated):
         ({"precisions_init": -np.ones(3), "covariance_type": "spherical"}, "should be positive"),
     ],
 )
-def test_wrong_starting_parameters(parameters, match, correlated):
+def test_invalid_initial_parameters(parameters, match, correlated):
     with pytest.raises(ValueError, match=match):
         TorchGMM(3, **parameters).fit(correlated)
 
@@ -225,7 +229,7 @@ def test_singular_data_are_fitted_with_a_warning(covariance_type):
     n_components=st.integers(1, 5),
     reg_covar=st.sampled_from([0.0, 1e-6, 1.0]),
 )
-def test_any_table_ends_in_a_finite_mixture(X, covariance_type, n_components, reg_covar):
+def test_fit_of_arbitrary_data_is_finite(X, covariance_type, n_components, reg_covar):
     gmm = TorchGMM(n_components, covariance_type=covariance_type, reg_covar=reg_covar, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -237,8 +241,8 @@ def test_any_table_ends_in_a_finite_mixture(X, covariance_type, n_components, re
 
 
 @over_all_types
-@pytest.mark.parametrize("kind", ["constant", "duplicated", "few distinct", "wide", "one-hot", "huge", "tiny", "tight"])
-def test_never_dies(covariance_type, kind):
+@pytest.mark.parametrize("case", ["constant", "duplicated", "few distinct", "wide", "one-hot", "huge", "tiny", "tight"])
+def test_degenerate_data_are_fitted(covariance_type, case):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 3))
     X = {
@@ -250,7 +254,7 @@ def test_never_dies(covariance_type, kind):
         "huge": X * 1e30,
         "tiny": X * 1e-30,
         "tight": np.repeat(X[:5], 12, axis=0) + 1e-9 * rng.normal(size=(60, 3)),
-    }[kind]
+    }[case]
     for reg_covar in (1e-6, 0.0):
         gmm = TorchGMM(5, covariance_type=covariance_type, reg_covar=reg_covar, random_state=0)
         with warnings.catch_warnings():
@@ -270,11 +274,11 @@ def test_lower_bound_is_the_score(covariance_type, dtype, correlated):
     assert gmm.fit(X).lower_bound_ == pytest.approx(gmm.score(X), abs=1e-5 if dtype == np.float64 else 1e-3)
 
 
-def test_warm_start_after_a_change_is_a_clear_error(correlated):
+def test_warm_start_with_other_shapes_is_an_error(correlated):
     gmm = TorchGMM(2, random_state=0, warm_start=True).fit(correlated)
-    with pytest.raises(ValueError, match="do not belong to .* 2 features; fit again with warm_start=False"):
+    with pytest.raises(ValueError, match="do not match .* 2 features; fit again with warm_start=False"):
         gmm.fit(correlated[:, :2])
-    with pytest.raises(ValueError, match="do not belong to covariance_type='diag'"):
+    with pytest.raises(ValueError, match="do not match covariance_type='diag'"):
         gmm.set_params(covariance_type="diag").predict(correlated)
 
 
@@ -284,7 +288,7 @@ def test_warnings_point_at_the_caller(correlated):
     assert caught[0].filename == __file__
 
 
-def test_prediction_visits_rows_in_chunks(correlated, monkeypatch):
+def test_prediction_is_in_chunks(correlated, monkeypatch):
     sizes = []
     original = TorchGMM.predict.__globals__["e_step"]
 
@@ -307,14 +311,14 @@ def test_verbose_prints_iterations(correlated, capsys):
     assert "converged" in shown
 
 
-def test_log_likelihood_chooses_the_number_of_components(blobs):
+def test_cross_validation_and_bic_select_the_number_of_components(blobs):
     search = GridSearchCV(TorchGMM(random_state=0, n_init=3), {"n_components": [1, 2, 3]}, cv=3).fit(blobs[0])
     assert search.best_params_ == {"n_components": 3}
     bics = [TorchGMM(k, random_state=0, n_init=3).fit(blobs[0]).bic(blobs[0]) for k in (1, 2, 3, 6)]
     assert np.argmin(bics) == 2
 
 
-def test_information_criteria_use_the_data_given(correlated):
+def test_information_criteria_of_other_data(correlated):
     gmm = TorchGMM(2, random_state=0).fit(correlated)
     half = correlated[::2]
     n_parameters = 2 * 3 + 2 * 6 + 1
@@ -344,7 +348,7 @@ def test_samples_of_one_component(covariance_type, blobs):
         TorchGMM().sample(component=0)
 
 
-def test_a_component_is_drawn_as_often_as_asked_for():
+def test_number_of_samples_of_one_component():
     gmm = TorchGMM.from_parameters([1e-9, 1 - 1e-9], [[-50.0], [50.0]], [4.0, 1.0], covariance_type="spherical")
     X, _ = gmm.sample(4000, random_state=0, component=0)
     assert_allclose([X.mean(), X.std()], [-50, 2], atol=0.15)

@@ -1,4 +1,4 @@
-"""Mistakes that Gaussian mixtures elsewhere have made."""
+"""Known mistakes of other implementations of Gaussian mixtures."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_numbers_out_of_range_are_a_value_error(covariance_type, dtype, correlat
 
 @over_all_types
 @pytest.mark.parametrize("chunk_size", [1, 240, 599, 600, 10_000])  # 600 rows are two and a half chunks of 240
-def test_chunks_of_rows_give_the_same_answers(covariance_type, chunk_size, correlated):
+def test_chunk_size_does_not_change_predictions(covariance_type, chunk_size, correlated):
     gmm = fit_quietly(TorchGMM(3, covariance_type=covariance_type, random_state=0), correlated)
     answers = [gmm.score_samples(correlated), gmm.predict(correlated), gmm.predict_proba(correlated)]
     assert [answer.shape for answer in answers] == [(600,), (600,), (600, 3)]
@@ -76,7 +76,7 @@ def test_chunks_of_rows_give_the_same_answers(covariance_type, chunk_size, corre
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_cross_validation_stops_at_the_true_number_of_components(seed):
+def test_cross_validation_selects_the_true_number_of_components(seed):
     """The score is a log-likelihood: higher is better, and more components than there are do not help."""
     X, _ = make_blobs(n_samples=240, centers=3, n_features=2, cluster_std=0.5, random_state=seed + 10)
     search = GridSearchCV(TorchGMM(random_state=0, n_init=5), {"n_components": [1, 2, 3, 5, 8]}, cv=5)
@@ -87,7 +87,7 @@ def test_cross_validation_stops_at_the_true_number_of_components(seed):
 
 @over_all_types
 @over_dtypes
-def test_weights_sum_to_one_and_can_be_drawn_from(covariance_type, dtype, correlated):
+def test_weights_sum_to_one_and_can_be_sampled(covariance_type, dtype, correlated):
     gmm = TorchGMM(40, covariance_type=covariance_type, init_params="random_from_data", random_state=0)
     fit_quietly(gmm, correlated.astype(dtype))
     assert gmm.weights_.dtype == dtype
@@ -100,15 +100,15 @@ def test_weights_sum_to_one_and_can_be_drawn_from(covariance_type, dtype, correl
         assert set(y) <= set(range(40))
 
 
-def test_seed_of_the_estimator_repeats_the_draw(blobs):
+def test_random_state_of_the_estimator_repeats_samples(blobs):
     gmm = TorchGMM(3, random_state=0).fit(blobs[0])
     assert_array_equal(gmm.sample(50)[0], gmm.sample(50)[0])
     gmm.set_params(random_state=np.random.RandomState(0))
     assert not np.array_equal(gmm.sample(50)[0], gmm.sample(50)[0])
 
 
-def test_results_are_those_of_the_best_start(correlated):
-    """More starts change the result where, and only where, they raise the lower bound; and then all of it."""
+def test_attributes_are_those_of_the_best_initialization(correlated):
+    """More initializations change the result where, and only where, they increase the lower bound; then all of it."""
     options = {"init_params": "random_from_data", "random_state": 0, "max_iter": 12}
     fits = [fit_quietly(TorchGMM(5, n_init=n, **options), correlated) for n in range(1, 11)]
     gains = np.diff([gmm.lower_bound_ for gmm in fits])
@@ -134,19 +134,19 @@ def test_results_are_those_of_the_best_start(correlated):
 
 @over_all_types
 @pytest.mark.parametrize("max_iter", [1, 100])
-def test_more_starts_are_never_worse(covariance_type, max_iter):
+def test_more_initializations_are_never_worse(covariance_type, max_iter):
     gained = 0
     for seed in range(10):
         X = np.random.default_rng(seed).uniform(size=(50, 4))
         options = {"covariance_type": covariance_type, "max_iter": max_iter, "random_state": seed}
         one, ten = (fit_quietly(TorchGMM(3, n_init=n, **options), X).lower_bound_ for n in (1, 10))
-        assert ten >= one - 1e-10  # starts that are fitted together share their products: the last bits differ
+        assert ten >= one - 1e-10  # initializations that are fitted together share their products: the last bits differ
         gained += ten > one + 1e-6
     assert gained >= 5
 
 
 @over_all_types
-def test_warm_start_on_other_rows_fits_them(covariance_type, correlated):
+def test_warm_start_with_other_data(covariance_type, correlated):
     """The lower bound of the old rows does not make a fit to new ones look converged."""
     options = {"covariance_type": covariance_type, "tol": 1e-6, "max_iter": 2_000, "random_state": 0}
     gmm = TorchGMM(3, warm_start=True, **options).fit(correlated)
@@ -154,13 +154,13 @@ def test_warm_start_on_other_rows_fits_them(covariance_type, correlated):
     gmm.fit(new)
     assert gmm.converged_
     assert gmm.n_iter_ > 2
-    given = {f"{name}_init": getattr(gmm, f"{name}_") for name in ("weights", "means", "precisions")}
-    assert TorchGMM(3, **given, **options).fit(new).lower_bound_ == pytest.approx(gmm.lower_bound_, abs=1e-4)
+    params = {f"{name}_init": getattr(gmm, f"{name}_") for name in ("weights", "means", "precisions")}
+    assert TorchGMM(3, **params, **options).fit(new).lower_bound_ == pytest.approx(gmm.lower_bound_, abs=1e-4)
 
 
 @over_all_types
 @over_dtypes
-def test_lower_bound_never_falls(covariance_type, dtype, correlated):
+def test_lower_bound_never_decreases(covariance_type, dtype, correlated):
     gmm = TorchGMM(4, covariance_type=covariance_type, reg_covar=0.0, tol=0.0, random_state=0)
     fit_quietly(gmm, correlated.astype(dtype))
     assert gmm.n_iter_ == 100
@@ -169,12 +169,12 @@ def test_lower_bound_never_falls(covariance_type, dtype, correlated):
 
 
 @over_all_types
-def test_given_precisions_are_used_as_they_are(covariance_type, correlated):
-    """The start of a fit, given in parts, leads to the same fit."""
+def test_initial_precisions_are_unchanged(covariance_type, correlated):
+    """The initial parameters of a fit lead to the same fit."""
     options = {"covariance_type": covariance_type, "random_state": 0, "tol": 1e-6, "max_iter": 1_000}
     whole = TorchGMM(3, **options).fit(correlated)
-    start = TorchGMM(3, **options).set_params(max_iter=0).fit(correlated)
-    parts = {f"{name}_init": getattr(start, f"{name}_") for name in ("weights", "means", "precisions")}
+    initial = TorchGMM(3, **options).set_params(max_iter=0).fit(correlated)
+    parts = {f"{name}_init": getattr(initial, f"{name}_") for name in ("weights", "means", "precisions")}
     for name, value in parts.items():
         gmm = TorchGMM(3, **{name: value}, **options).fit(correlated)
         assert gmm.n_iter_ == whole.n_iter_, name
@@ -193,18 +193,18 @@ def test_number_of_parameters(covariance_type, n_components, n_features):
 
 
 @over_all_types
-def test_starting_parameters_are_left_alone(covariance_type, correlated):
-    start = fit_quietly(TorchGMM(3, covariance_type=covariance_type, random_state=0, max_iter=1), correlated)
-    given = {
-        "weights_init": start.weights_.tolist(),
-        "means_init": start.means_.copy(),
-        "precisions_init": np.array(start.precisions_),
+def test_initial_parameters_are_not_modified(covariance_type, correlated):
+    initial = fit_quietly(TorchGMM(3, covariance_type=covariance_type, random_state=0, max_iter=1), correlated)
+    params = {
+        "weights_init": initial.weights_.tolist(),
+        "means_init": initial.means_.copy(),
+        "precisions_init": np.array(initial.precisions_),
     }
-    gmm = TorchGMM(3, covariance_type=covariance_type, **given).fit(correlated)
-    assert all(getattr(gmm, name) is value for name, value in given.items())
-    assert gmm.weights_init == start.weights_.tolist()
-    assert_array_equal(gmm.means_init, start.means_)
-    assert_array_equal(gmm.precisions_init, start.precisions_)
+    gmm = TorchGMM(3, covariance_type=covariance_type, **params).fit(correlated)
+    assert all(getattr(gmm, name) is value for name, value in params.items())
+    assert gmm.weights_init == initial.weights_.tolist()
+    assert_array_equal(gmm.means_init, initial.means_)
+    assert_array_equal(gmm.precisions_init, initial.precisions_)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="The peak is read from /proc.")

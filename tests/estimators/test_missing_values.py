@@ -349,7 +349,7 @@ def test_held_out_rows_choose_the_number_of_components(blobs):
 
 
 @pytest.mark.parametrize("n_components", [1, 3, None, 0.9])
-def test_components_of_complete_and_incomplete_rows_are_close(n_components):
+def test_one_missing_value_changes_components_little(n_components):
     X = load_wine().data
     X = (X - X.mean(axis=0)) / X.std(axis=0)
     observed = X.copy()
@@ -361,8 +361,7 @@ def test_components_of_complete_and_incomplete_rows_are_close(n_components):
         assert_allclose(getattr(incomplete, name), getattr(complete, name), rtol=0.05, atol=0.01, err_msg=name)
 
 
-def test_codes_are_posterior_means(X):
-    """By the formula for the observed values alone."""
+def test_transform_is_the_posterior_mean_given_the_observed_values(X):
     ppca = TorchPPCA(2).fit(X)
     loadings = ppca.components_.T * np.sqrt(ppca.explained_variance_ - ppca.noise_variance_)
     for row, code, filled in zip(X, ppca.transform(X), ppca.impute(X), strict=True):
@@ -373,7 +372,7 @@ def test_codes_are_posterior_means(X):
         assert_allclose(filled[~o], (ppca.mean_ + loadings @ expected)[~o])
 
 
-def test_what_has_no_exact_meaning_is_an_error(X):
+def test_undetermined_number_of_components(X):
     with pytest.raises(ValueError, match="n_components='mle' supposes complete rows"):
         TorchPPCA("mle").fit(X)
     for n_components in (None, 0.9):
@@ -381,7 +380,7 @@ def test_what_has_no_exact_meaning_is_an_error(X):
             TorchPPCA(n_components).fit(hide(np.random.default_rng(0).normal(size=(8, 9))))
 
 
-def test_more_features_than_rows():
+def test_missing_values_with_more_features_than_samples():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(30, 2)) @ rng.normal(size=(2, 60)) + 0.1 * rng.normal(size=(30, 60))
     observed = hide(X)
@@ -390,13 +389,13 @@ def test_more_features_than_rows():
     assert np.sqrt(np.square(ppca.impute(observed) - X)[hidden].mean()) < 0.15
 
 
-def test_em_that_does_not_converge_says_so(X):
+def test_ppca_warns_if_em_does_not_converge(X):
     with pytest.warns(ConvergenceWarning, match="EM did not converge within max_iter=2 iterations"):
         assert TorchPPCA(2, max_iter=2).fit(X).n_iter_ == 2
 
 
 @pytest.mark.parametrize("kind", ["constant", "duplicated", "all equal", "exact"])
-def test_odd_tables_stay_finite(kind):
+def test_ppca_of_degenerate_data_is_finite(kind):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 4))
     X = hide(

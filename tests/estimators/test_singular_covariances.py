@@ -1,4 +1,4 @@
-"""Columns that say the same make a singular covariance, on every processor, and it is regularized and reported."""
+"""Singular covariances, as of dependent columns, are regularized and reported, on every processor."""
 
 import warnings
 
@@ -16,7 +16,7 @@ DEPENDENT = {
     "a sum": lambda X: np.column_stack([X, X[:, 0] + X[:, 1] - X[:, 2]]),
     "a constant": lambda X: np.column_stack([X, np.full(len(X), 0.1)]),
 }
-over_dependent = pytest.mark.parametrize("kind", DEPENDENT)
+over_dependent = pytest.mark.parametrize("case", DEPENDENT)
 over_seeds = pytest.mark.parametrize("seed", range(3))
 
 
@@ -47,10 +47,10 @@ def assert_regularized(gmm, X):
 @over_seeds
 @pytest.mark.parametrize("covariance_type", ["full", "tied"])
 @pytest.mark.parametrize(("unit", "reg_covar"), [(1.0, 0.0), (1e-6, 0.0), (1e6, 1e-8)])
-def test_dependent_columns_are_reported(kind, seed, covariance_type, unit, reg_covar):
-    X = DEPENDENT[kind](groups(seed)) * unit
+def test_dependent_columns_are_reported(case, seed, covariance_type, unit, reg_covar):
+    X = DEPENDENT[case](groups(seed)) * unit
     gmm, was_warned = warned(X, covariance_type=covariance_type, reg_covar=reg_covar)
-    enough = kind == "a constant" and reg_covar > 0  # a variance of its own, however small beside the others
+    enough = case == "a constant" and reg_covar > 0  # a variance of its own, however small beside the others
     assert was_warned == (not enough)
     assert (gmm.n_regularized_ > 0) == (not enough)
     assert_regularized(gmm, X)
@@ -58,22 +58,22 @@ def test_dependent_columns_are_reported(kind, seed, covariance_type, unit, reg_c
 
 @over_dependent
 @over_seeds
-def test_dependent_columns_are_reported_in_float32(kind, seed):
-    X = DEPENDENT[kind](groups(seed)).astype(np.float32)
-    X[:, 3] = X[:, 0] if "cop" in kind else X[:, 3]  # others are rounded
+def test_dependent_columns_are_reported_in_float32(case, seed):
+    X = DEPENDENT[case](groups(seed)).astype(np.float32)
+    X[:, 3] = X[:, 0] if "cop" in case else X[:, 3]  # others are rounded
     gmm, was_warned = warned(X)
-    if "cop" in kind or kind == "a constant":
+    if "cop" in case or case == "a constant":
         assert was_warned
         assert gmm.n_regularized_ > 0
     assert_regularized(gmm, X)
 
 
-@pytest.mark.parametrize("kind", ["a copy", "three copies", "other units"])
+@pytest.mark.parametrize("case", ["a copy", "three copies", "other units"])
 @over_seeds
-def test_dependent_columns_are_reported_where_values_are_missing(kind, seed):
+def test_dependent_columns_are_reported_where_values_are_missing(case, seed):
     X = groups(seed)
     X[np.random.default_rng(seed).uniform(size=X.shape) < 0.1] = np.nan
-    X = DEPENDENT[kind](X)  # what is missing is missing in both
+    X = DEPENDENT[case](X)  # missing in both columns
     gmm, was_warned = warned(X, tol=1e-2)
     assert was_warned
     assert gmm.n_regularized_ > 0
@@ -83,7 +83,7 @@ def test_dependent_columns_are_reported_where_values_are_missing(kind, seed):
 
 @pytest.mark.parametrize("covariance_type", ["diag", "spherical", "tied_diag", "tied_spherical"])
 @over_seeds
-def test_copies_are_no_matter_where_no_correlation_is_fitted(covariance_type, seed):
+def test_copies_are_regular_without_correlations(covariance_type, seed):
     gmm, was_warned = warned(DEPENDENT["three copies"](groups(seed)), covariance_type=covariance_type)
     assert not was_warned
     assert gmm.n_regularized_ == 0
@@ -92,7 +92,7 @@ def test_copies_are_no_matter_where_no_correlation_is_fitted(covariance_type, se
 @over_seeds
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("noise", [1.0, 1e-3])
-def test_columns_that_differ_are_left_alone(seed, unit, noise):
+def test_distinct_columns_are_not_regularized(seed, unit, noise):
     """A thousandth of a standard deviation is no rounding error."""
     X = groups(seed)
     X = np.column_stack([X, X[:, 0] + noise * np.random.default_rng(seed + 10).normal(size=len(X))]) * unit
@@ -102,7 +102,7 @@ def test_columns_that_differ_are_left_alone(seed, unit, noise):
 
 
 @over_dependent
-def test_enough_regularization_is_silent(kind):
-    gmm, was_warned = warned(DEPENDENT[kind](groups(0)), reg_covar=1e-2)
+def test_enough_regularization_does_not_warn(case):
+    gmm, was_warned = warned(DEPENDENT[case](groups(0)), reg_covar=1e-2)
     assert not was_warned
     assert gmm.n_regularized_ == 0

@@ -150,7 +150,7 @@ def test_kmeans_draws_the_same_batches(settings, weighted, in_chunks):
 
 def test_few_kinds_of_rows_do_not_make_a_batch_of_all(in_chunks, monkeypatch, largest):
     """With fewer distinct rows than a batch has, it would be all rows."""
-    monkeypatch.setattr("skvae.data.samplers.POOL_BYTES", 0)
+    monkeypatch.setattr("skvae.data.tensors.POOL_BYTES", 0)
     X = sparse.csr_array(np.repeat(np.eye(4), 5_000, axis=0))
     kmeans = TorchMiniBatchKMeans(4, batch_size=100, n_init=3, random_state=0).fit(X)
     assert_allclose(np.sort(kmeans.cluster_centers_, axis=0), np.sort(np.eye(4), axis=0), atol=1e-9)

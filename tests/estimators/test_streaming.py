@@ -150,7 +150,7 @@ def test_a_clusterer_is_fitted_to_a_sample(weighted, monkeypatch):
 
 
 def test_a_clusterer_without_predict_is_refused(X):
-    with pytest.raises(ValueError, match="has no predict and labels only rows that it is fitted to; give a clusterer"):
+    with pytest.raises(ValueError, match="no predict and labels only samples that it is fitted to; give a clusterer"):
         TorchGMM(K, init_params=DBSCAN()).fit(Slices(X))
 
 
@@ -217,7 +217,7 @@ def test_bad_values_are_found_when_they_are_read(estimator, bad, X):
 @pytest.fixture
 def small_pool(monkeypatch):
     """Fewer rows are held than there are."""
-    monkeypatch.setattr("skvae.data.samplers.POOL_BYTES", 0)
+    monkeypatch.setattr("skvae.data.tensors.POOL_BYTES", 0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

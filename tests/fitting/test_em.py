@@ -12,6 +12,7 @@ from skvae.fitting.em import fit_mixtures, step_mixture
 from skvae.fitting.em_steps import e_step
 from skvae.fitting.mixture_init import mixture_from_resp
 from skvae.fitting.squarem import ACCELERATIONS
+from skvae.fitting.weighted_rows import WeightedRows
 from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
 from skvae.models.tensors import copy_to_device
@@ -31,15 +32,15 @@ def random_resp(x):
     return resp / resp.sum(1, keepdim=True)
 
 
-def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, **settings):
+def fit(x, family, max_iter=30, reg_covar=0.0, tol=0.0, resp=None, weight=None, **settings):
     resp = random_resp(x) if resp is None else resp
-    rows = WhitenedRows(x.clone(), family, reg_covar, **settings)
+    rows = WhitenedRows(WeightedRows(x.clone(), weight), family, reg_covar, **settings)
     mixture = mixture_from_resp(rows, lambda chunk: resp[chunk], resp.shape[1])
     return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter)[0]
 
 
 @over_families
-def test_em_never_descends(family, x):
+def test_lower_bound_never_decreases(family, x):
     bounds = torch.tensor(fit(x, family, max_iter=100).lower_bounds)
     assert (bounds.diff() > -1e-12).all()
     assert bounds[-1] > bounds[0]
@@ -47,19 +48,19 @@ def test_em_never_descends(family, x):
 
 @over_families
 @pytest.mark.parametrize("chunk_size", [17, 250, 599, 600, 10_000])
-def test_chunks_change_nothing(family, x, chunk_size):
+def test_chunk_size_does_not_change_the_mixture(family, x, chunk_size):
     assert_same_mixture(fit(x, family).mixture, fit(x, family, chunk_size=chunk_size).mixture, rtol=1e-10, atol=1e-10)
 
 
 @over_families
-def test_permuted_rows_change_nothing(family, x):
+def test_order_of_samples_does_not_change_the_mixture(family, x):
     order, resp = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)), random_resp(x)
     one, two = fit(x, family, resp=resp), fit(x[order], family, resp=resp[order])
     assert_same_mixture(one.mixture, two.mixture, rtol=1e-9, atol=1e-9)
 
 
 @over_families
-def test_integer_weights_are_repeated_rows(family, x):
+def test_integer_weights_are_repeated_samples(family, x):
     counts, resp = torch.arange(len(x)) % 3, random_resp(x)
     settings = {"reg_covar": 1e-2, "max_iter": 20}
     repeated = fit(x.repeat_interleave(counts, 0), family, resp=resp.repeat_interleave(counts, 0), **settings)
@@ -70,7 +71,7 @@ def test_integer_weights_are_repeated_rows(family, x):
 
 @over_families
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_both_forms_agree(family, x, dtype, monkeypatch):
+def test_linear_and_residual_form_agree(family, x, dtype, monkeypatch):
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
     linear = fit(x.to(dtype), family, max_iter=10)
     monkeypatch.setattr(whitened_rows, "MAX_LINEAR_CONDITION", {torch.float32: -1.0, torch.float64: -1.0})
@@ -81,7 +82,7 @@ def test_both_forms_agree(family, x, dtype, monkeypatch):
 
 
 @over_families
-def test_any_units_give_the_same_mixture(family, x):
+def test_mixture_is_equivariant_to_units(family, x):
     """EM is the same in any coordinates that the covariance type allows."""
     units = torch.tensor([1e-6, 1.0, 1e5]).to(x) if 1 not in family.pooled else torch.tensor(1e5).to(x)
     one, two = fit(x, family).mixture, fit(x * units, family).mixture
@@ -97,23 +98,23 @@ def test_float32_is_close_to_float64(family, x):
 
 
 @over_families
-def test_responsibilities_are_a_distribution(family, x):
-    evidence, log_resp = e_step(x, fit(x, family).mixture, family)
+def test_responsibilities_sum_to_one(family, x):
+    log_likelihoods, log_resp = e_step(x, fit(x, family).mixture, family)
     assert_close(log_resp.exp().sum(1), torch.ones(len(x), dtype=torch.float64))
     far = torch.full((1, x.shape[1]), 1e6, dtype=torch.float64)
-    evidence, log_resp = e_step(far, fit(x, family).mixture, family)
-    assert torch.isfinite(evidence).all()
+    log_likelihoods, log_resp = e_step(far, fit(x, family).mixture, family)
+    assert torch.isfinite(log_likelihoods).all()
     assert_close(log_resp.exp().sum(1), torch.ones(1, dtype=torch.float64))
 
 
 @over_families
-def test_dead_component_is_put_elsewhere(family, x):
+def test_dead_component_is_reseeded(family, x):
     resp = torch.zeros(len(x), K, dtype=torch.float64)
     resp[:300, 0], resp[300:, 1] = 1, 1
-    found = fit(x, family, resp=resp, reg_covar=1e-6, max_iter=300, tol=1e-8)
-    assert all(torch.isfinite(part).all() for part in found.mixture)
+    result = fit(x, family, resp=resp, reg_covar=1e-6, max_iter=300, tol=1e-8)
+    assert all(torch.isfinite(part).all() for part in result.mixture)
     two = fit(x, family, resp=resp[:, :2], reg_covar=1e-6, max_iter=300, tol=1e-8)
-    assert found.lower_bounds[-1] > two.lower_bounds[-1] + 1e-3, "the third component is of no use"
+    assert result.lower_bounds[-1] > two.lower_bounds[-1] + 1e-3, "the third component was not used"
 
 
 @over_families
@@ -123,28 +124,28 @@ def test_singular_covariance_is_regularized_and_reported(family):
     x -= x.mean(0)
     resp = torch.zeros(20, 2, dtype=torch.float64)
     resp[:10, 0], resp[10:, 1] = 1, 1
-    found = fit(x, family, resp=resp, max_iter=3)
-    assert all(torch.isfinite(part).all() for part in found.mixture)
-    assert (1 in found.regularized) == (not family.tied)  # ten equal rows
+    result = fit(x, family, resp=resp, max_iter=3)
+    assert all(torch.isfinite(part).all() for part in result.mixture)
+    assert (1 in result.regularized) == (not family.tied)  # ten equal rows
     assert fit(x, family, resp=resp, max_iter=3, reg_covar=1e-3).regularized == frozenset()
 
 
 @over_families
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_one_row_far_away(family, dtype):
-    """A cluster narrow for the total spread: the bound rises and is that of the result."""
+def test_outlier_in_a_component_of_its_own(family, dtype):
+    """A cluster narrow for the total variance: the lower bound increases and is that of the result."""
     x = torch.randn(450, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = torch.cat([x, torch.full((1, 2), 1e6, dtype=torch.float64)]).to(dtype)
     x = x - x.mean(0)
     resp = torch.zeros(len(x), 2, dtype=dtype)
     resp[:450, 0], resp[450:, 1] = 1, 1
-    found = fit(x, family, resp=resp, reg_covar=1e-6, max_iter=30)
-    assert (torch.tensor(found.lower_bounds).diff() > -1e-3).all()
-    assert found.regularized == frozenset()
-    assert family.tied or found.mixture.covariances.amin() < 1e-5, "the row alone is not as narrow as it may be"
-    if dtype == torch.float64:  # in float32 the far row itself is known to 0.06 only
-        evidence, _ = e_step(x, found.mixture, family)
-        assert found.lower_bounds[-1] == pytest.approx(evidence.mean().item(), abs=1e-2)
+    result = fit(x, family, resp=resp, reg_covar=1e-6, max_iter=30)
+    assert (torch.tensor(result.lower_bounds).diff() > -1e-3).all()
+    assert result.regularized == frozenset()
+    assert family.tied or result.mixture.covariances.amin() < 1e-5, "the component of the outlier is not narrow"
+    if dtype == torch.float64:  # in float32 the outlier itself is accurate to 0.06 only
+        log_likelihoods, _ = e_step(x, result.mixture, family)
+        assert result.lower_bounds[-1] == pytest.approx(log_likelihoods.mean().item(), abs=1e-2)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 255, 256, 257, 1000])
@@ -154,15 +155,15 @@ def test_row_chunks_cover_the_rows(n_rows, chunk_size):
     assert_close(torch.cat([rows[chunk] for chunk in row_chunks(n_rows, 10, chunk_size)]), rows)
 
 
-# What the host reads of an accelerator.
+# Reads of an accelerator.
 
 
-def test_numbers_of_tensors_on_the_host():
-    found = read_numbers(torch.tensor(2.5, dtype=torch.float64), None, torch.tensor([[True, False]]), torch.ones(0))
-    assert found == [[2.5], [], [1.0, 0.0], []]
+def test_read_numbers():
+    result = read_numbers(torch.tensor(2.5, dtype=torch.float64), None, torch.tensor([[True, False]]), torch.ones(0))
+    assert result == [[2.5], [], [1.0, 0.0], []]
 
 
-def test_tensors_are_moved_in_one_piece(x, monkeypatch):
+def test_tensors_are_copied_in_one_piece(x, monkeypatch):
     mixture = fit(x, COVARIANCES["full"], max_iter=1).mixture
     assert copy_to_device(mixture, "cpu")[2] is mixture.covariances
     for most in (2**20, 0):
@@ -173,23 +174,23 @@ def test_tensors_are_moved_in_one_piece(x, monkeypatch):
 
 
 @over_families
-def test_several_runs_are_as_each_alone(family, x):
-    """Runs that share their passes over the rows do not change one another."""
-    rows = WhitenedRows(x.clone(), family, 1e-6)
-    starts = []
+def test_runs_in_shared_passes_equal_separate_runs(family, x):
+    """Runs that share their passes over the data do not affect each other."""
+    rows = WhitenedRows(WeightedRows(x.clone()), family, 1e-6)
+    initials = []
     for seed in range(3):
         resp = torch.rand(len(x), K, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         resp = resp / resp.sum(1, keepdim=True)
-        starts.append(mixture_from_resp(rows, lambda chunk, resp=resp: resp[chunk], K))
+        initials.append(mixture_from_resp(rows, lambda chunk, resp=resp: resp[chunk], K))
     for acceleration in (None, "squarem"):
         settings = {"tol": 1e-6, "max_iter": 60, "acceleration": acceleration}
-        together = fit_mixtures(rows, [lambda rows, start=start: start for start in starts], **settings)
-        alone = [fit_mixtures(rows, [lambda rows, start=start: start], **settings)[0] for start in starts]
+        together = fit_mixtures(rows, [lambda rows, initial=initial: initial for initial in initials], **settings)
+        alone = [fit_mixtures(rows, [lambda rows, initial=initial: initial], **settings)[0] for initial in initials]
         for mine, theirs in zip(together, alone, strict=True):
             assert mine.lower_bounds[:10] == pytest.approx(theirs.lower_bounds[:10], abs=1e-8)
 
 
-def test_an_extrapolation_changes_nothing_before_it_is_taken(x):
+def test_extrapolation_does_not_change_state_before_it_is_proposed(x):
     family = COVARIANCES["full"]
     path = [fit(x, family, max_iter=n).mixture for n in (1, 2, 3)]
     squarem = ACCELERATIONS["squarem"](family)
@@ -205,7 +206,7 @@ def test_an_extrapolation_changes_nothing_before_it_is_taken(x):
     assert squarem.reject() is path[2]
 
 
-def test_an_extrapolation_from_a_fixed_point_is_not_finite(x):
+def test_extrapolation_from_a_fixed_point_is_not_finite(x):
     mixture, squarem = fit(x, COVARIANCES["full"]).mixture, ACCELERATIONS["squarem"](COVARIANCES["full"])
     squarem.propose(mixture, mixture, None)
     _, is_finite = squarem.extrapolate(mixture, mixture)
@@ -215,27 +216,27 @@ def test_an_extrapolation_from_a_fixed_point_is_not_finite(x):
 
 
 @over_families
-def test_singular_covariances_are_regularized_in_a_leap_s_path(family):
-    """A mixture that was regularized is the one that EM goes on from."""
+def test_singular_covariances_are_regularized_with_squarem(family):
+    """EM continues from the regularized mixture."""
     x = torch.zeros(20, 2, dtype=torch.float64)
     x[:10] = torch.linspace(1, 2, 10)[:, None]
     x -= x.mean(0)
     resp = torch.zeros(20, 2, dtype=torch.float64)
     resp[:10, 0], resp[10:, 1] = 1, 1
-    found = fit(x, family, resp=resp, max_iter=12)
-    rows = WhitenedRows(x.clone(), family, 0.0)
-    start = mixture_from_resp(rows, lambda chunk: resp[chunk], 2)
-    fast = fit_mixtures(rows, [lambda rows: start], tol=0.0, max_iter=12, acceleration="squarem")[0]
+    result = fit(x, family, resp=resp, max_iter=12)
+    rows = WhitenedRows(WeightedRows(x.clone()), family, 0.0)
+    initial = mixture_from_resp(rows, lambda chunk: resp[chunk], 2)
+    fast = fit_mixtures(rows, [lambda rows: initial], tol=0.0, max_iter=12, acceleration="squarem")[0]
     assert all(torch.isfinite(part).all() for part in fast.mixture)
-    assert fast.regularized == found.regularized
+    assert fast.regularized == result.regularized
 
 
 @over_families
-def test_a_batch_of_all_rows_is_an_m_step(family, x):
-    """With rows seen before that count nothing."""
-    rows, resp = WhitenedRows(x.clone(), family, 0.0), random_resp(x)
-    start = mixture_from_resp(rows, lambda chunk: resp[chunk], K)
-    one = fit_mixtures(rows, [lambda rows: start], tol=0.0, max_iter=1)[0]
-    two = step_mixture(rows, start, 0.0, 0.7)
+def test_step_with_all_samples_is_an_em_iteration(family, x):
+    """Earlier samples have no weight."""
+    rows, resp = WhitenedRows(WeightedRows(x.clone()), family, 0.0), random_resp(x)
+    initial = mixture_from_resp(rows, lambda chunk: resp[chunk], K)
+    one = fit_mixtures(rows, [lambda rows: initial], tol=0.0, max_iter=1)[0]
+    two = step_mixture(rows, initial, 0.0, 0.7)
     assert one.lower_bounds == pytest.approx(two.lower_bounds)
     assert_same_mixture(one.mixture, two.mixture, rtol=1e-9, atol=1e-9)

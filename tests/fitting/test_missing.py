@@ -12,6 +12,7 @@ from skvae.fitting.em import fit_mixtures, step_mixture
 from skvae.fitting.missing import PatternRows, Patterns, impute, observed_e_step, pattern_codes
 from skvae.fitting.mixture_init import mixture_from_resp
 from skvae.fitting.ppca import VarianceFloor, fit_ppca, fit_ppca_em, scatter_spectrum
+from skvae.fitting.weighted_rows import WeightedRows
 from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture
@@ -78,7 +79,7 @@ def marginal_log_probs(row, log_weights, means, matrices):
 
 
 def fit(x, family, resp=None, max_iter=30, tol=0.0, reg_covar=0.0, weight=None, acceleration=None):
-    rows = PatternRows(x.clone(), family, reg_covar, weight)
+    rows = PatternRows(WeightedRows(x.clone(), weight), family, reg_covar)
     resp = random_resp(len(x)) if resp is None else resp
     mixture = mixture_from_resp(rows, lambda chunk: resp[chunk], resp.shape[1])
     return fit_mixtures(rows, [lambda rows: mixture], tol=tol, max_iter=max_iter, acceleration=acceleration)[0]
@@ -88,7 +89,7 @@ def fit(x, family, resp=None, max_iter=30, tol=0.0, reg_covar=0.0, weight=None, 
 
 
 @pytest.mark.parametrize("n_features", [1, 3, 29, 30, 31, 64, 70])
-def test_equal_codes_are_equal_patterns(n_features):
+def test_equal_codes_mean_equal_patterns(n_features):
     observed = torch.rand(200, n_features, generator=generator()) < 0.5
     observed[100:] = observed[torch.randint(100, (100,), generator=generator())]
     codes = pattern_codes(observed)
@@ -125,7 +126,7 @@ def test_densities_are_marginals(family):
 
 
 @over_families
-def test_completed_rows_are_conditional_means(family):
+def test_imputed_values_are_conditional_means(family):
     x = hide(randn(80, 4), share=0.5)
     x[0] = torch.nan
     mixture = random_mixture(family)
@@ -145,7 +146,7 @@ def test_completed_rows_are_conditional_means(family):
 def test_expected_moments_are_those_of_the_textbook(family, x_missing):
     """Of each row: the conditional mean's products, and the conditional covariance (Ghahramani and Jordan 1994)."""
     x, mixture = x_missing[:100], random_mixture(family, d=3)
-    rows = PatternRows(x.clone(), family, 0.0)
+    rows = PatternRows(WeightedRows(x.clone()), family, 0.0)
     inside = family.whiten_mixture(mixture, rows.whitener)
     moments, reference, *_ = rows.e_step_sums([inside])[0]
     x, matrices = x * rows.scales, as_matrices(inside.covariances, K, 3)
@@ -170,7 +171,7 @@ def test_expected_moments_are_those_of_the_textbook(family, x_missing):
     assert_close(moments.second, second)
 
 
-def test_nearly_dependent_rows_have_a_root():
+def test_gram_root_of_nearly_dependent_rows():
     """Their products no longer tell them apart, and have no Cholesky factor."""
     rows = torch.tensor([[1.0, 0, 0], [1, 1e-9, 0]], dtype=torch.float64)
     assert torch.linalg.cholesky_ex(rows @ rows.mT).info > 0
@@ -180,7 +181,7 @@ def test_nearly_dependent_rows_have_a_root():
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-6, 1e-9])
-def test_nearly_singular_covariances_keep_their_digits(noise):
+def test_nearly_singular_covariances_are_accurate(noise):
     """Two features that are nearly equal, and a third that depends on their difference."""
     factor = torch.tensor([[1.0, -1 / noise, 0.3], [0, 1 / noise, 0.2], [0, 0, 1.0]], dtype=torch.float64)[None]
     mixture = Mixture(torch.zeros(1).double(), torch.zeros(1, 3).double(), FULL.covariances(factor), factor)
@@ -200,9 +201,9 @@ def test_nearly_singular_covariances_keep_their_digits(noise):
 
 @over_families
 @pytest.mark.parametrize("reg_covar", [0.0, 0.1])
-def test_complete_rows_are_as_without_patterns(family, x, reg_covar):
+def test_complete_rows_give_the_same_fit_as_whitened_rows(family, x, reg_covar):
     weight, resp = torch.rand(len(x), generator=generator()).double(), random_resp(len(x))
-    mine, theirs = (kind(x.clone(), family, reg_covar, weight) for kind in (PatternRows, WhitenedRows))
+    mine, theirs = (kind(WeightedRows(x.clone(), weight), family, reg_covar) for kind in (PatternRows, WhitenedRows))
     starts = [mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (mine, theirs)]
     assert_same_mixture(*starts, rtol=1e-8, atol=1e-8)
     fits = [
@@ -215,7 +216,7 @@ def test_complete_rows_are_as_without_patterns(family, x, reg_covar):
 
 @over_families
 @pytest.mark.parametrize("share", [0.1, 0.6])
-def test_em_never_descends(family, x, share):
+def test_lower_bound_never_decreases(family, x, share):
     bounds = torch.tensor(fit(hide(x, share), family, max_iter=100).lower_bounds, dtype=torch.float64)
     assert (bounds.diff() > -1e-12).all()
     assert bounds[-1] > bounds[0] + 0.01
@@ -226,7 +227,7 @@ def test_lower_bound_is_the_mean_log_likelihood(family, x_missing):
     weight = 0.5 + torch.rand(len(x_missing), generator=generator()).double()
     found = fit(x_missing, family, max_iter=5, weight=weight)
     again = fit_mixtures(
-        PatternRows(x_missing, family, 0.0, weight), [lambda rows: found.mixture], tol=0.0, max_iter=1
+        PatternRows(WeightedRows(x_missing, weight), family, 0.0), [lambda rows: found.mixture], tol=0.0, max_iter=1
     )[0]
     evidence, _ = observed_e_step(x_missing, found.mixture, family)
     assert again.lower_bounds[0] == pytest.approx((weight @ evidence / weight.sum()).item())
@@ -251,7 +252,7 @@ def test_the_fit_is_a_stationary_point(family, x_missing):
 
 
 @over_families
-def test_any_units_give_the_same_mixture(family, x_missing):
+def test_mixture_is_equivariant_to_units(family, x_missing):
     units = torch.tensor([1e-30, 1.0, 1e30]).double() if 1 not in family.pooled else torch.tensor(1e30).double()
     one, two = fit(x_missing, family).mixture, fit(x_missing * units, family).mixture
     assert_close(one.log_weights, two.log_weights)
@@ -259,7 +260,7 @@ def test_any_units_give_the_same_mixture(family, x_missing):
 
 
 @over_families
-def test_dead_component_is_put_elsewhere(family, x_missing):
+def test_dead_component_is_reseeded(family, x_missing):
     resp = torch.zeros(len(x_missing), K, dtype=torch.float64)
     resp[:300, 0], resp[300:, 1] = 1, 1
     settings = {"reg_covar": 1e-6, "max_iter": 100, "tol": 1e-6}
@@ -271,7 +272,7 @@ def test_dead_component_is_put_elsewhere(family, x_missing):
 
 def test_numbers_out_of_range_are_a_value_error(x_missing):
     with pytest.raises(ValueError, match=r"The variances of features \[1\] are not finite; scale the input data"):
-        PatternRows(x_missing * torch.tensor([1.0, 1e200, 1.0]), FULL, 0.0)
+        PatternRows(WeightedRows(x_missing * torch.tensor([1.0, 1e200, 1.0])), FULL, 0.0)
 
 
 # Roots that are taken for granted until the end of a pass, as on an accelerator.
@@ -298,7 +299,7 @@ def no_unchecked_roots(monkeypatch):
 @over_families
 def test_unchecked_roots_give_the_same_sums(family, x_missing):
     mixture = random_mixture(family, d=3)
-    checked, rows = (PatternRows(x_missing.clone(), family, 0.0) for _ in range(2))
+    checked, rows = (PatternRows(WeightedRows(x_missing.clone()), family, 0.0) for _ in range(2))
     one, two = checked.e_step_sums([mixture])[0], unchecked(rows).e_step_sums([mixture])[0]
     assert one.n_failed == two.n_failed == 0
     assert_close(one.log_likelihood, two.log_likelihood)
@@ -306,22 +307,22 @@ def test_unchecked_roots_give_the_same_sums(family, x_missing):
         assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_roots_that_do_not_exist_are_counted():
+def test_failed_roots_are_counted():
     noise = 2.0**-40  # so that nothing but the rounding of the products counts
     factor = torch.tensor([[1.0, -1 / noise, 0.3], [0, 1 / noise, 0.2], [0, 0, 1.0]], dtype=torch.float64)[None]
     mixture = Mixture(torch.zeros(1).double(), torch.zeros(1, 3).double(), FULL.covariances(factor), factor)
     x = randn(60, 3)
     x[:20, :2], x[20:30, 2] = torch.nan, torch.nan
-    rows = PatternRows(x, FULL, 0.0)
+    rows = PatternRows(WeightedRows(x), FULL, 0.0)
     assert unchecked(rows).e_step_sums([mixture])[0].n_failed == 1
     rows.check_roots()
     assert rows.e_step_sums([mixture])[0].n_failed == 0
 
 
 @pytest.mark.parametrize("acceleration", [None, "squarem"])
-def test_a_pass_is_repeated_if_a_root_does_not_exist(x_missing, acceleration, no_unchecked_roots):
+def test_e_step_is_repeated_after_a_failed_root(x_missing, acceleration, no_unchecked_roots):
     settings = {"tol": 0.0, "max_iter": 8, "acceleration": acceleration}
-    one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
+    one, two = (PatternRows(WeightedRows(x_missing.clone()), FULL, 0.0) for _ in range(2))
     start = random_mixture(FULL, d=3)
     mine, theirs = (fit_mixtures(rows, [lambda rows: start] * 2, **settings) for rows in (one, unchecked(two)))
     assert two.checks_roots
@@ -330,17 +331,17 @@ def test_a_pass_is_repeated_if_a_root_does_not_exist(x_missing, acceleration, no
         assert_same_mixture(found.mixture, expected.mixture, rtol=0, atol=0)
 
 
-def test_a_start_is_repeated_if_a_root_does_not_exist(x_missing, no_unchecked_roots):
+def test_initialization_is_repeated_after_a_failed_root(x_missing, no_unchecked_roots):
     resp = random_resp(len(x_missing))
-    one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
+    one, two = (PatternRows(WeightedRows(x_missing.clone()), FULL, 0.0) for _ in range(2))
     mine, theirs = (mixture_from_resp(rows, lambda chunk: resp[chunk], K) for rows in (one, unchecked(two)))
     assert two.checks_roots
     assert_same_mixture(mine, theirs, rtol=0, atol=0)
 
 
-def test_a_step_is_repeated_if_a_root_does_not_exist(x_missing, no_unchecked_roots):
+def test_batch_step_is_repeated_after_a_failed_root(x_missing, no_unchecked_roots):
     start = random_mixture(FULL, d=3)
-    one, two = (PatternRows(x_missing.clone(), FULL, 0.0) for _ in range(2))
+    one, two = (PatternRows(WeightedRows(x_missing.clone()), FULL, 0.0) for _ in range(2))
     mine, theirs = (step_mixture(rows, start, 60.0, 0.7) for rows in (one, unchecked(two)))
     assert two.checks_roots
     assert_same_mixture(mine.mixture, theirs.mixture, rtol=0, atol=0)
@@ -369,7 +370,9 @@ def test_unchecked_roots_give_the_same_ppca(n_components):
 
 
 def ppca_rows(x, weight=None):
-    return PatternRows(x.clone(), FULL, 0.0, weight, covariance=torch.eye(x.shape[1], dtype=torch.float64)[None])
+    return PatternRows(
+        WeightedRows(x.clone(), weight), FULL, 0.0, covariance=torch.eye(x.shape[1], dtype=torch.float64)[None]
+    )
 
 
 def low_rank(n_rows=150, d=6, q=2, noise=0.3, seed=0):

@@ -1,4 +1,4 @@
-"""Digits that EM keeps: TorchGMM and scikit-learn's GaussianMixture beside the same iterations in extended precision.
+"""Accuracy of EM: TorchGMM and scikit-learn's GaussianMixture against the same iterations in extended precision.
 
 The error is that of the covariances after the same iterations from the same start, relative in the Frobenius norm, of
 the worst component. ``python tests/fitting/test_numerics.py`` prints it for every case and covariance type.

@@ -1,4 +1,4 @@
-"""Rows that are read in blocks."""
+"""Lazy rows that are read in blocks."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from skvae.fitting.chunks import blocks_of, chunks_within
 from skvae.fitting.lazy_rows import LazyRows
+from skvae.fitting.weighted_rows import WeightedRows
 from skvae.fitting.whitened_rows import WhitenedRows, scatter_of
 from skvae.models import COVARIANCES
 from skvae.models.covariances import Mixture
@@ -64,7 +65,7 @@ def test_whitened_rows_of_a_stream(family, block_size, x):
     x = x - x.mean(0)
     stream, _ = stream_of(x, block_size)
     assert_close(scatter_of(stream, family), scatter_of(x, family))
-    streamed, held = WhitenedRows(stream, family, 0.0), WhitenedRows(x.clone(), family, 0.0)
+    streamed, held = WhitenedRows(WeightedRows(stream), family, 0.0), WhitenedRows(WeightedRows(x.clone()), family, 0.0)
     assert_close(torch.cat([streamed.x[rows] for rows in streamed.x.blocks]), held.x)
     resp = torch.rand(1000, 2, dtype=torch.float64, generator=generator())
     for one, two in zip(
@@ -77,8 +78,8 @@ def test_whitened_rows_of_a_stream(family, block_size, x):
 def test_least_likely_rows_of_a_stream(block_size, x):
     family = COVARIANCES["diag"]
     x = x - x.mean(0)
-    streamed = WhitenedRows(stream_of(x, block_size)[0], family, 0.0)
-    held = WhitenedRows(x.clone(), family, 0.0)
+    streamed = WhitenedRows(WeightedRows(stream_of(x, block_size)[0]), family, 0.0)
+    held = WhitenedRows(WeightedRows(x.clone()), family, 0.0)
     resp = torch.rand(1000, 2, dtype=torch.float64, generator=generator())
     moments, means = held.sums_from_resp(resp.__getitem__, 2)[:2]
     mixture = mixture_of(family, moments, means)

@@ -37,7 +37,7 @@ def matrices(family, covariances):
 
 
 @over_families
-def test_density_is_the_multivariate_normal(family, x, resp, means):
+def test_log_prob_is_that_of_the_multivariate_normal(family, x, resp, means):
     covariances = family.estimate(family.moments(x, resp, means), regularization=0.0)
     factor, positive = family.factor(covariances)
     assert positive.all()
@@ -46,7 +46,7 @@ def test_density_is_the_multivariate_normal(family, x, resp, means):
 
 
 @over_families
-def test_factors_agree(family, x, resp, means):
+def test_factors_of_covariances_and_precisions_agree(family, x, resp, means):
     covariances = family.estimate(family.moments(x, resp, means), regularization=0.0)
     factor, _ = family.factor(covariances)
     assert_close(family.covariances(factor), covariances)
@@ -59,7 +59,7 @@ def test_factors_agree(family, x, resp, means):
 
 
 @over_families
-def test_merging_is_concatenating(family, x, resp, means):
+def test_merged_moments_are_those_of_concatenated_rows(family, x, resp, means):
     whole = family.moments(x, resp, means)
     parts = family.moments(x[:70], resp[:70], means).merge(family.moments(x[70:], resp[70:], means))
     assert isinstance(parts, Moments)
@@ -68,7 +68,7 @@ def test_merging_is_concatenating(family, x, resp, means):
 
 
 @over_families
-def test_any_reference_gives_the_same_covariance(family, x, resp, means):
+def test_estimate_does_not_depend_on_the_reference(family, x, resp, means):
     one, two = (family.estimate(family.moments(x, resp, m), regularization=0.0) for m in (means, means + 1))
     assert_close(one, two)
 
@@ -82,7 +82,7 @@ def test_integer_weights_are_repeated_rows(family, x, resp, means):
 
 
 @over_families
-def test_shapes_go_there_and_back(family, x, resp, means):
+def test_expand_inverts_compact(family, x, resp, means):
     covariances = family.estimate(family.moments(x, resp, means), regularization=0.0)
     compact = family.compact(covariances)
     assert tuple(compact.shape) == family.compact_shape(K, D)
@@ -120,13 +120,13 @@ def test_linear_form_is_the_residual_form(family, x, resp, means):
     difference = joint - (family.natural(mixture) @ features).T
     assert_close(difference, difference[:, :1].expand(N, K))
     assert_close(difference[:, 0].sum(), torch.as_tensor(family.common(mixture, scatter)).to(x), atol=1e-8, rtol=1e-8)
-    found = family.moments_of(resp.T @ features.T, D, scatter)
-    for one, two in zip(found, family.moments(x, resp, torch.zeros_like(means)), strict=True):
+    moments = family.moments_of(resp.T @ features.T, D, scatter)
+    for one, two in zip(moments, family.moments(x, resp, torch.zeros_like(means)), strict=True):
         assert_close(one, two)
 
 
 @over_families
-def test_whitened_coordinates_change_nothing(family, x, resp, means):
+def test_whitening_is_inverted_and_preserves_densities(family, x, resp, means):
     mixture = fitted(family, x, resp, means)
     whitener = family.whitener(family.scatter(x, torch.ones(N, dtype=torch.float64)) / N)
     white, inside = x.clone(), family.whiten_mixture(mixture, whitener)
@@ -149,7 +149,7 @@ def test_whitened_coordinates_change_nothing(family, x, resp, means):
 
 
 @over_families
-def test_moments_of_a_mixture_give_it_back(family, x, resp, means):
+def test_moments_from_inverts_estimate(family, x, resp, means):
     mixture, reference = fitted(family, x, resp, means), means.flip(0) + 1
     moments = family.shift(family.moments_from(mixture, 0.25), mixture.means, reference)
     assert_close(family.estimate(moments, 0.25), mixture.covariances)
@@ -158,7 +158,7 @@ def test_moments_of_a_mixture_give_it_back(family, x, resp, means):
 
 
 @over_families
-def test_shifted_moments_are_those_about_the_other_reference(family, x, resp, means):
+def test_shift_gives_moments_about_the_other_reference(family, x, resp, means):
     one, two = family.moments(x, resp, means), family.moments(x, resp, means + 3)
     for mine, theirs in zip(family.shift(one, means, means + 3), two, strict=True):
         assert_close(mine, theirs)
@@ -176,7 +176,7 @@ def test_total_is_the_covariance_of_all_rows(family, x, resp):
 
 
 @over_families
-def test_log_of_the_factor(family, x, resp, means):
+def test_exp_factor_inverts_log_factor(family, x, resp, means):
     factor = fitted(family, x, resp, means).factor
     assert_close(family.exp_factor(family.log_factor(factor)), factor)
 
@@ -189,7 +189,7 @@ def test_linear_condition_number_is_the_squared_mahalanobis_distance():
 
 
 @pytest.mark.parametrize("n_features", [5, 60, 300])
-def test_wide_rows_are_whitened_in_place(n_features):
+def test_rows_of_many_features_are_whitened_in_place(n_features):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, n_features, dtype=torch.float64, generator=generator)
     full, whitener = COVARIANCES["full"], torch.randn(n_features, n_features, generator=generator).double().triu()
@@ -199,7 +199,7 @@ def test_wide_rows_are_whitened_in_place(n_features):
 
 
 @pytest.mark.parametrize("n_features", [5, 60, 300])
-def test_blocks_are_the_whole_product(n_features):
+def test_triangular_products_in_blocks(n_features):
     """Wide rows are multiplied in blocks of a triangle."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, n_features, dtype=torch.float64, generator=generator)
@@ -233,7 +233,7 @@ def test_number_of_parameters(name, expected):
     assert COVARIANCES[name].n_parameters(K, D) == expected
 
 
-def test_one_component_as_many_features():
+def test_one_component_and_one_feature():
     """Shapes (k,) and (d,) are not confused when they are equal, or one."""
     x = torch.randn(20, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for name, family in COVARIANCES.items():

@@ -1,4 +1,6 @@
-"""Tensors of samples on a device, and samplers of batches of them."""
+"""Samples as tensors on a device: centred ones, and samplers of batches."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,11 +10,50 @@ from ..fitting.chunks import row_chunks
 from ..fitting.distributed import current_group
 from ..fitting.weighted_rows import WeightedRows, draw_indices
 from .arrays import tensor_dtype, to_tensor
-from .samples import LazySamples, TensorSamples, streamed
+from .chunks import centered
+from .samples import LazySamples, TensorSamples, is_lazy, streamed
 
 POOL_BYTES = 2**26  # of the rows in a pool
 POOL_BATCHES = 8  # but it has no fewer rows than so many batches
 MIN_RUNS = 256  # in a pool: batches from fewer places would differ from one another
+
+
+class WeightedSamples(NamedTuple):
+    """Samples of positive weight, and a centre that they are fitted about."""
+
+    X: np.ndarray | LazySamples  # (n, d)
+    weight: np.ndarray | None  # (n,), float64; None: all one
+    center: np.ndarray  # (d,), float64
+    has_missing: bool = False  # whether any process has missing values
+    selected: slice | np.ndarray = slice(None)  # (n_passed,) bool: which of the samples that the user passed
+    n_passed: int | None = None
+
+    def weighted_rows(self, dtype, device, block_size=None):
+        """Return the centred samples as `WeightedRows` (see `centered_rows`)."""
+        x = centered_rows(self.X, dtype, device, self.center, block_size)
+        weight = None if self.weight is None else to_tensor(self.weight, dtype, device)
+        return WeightedRows(x, weight, current_group())
+
+
+def centered_rows(X, dtype, device, center, block_size=None):
+    """Return rows less a centre as a tensor, or as a stream where X is read a chunk at a time.
+
+    Parameters
+    ----------
+    X : ndarray or LazySamples of shape (n, d)
+    dtype : torch.dtype
+    device : torch.device
+    center : ndarray of shape (d,), float64
+    block_size : int, optional
+        Rows of a stream that are read at once; None: a few megabytes.
+
+    Returns
+    -------
+    x : Tensor or LazyRows of shape (n, d)
+    """
+    if is_lazy(X):
+        return streamed(X, dtype, device, center=center, block_size=block_size)
+    return centered(X, center, dtype, device)
 
 
 def as_tensor(X, dtype, device):
@@ -52,7 +93,7 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
     -------
     sampler : BatchSampler
     """
-    group, is_table = current_group(), isinstance(X, LazySamples)
+    group, is_table = current_group(), is_lazy(X)
     pool_size = max(POOL_BYTES // (X.dtype.itemsize * X.shape[1]), POOL_BATCHES * batch_size, init_size)
 
     def pooled():
@@ -67,7 +108,7 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
     if is_table and X.run_length == 1:
         sampler = DirectBatchSampler(WeightedRows(streamed(X, dtype, device), weight, group))
         # A batch of as many samples as are distinct would be all of them, in dense form.
-        if group.size > 1 or len(sampler) > max(batch_size, init_size) or len(X) <= max(batch_size, init_size):
+        if group.size > 1 or sampler.n_distinct > max(batch_size, init_size) or len(X) <= max(batch_size, init_size):
             return sampler
         if is_larger:
             return pooled()
@@ -76,7 +117,7 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
 
 def sample_array(X, sampler, n_samples, generator):
     """Return an array of the samples: all of an array; of a table, those in memory or a random sample."""
-    if not isinstance(X, LazySamples):
+    if not is_lazy(X):
         return X
     if isinstance(sampler.x, torch.Tensor):
         return sampler.x.cpu().numpy()

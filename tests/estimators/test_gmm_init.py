@@ -1,4 +1,4 @@
-"""What TorchGMM can start from: labels, responsibilities, clusterers, known parameters; weights; batches of rows."""
+"""Initialization of TorchGMM: labels, responsibilities, clusterers, parameters; weights; batches."""
 
 import warnings
 
@@ -34,7 +34,7 @@ def one_step(X, **parameters):
         return TorchGMM(3, max_iter=1, **parameters).fit(X, y, sample_weight)
 
 
-def test_labels_start_at_class_means(blobs):
+def test_labels_initialize_class_means(blobs):
     X, y = blobs
     names = np.array(["c", "a", "b"])[y]
     gmm = TorchGMM(3, init_params="labels", max_iter=0).fit(X, names)
@@ -43,36 +43,36 @@ def test_labels_start_at_class_means(blobs):
     assert_array_equal(np.array(list("abc"))[gmm.fit(X, names).predict(X)], names)
 
 
-def test_unlabelled_rows_wait_for_em(blobs):
+def test_unlabelled_samples_are_ignored_in_the_initialization(blobs):
     X, y = blobs
-    known = np.random.default_rng(0).permutation(len(y))[:30]
+    labelled = np.random.default_rng(0).permutation(len(y))[:30]
     partial = np.full(len(y), -1)
-    partial[known] = y[known]
-    start = TorchGMM(3, init_params="labels", max_iter=0).fit(X, partial)
-    assert_allclose(start.means_, [X[partial == c].mean(0) for c in range(3)])
+    partial[labelled] = y[labelled]
+    initial = TorchGMM(3, init_params="labels", max_iter=0).fit(X, partial)
+    assert_allclose(initial.means_, [X[partial == c].mean(0) for c in range(3)])
     assert_array_equal(TorchGMM(3, init_params="labels").fit(X, partial).predict(X), y)
     words = np.where(partial == -1, None, np.array(["a", "b", "c"], dtype=object)[y])
-    assert_array_equal(TorchGMM(3, init_params="labels", max_iter=0).fit(X, words).means_, start.means_)
+    assert_array_equal(TorchGMM(3, init_params="labels", max_iter=0).fit(X, words).means_, initial.means_)
 
 
-def test_labels_go_through_a_pipeline(blobs):
+def test_labels_in_a_pipeline(blobs):
     pipeline = make_pipeline(StandardScaler(), TorchGMM(3, init_params="labels"))
     assert_array_equal(pipeline.fit(*blobs).predict(blobs[0]), blobs[1])
     assert pipeline.transform(blobs[0]).shape == (300, 3)
 
 
-def test_class_means_with_other_parameters_given(blobs):
+def test_class_means_with_other_initial_parameters(blobs):
     """Start at class means with equal weights and equal round covariances."""
     X, y = blobs
-    given = {"weights_init": np.full(3, 1 / 3), "precisions_init": np.stack([np.eye(4) * 10] * 3)}
-    gmm = TorchGMM(3, init_params="labels", max_iter=0, **given).fit(X, y)
-    assert_allclose(gmm.covariances_, given["precisions_init"] / 100, atol=1e-12)
+    params = {"weights_init": np.full(3, 1 / 3), "precisions_init": np.stack([np.eye(4) * 10] * 3)}
+    gmm = TorchGMM(3, init_params="labels", max_iter=0, **params).fit(X, y)
+    assert_allclose(gmm.covariances_, params["precisions_init"] / 100, atol=1e-12)
     assert_allclose(gmm.weights_, 1 / 3)
     assert_allclose(gmm.means_, [X[y == c].mean(0) for c in range(3)])
 
 
 @over_all_types
-def test_responsibilities_start_a_mixture(covariance_type, correlated):
+def test_responsibilities_initialize_a_mixture(covariance_type, correlated):
     resp = np.random.default_rng(0).dirichlet(np.ones(3), size=len(correlated))
     gmm = TorchGMM(3, covariance_type=covariance_type, init_params=resp, max_iter=0, reg_covar=0).fit(correlated)
     assert_allclose(gmm.weights_, resp.mean(0))
@@ -83,23 +83,23 @@ def test_responsibilities_start_a_mixture(covariance_type, correlated):
 
 @over_all_types
 @pytest.mark.parametrize("init_params", ["k-means++", "random_from_data"])
-def test_single_rows_start_a_mixture_without_regularization(covariance_type, init_params, correlated):
+def test_single_samples_initialize_a_mixture_without_regularization(covariance_type, init_params, correlated):
     """A single row has no covariance: a component is as wide as a small share of all rows, and takes those nearest."""
     options = {"covariance_type": covariance_type, "init_params": init_params, "max_iter": 0}
     whole = TorchGMM(covariance_type=covariance_type, reg_covar=0.0, max_iter=0).fit(correlated).covariances_
     for seed in range(8):
-        start = TorchGMM(4, reg_covar=0.0, random_state=seed, **options).fit(correlated)
-        assert_allclose(start.weights_, 0.25)
-        assert_allclose(start.covariances_ / whole, INIT_JITTER, rtol=1e-2)
-        distance = np.abs(correlated[:, None] - start.means_).max(2)
+        initial = TorchGMM(4, reg_covar=0.0, random_state=seed, **options).fit(correlated)
+        assert_allclose(initial.weights_, 0.25)
+        assert_allclose(initial.covariances_ / whole, INIT_JITTER, rtol=1e-2)
+        distance = np.abs(correlated[:, None] - initial.means_).max(2)
         assert_array_equal((distance < 1e-9).sum(0), 1)
         if covariance_type == "full":
-            differences = (correlated[:, None] - start.means_)[:, :, None]
+            differences = (correlated[:, None] - initial.means_)[:, :, None]
             squares = (differences @ np.linalg.inv(whole) @ differences.swapaxes(2, 3))[..., 0, 0]
-            assert_array_equal(start.predict(correlated), squares.argmin(1))
+            assert_array_equal(initial.predict(correlated), squares.argmin(1))
 
 
-def test_single_rows_start_as_good_a_mixture_without_regularization(correlated):
+def test_single_samples_lead_to_as_good_a_mixture_without_regularization(correlated):
     options = {"init_params": "random_from_data", "tol": 1e-6, "max_iter": 2_000}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The covariances of components")  # a few fall for a row, which is a maximum
@@ -108,43 +108,43 @@ def test_single_rows_start_as_good_a_mixture_without_regularization(correlated):
     assert np.median([gmm.lower_bound_ for gmm in without]) > np.median([gmm.lower_bound_ for gmm in regular]) - 0.05
 
 
-def test_a_component_may_start_without_weight(correlated):
+def test_initial_weight_of_zero(correlated):
     gmm = TorchGMM(3, weights_init=[0, 0.5, 0.5], max_iter=0, random_state=0).fit(correlated)
     assert np.isfinite(gmm.score_samples(correlated)).all()
     assert (gmm.predict_proba(correlated)[:, 0] == 0).all()
 
 
-def test_precision_of_one_number_for_everything(correlated):
-    start = TorchGMM(3, covariance_type="tied_spherical", random_state=0).fit(correlated)
+def test_initial_precision_of_a_tied_spherical_mixture(correlated):
+    initial = TorchGMM(3, covariance_type="tied_spherical", random_state=0).fit(correlated)
     gmm = TorchGMM(
-        3, covariance_type="tied_spherical", precisions_init=2 * start.precisions_, max_iter=0, random_state=0
+        3, covariance_type="tied_spherical", precisions_init=2 * initial.precisions_, max_iter=0, random_state=0
     )
-    assert_allclose(gmm.fit(correlated).precisions_, 2 * start.precisions_)
+    assert_allclose(gmm.fit(correlated).precisions_, 2 * initial.precisions_)
 
 
 @over_all_types
 @pytest.mark.parametrize(("dtype", "far"), [(np.float64, 1e200), (np.float32, 1e30)])
-def test_rows_beyond_all_distances(covariance_type, dtype, far, correlated):
+def test_scores_of_samples_whose_distances_overflow(covariance_type, dtype, far, correlated):
     gmm = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated.astype(dtype))
     rows = np.array([[far, far, far], [-far, far, 0.0], [far, 0.0, -far]], dtype=dtype)
     assert np.isfinite(gmm.score_samples(rows)).all()
     assert_allclose(gmm.predict_proba(rows).sum(1), 1, rtol=1e-5)
 
 
-def test_clusterer_starts_a_mixture(blobs):
+def test_clusterer_initializes_a_mixture(blobs):
     X, y = blobs
     clusterer = KMeans(3, n_init=1)
     before = np.random.get_state()[1].copy()  # noqa: NPY002 (the global state is what is tested)
     one, two = (TorchGMM(3, init_params=clusterer, random_state=0).fit(X) for _ in range(2))
     assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-    assert not hasattr(clusterer, "labels_"), "the clusterer that was given has been fitted"
+    assert not hasattr(clusterer, "labels_"), "the clusterer of the user was fitted"
     assert_same_fit(one, two, rtol=0)
     assert adjusted_rand_score(y, one.predict(X)) == 1
     noise = TorchGMM(3, init_params=DBSCAN(eps=1.2)).fit(X)
     assert adjusted_rand_score(y, noise.predict(X)) == 1
 
 
-def test_clusterer_gets_the_weights(blobs):
+def test_weights_are_passed_to_the_clusterer(blobs):
     class Spy(KMeans):
         def fit(self, X, y=None, sample_weight=None):
             seen.append(sample_weight)
@@ -173,12 +173,12 @@ def test_clusterer_gets_the_weights(blobs):
         (KMeans(2, random_state=0), None, r"KMeans\(.*\) found 2 clusters, but n_components=3"),
     ],
 )
-def test_wrong_starts(init_params, y, match, blobs):
+def test_invalid_init_params(init_params, y, match, blobs):
     with pytest.raises(ValueError, match=match):
         TorchGMM(3, init_params=init_params).fit(blobs[0], y)
 
 
-def test_a_given_start_is_made_once(blobs, monkeypatch):
+def test_init_params_of_the_user_are_evaluated_once(blobs, monkeypatch):
     calls = []
 
     def spy(*args, **kwargs):
@@ -191,15 +191,15 @@ def test_a_given_start_is_made_once(blobs, monkeypatch):
 
 
 @over_all_types
-def test_known_parameters_make_a_mixture(covariance_type, correlated):
+def test_from_parameters(covariance_type, correlated):
     fitted = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(correlated)
     options = {"covariance_type": covariance_type, "random_state": 0}
-    known = TorchGMM.from_parameters(fitted.weights_, fitted.means_, fitted.covariances_, **options)
-    assert_same_fit(known, fitted)
-    assert_allclose(known.score_samples(correlated), fitted.score_samples(correlated))
-    assert_array_equal(known.predict(correlated), fitted.predict(correlated))
-    assert_allclose(known.sample(10)[0], fitted.sample(10)[0])
-    assert known.n_components == 3
+    mixture = TorchGMM.from_parameters(fitted.weights_, fitted.means_, fitted.covariances_, **options)
+    assert_same_fit(mixture, fitted)
+    assert_allclose(mixture.score_samples(correlated), fitted.score_samples(correlated))
+    assert_array_equal(mixture.predict(correlated), fitted.predict(correlated))
+    assert_allclose(mixture.sample(10)[0], fitted.sample(10)[0])
+    assert mixture.n_components == 3
 
 
 @pytest.mark.parametrize(
@@ -212,15 +212,15 @@ def test_known_parameters_make_a_mixture(covariance_type, correlated):
         ([0.5, 0.5], [[0.0], [1.0]], [[[1.0]], [[1.0]]], {"n_components": 3}, "2 means, but n_components=3"),
     ],
 )
-def test_wrong_known_parameters(weights, means, covariances, params, match):
+def test_invalid_from_parameters(weights, means, covariances, params, match):
     with pytest.raises(ValueError, match=match):
         TorchGMM.from_parameters(weights, means, covariances, **params)
 
 
 @over_all_types
 @pytest.mark.parametrize("init_params", INIT_METHODS)
-def test_integer_weights_are_repeated_rows(covariance_type, init_params, correlated):
-    """Also where the start is drawn, and in any order."""
+def test_integer_weights_are_repeated_samples(covariance_type, init_params, correlated):
+    """Also for random initializations, and in any order."""
     rng = np.random.default_rng(0)
     weight = rng.integers(0, 4, size=len(correlated))
     mixed, mixed_weight = shuffle(correlated, weight, random_state=1)
@@ -234,7 +234,7 @@ def test_integer_weights_are_repeated_rows(covariance_type, init_params, correla
     assert_allclose(weighted.score_samples(correlated), score, rtol=1e-7, atol=1e-7)
 
 
-def test_rows_without_weight_are_not_there(correlated):
+def test_samples_of_weight_zero_are_ignored(correlated):
     weight = np.ones(len(correlated))
     weight[:100] = 0
     spoilt = correlated.copy()
@@ -255,7 +255,7 @@ def test_rows_without_weight_are_not_there(correlated):
     ["labels", KMeans(3, n_init=1, random_state=0), AgglomerativeClustering(3)],
     ids=lambda init: str(init),
 )
-def test_given_starts_see_no_rows_without_weight(init_params, blobs):
+def test_initialization_ignores_samples_of_weight_zero(init_params, blobs):
     X, y = blobs[0].copy(), blobs[1].copy()
     weight = np.ones(len(X))
     weight[::3], X[::3], y[::3] = 0, 1e6, 7  # a class of its own
@@ -264,7 +264,7 @@ def test_given_starts_see_no_rows_without_weight(init_params, blobs):
     assert_same_fit(one, one_step(X[counted], y=y[counted], init_params=init_params))
 
 
-def test_scale_of_weights_does_not_matter(correlated):
+def test_fit_does_not_depend_on_the_scale_of_weights(correlated):
     weight = np.random.default_rng(0).uniform(size=len(correlated))
     one, two = (TorchGMM(3, random_state=0).fit(correlated, sample_weight=weight * scale) for scale in (1e-6, 1e3))
     assert_same_fit(one, two, rtol=1e-6, atol=1e-9)
@@ -280,23 +280,23 @@ def test_scale_of_weights_does_not_matter(correlated):
         (np.repeat([1, 0], [2, 298]), "n_components=3 is larger than n_samples=2"),
     ],
 )
-def test_wrong_weights(weight, match, blobs):
+def test_invalid_weights(weight, match, blobs):
     with pytest.raises(ValueError, match=match):
         TorchGMM(3).fit(blobs[0], sample_weight=weight)
 
 
 @over_all_types
-def test_first_batch_is_one_step_of_em(covariance_type, correlated):
+def test_first_batch_is_one_em_iteration(covariance_type, correlated):
     options = {"covariance_type": covariance_type, "random_state": 0}
     assert_same_fit(TorchGMM(3, **options).partial_fit(correlated), one_step(correlated, **options))
 
 
 @over_all_types
-def test_step_of_one_half_is_the_middle(covariance_type, correlated):
+def test_second_equal_batch_with_decay_one_averages(covariance_type, correlated):
     """With learning_decay=1, a second batch as large as the first weighs as much: sums of equal weight add."""
     options = {"covariance_type": covariance_type, "reg_covar": 0.0}
-    start = TorchGMM(3, random_state=0, **options).partial_fit(correlated)
-    weights, means, covariances = start.weights_, start.means_, start.covariances_
+    initial = TorchGMM(3, random_state=0, **options).partial_fit(correlated)
+    weights, means, covariances = initial.weights_, initial.means_, initial.covariances_
     step = TorchGMM.from_parameters(weights, means, covariances, learning_decay=1.0, **options)
     step._weight_seen = float(len(correlated))
     shifted = correlated + 0.3
@@ -308,19 +308,19 @@ def test_step_of_one_half_is_the_middle(covariance_type, correlated):
 
 
 @over_all_types
-def test_stream_comes_to_what_a_fit_finds(covariance_type, blobs):
+def test_stream_of_batches_converges_to_the_fit(covariance_type, blobs):
     X, y = shuffle(*blobs, random_state=0)
     stream = TorchGMM(3, covariance_type=covariance_type, random_state=0)
     for _ in range(15):
-        for start in range(0, 300, 50):
-            stream.partial_fit(X[start : start + 50])
+        for first in range(0, 300, 50):
+            stream.partial_fit(X[first : first + 50])
     batch = TorchGMM(3, covariance_type=covariance_type, random_state=0).fit(X)
     assert stream.score(X) > batch.score(X) - 0.02
     assert adjusted_rand_score(y, stream.predict(X)) > 0.95
     assert (stream.n_iter_, len(stream.lower_bounds_)) == (90, 90)
 
 
-def test_stream_follows_data_that_move():
+def test_stream_of_batches_follows_drifting_data():
     lags = []
     for learning_decay in (0.55, 0.7, 1.0):
         rng, gmm = np.random.default_rng(0), TorchGMM(2, random_state=0, learning_decay=learning_decay)
@@ -333,7 +333,7 @@ def test_stream_follows_data_that_move():
     assert lags[2] > 3, "with learning_decay=1 nothing is forgotten"
 
 
-def test_partial_fit_goes_on_from_a_fit(correlated):
+def test_partial_fit_continues_from_a_fit(correlated):
     gmm = TorchGMM(3, random_state=0).fit(correlated)
     before = gmm.score(correlated)
     gmm.partial_fit(correlated[:1])
@@ -349,7 +349,7 @@ def test_partial_fit_with_weights(correlated):
     assert_same_fit(one, two)
 
 
-def test_first_batch_needs_enough_rows(correlated):
+def test_first_batch_needs_enough_samples(correlated):
     gmm = TorchGMM(3)
     with pytest.raises(ValueError, match="n_components=3 is larger than n_samples=2"):
         gmm.partial_fit(correlated[:2])
@@ -367,7 +367,7 @@ def test_transform_is_predict_proba(blobs):
     assert_array_equal(TorchGMM(3, random_state=0).fit_transform(blobs[0]), gmm.transform(blobs[0]))
 
 
-def test_icl_is_the_bic_and_the_doubt(correlated):
+def test_icl_is_bic_plus_uncertainty(correlated):
     gmm = TorchGMM(3, random_state=0).fit(correlated)
     doubt = -2 * np.log(gmm.predict_proba(correlated).max(1)).sum()
     assert gmm.icl(correlated) == pytest.approx(gmm.bic(correlated) + doubt)
@@ -375,7 +375,7 @@ def test_icl_is_the_bic_and_the_doubt(correlated):
 
 
 @over_all_types
-def test_restarts_together_are_restarts_alone(covariance_type, correlated, monkeypatch):
+def test_initializations_in_shared_passes_equal_separate_ones(covariance_type, correlated, monkeypatch):
     options = {"covariance_type": covariance_type, "init_params": "random_from_data", "random_state": 3, "tol": 1e-5}
     gmm = TorchGMM(3, n_init=6, max_iter=500, **options)
     together = gmm.fit(correlated)
@@ -387,7 +387,7 @@ def test_restarts_together_are_restarts_alone(covariance_type, correlated, monke
 
 
 @over_all_types
-def test_squarem_arrives_sooner(covariance_type, correlated):
+def test_squarem_takes_fewer_iterations(covariance_type, correlated):
     options = {"covariance_type": covariance_type, "random_state": 0, "tol": 1e-8, "max_iter": 5_000}
     plain = TorchGMM(3, **options).fit(correlated)
     fast = TorchGMM(3, acceleration="squarem", **options).fit(correlated)
@@ -398,7 +398,7 @@ def test_squarem_arrives_sooner(covariance_type, correlated):
     assert fast.score(correlated) == pytest.approx(fast.lower_bound_, abs=1e-6)
 
 
-def test_squarem_stopped_early_is_a_mixture_of_em(correlated):
+def test_squarem_stopped_early_is_an_em_step(correlated):
     for max_iter in range(1, 12):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -418,7 +418,7 @@ def test_memory_map(correlated, tmp_path):
     assert_array_equal(one.predict(mapped), two.predict(correlated))
 
 
-def test_scikit_learns_estimator_reads_the_attributes(correlated):
+def test_attributes_fit_scikit_learns_estimator(correlated):
     """A fitted TorchGMM can be turned into a GaussianMixture by its attributes alone."""
     gmm, twin = TorchGMM(3, random_state=0).fit(correlated), GaussianMixture(3)
     for name in ("weights_", "means_", "precisions_cholesky_"):
