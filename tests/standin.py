@@ -30,7 +30,6 @@ import torch
 from torch.optim import optimizer
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 CPU = torch.device("cpu")
 NEEDED = (
@@ -299,7 +298,7 @@ def _dispatch(func, args, kwargs):
             found = func.decompose(*args, **kwargs)
         if found is not NotImplemented:
             return found
-    flat, spec = tree_flatten((args, kwargs))
+    flat = [*_leaves(args), *_leaves(list(kwargs.values()))]
     tensors = [value for value in flat if isinstance(value, torch.Tensor)]
     places = {value.place for value in tensors if isinstance(value, DeviceTensor)}
     wanted = kwargs.get("device")
@@ -318,18 +317,29 @@ def _dispatch(func, args, kwargs):
         _count_waits(name, args, kwargs)
     if to.type == "mps" and name in NOT_ON_MPS:
         raise NotImplementedError(f"The operator '{name}' is not currently implemented for the MPS device.")
-    found = _run(func, *tree_unflatten([_held(value) for value in flat], spec), generator, to)
+    held = {key: _map(_held, value) for key, value in kwargs.items()}
+    found = _run(func, _map(_held, args), held, generator, to)
     if to == CPU:
         return found
     if name == "aten::_to_copy" and found is _held(args[0]):
         found = found.clone()
     if not has_aliases:
-        return tree_map(partial(_wrap, place=to), found)
+        return _map(partial(_wrap, place=to), found)
     # In inference mode, a view of a tensor from before is not one of that mode.
     outside = torch.is_inference_mode_enabled() and func.is_view and not args[0].is_inference()
     with torch.inference_mode(False) if outside else ExitStack():
-        wrapped = tree_map(partial(_wrap, place=to), found)
+        wrapped = _map(partial(_wrap, place=to), found)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+def _leaves(value):
+    """Return the items of nested lists and tuples, as torch's pytree does in more time."""
+    return [leaf for part in value for leaf in _leaves(part)] if type(value) in (list, tuple) else [value]
+
+
+def _map(function, value):
+    """Return nested lists and tuples with a function applied to their items."""
+    return type(value)([_map(function, part) for part in value]) if type(value) in (list, tuple) else function(value)
 
 
 def _elsewhere(func, args, kwargs):
