@@ -15,6 +15,7 @@ from skorch.callbacks import Callback
 from .data.arrays import host_array
 from .fitting.checkpoint import Resumable
 from .fitting.devices import preserved_rng_state
+from .fitting.net import unwrapped_module
 from .fitting.vade import PruneMixtures
 from .models import GaussianMixturePrior
 
@@ -268,11 +269,6 @@ def check_samples(X, dataset, name):
     if X.shape[1] != n_features:
         raise ValueError(f"{name} has {X.shape[1]} features, but the training data have {n_features}.")
     return X
-
-
-def unwrapped_module(net):
-    """Return the module of a net without the wrapper of torch.compile."""
-    return getattr(net.module_, "_orig_mod", net.module_)
 
 
 @contextmanager

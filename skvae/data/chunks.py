@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..fitting.chunks import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks
+from ..fitting.chunks import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks, rows_in_cache
 from ..fitting.devices import is_out_of_memory
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
@@ -123,7 +123,7 @@ def map_samples(function, X, *, dtype, device, width, chunk_size=None, parameter
     -------
     results : ndarray or Tensor of shape (n, ...)
     """
-    n_rows = min(len(X), row_chunks(len(X), width, chunk_size)[0].stop)
+    n_rows = min(len(X), chunk_size or rows_in_cache(width))
     # Fresh memory for each chunk would cost as much as simple functions do.
     buffer, on_device = torch.empty((n_rows, X.shape[1]), dtype=dtype), None
 

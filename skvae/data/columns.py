@@ -34,7 +34,7 @@ class Columns:
     ----------
     X : ndarray, LazySamples or TensorSamples of shape (n, d)
         Tensors have ranges only.
-    group : SingleProcess or Group
+    group : ProcessGroup
         Processes that have shards of the samples.
     names : array-like of shape (d,), optional
         Names of the features in errors; their indices if None.

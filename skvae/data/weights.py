@@ -5,8 +5,8 @@ import torch
 from sklearn import config_context
 from sklearn.utils.validation import _check_sample_weight
 
-from ..fitting.chunks import blocks_of
 from ..fitting.distributed import current_group
+from ..fitting.lazy_rows import blocks_of
 from ..fitting.weighted_rows import canonical_order
 from .arrays import host_array, named_in_errors
 from .samples import run_length, select_samples, tensor_or_stream

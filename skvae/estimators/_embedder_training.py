@@ -22,6 +22,7 @@ from ..fitting.devices import is_out_of_memory, seeded_rng_state
 from ..fitting.distributed import current_group
 from ..fitting.evaluation import posterior_of
 from ..fitting.lazy_rows import is_lazy
+from ..fitting.net import unwrapped_module
 from ..fitting.training import Interrupted, Plan, TrainingData, average_models
 from ..fitting.warnings import warn
 from ..models import LatentModel, MaskedLikelihood, Support
@@ -189,7 +190,7 @@ def _resumed_model(estimator, samples):
     if hasattr(estimator, "net_"):
         optimizer_state = copy.deepcopy(estimator.net_.optimizer_.state_dict())
         if samples.is_batch and vars(estimator).get("_n_batches"):
-            module = getattr(estimator.net_.module_, "_orig_mod", estimator.net_.module_)
+            module = unwrapped_module(estimator.net_)
     X = check_support(module.likelihood, samples.X, columns)
     return InitialModel(copy.deepcopy(module), X, estimator.likelihood_, estimator.history_, optimizer_state)
 
@@ -298,7 +299,7 @@ def user_callbacks(estimator):
         return callbacks
 
     def attributes(net):
-        model = copy.deepcopy(getattr(net.module_, "_orig_mod", net.module_)).eval()
+        model = copy.deepcopy(unwrapped_module(net)).eval()
         model.autocast, n_features = None, estimator.n_features_in_
         sizes = fitted_sizes(estimator, model, n_features, np.dtype(np.float64))
         return {"module_": model, "n_features_in_": n_features} | sizes

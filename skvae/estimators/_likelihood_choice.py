@@ -13,10 +13,11 @@ from torch import nn
 from ..data.arrays import float_dtype, tensor_dtype, to_tensor
 from ..data.columns import Columns
 from ..data.messages import meant, shown
-from ..data.samples import LazySamples, clip_samples, streamed
+from ..data.samples import clip_samples, is_lazy, streamed
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
 from ..models import LIKELIHOODS, MaskedLikelihood, Support
+from ..models.features import Likelihood
 
 MAX_EXCESS, MAX_FRACTION = 1e-3, 0.1  # beyond a bound, or a whole number, that rounding may explain
 REQUIRED_METHODS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
@@ -266,6 +267,9 @@ def for_missing(likelihood, columns):
 def check_required_methods(likelihood, names):
     """Raise if a likelihood lacks one of these methods or attributes."""
     missing = [name for name in names if not hasattr(likelihood, name)]
+    inherited = getattr(type(likelihood), "log_prob", None) is Likelihood.log_prob  # the sum of feature_log_prob
+    if inherited and not hasattr(likelihood, "feature_log_prob"):
+        missing.append("log_prob")
     if missing:
         raise TypeError(f"likelihood={likelihood_name(likelihood)} lacks {', '.join(missing)}; add what is missing.")
 
@@ -284,7 +288,7 @@ def stored_rows(likelihood, X, device):
         with torch.no_grad():
             return likelihood.standardize(rows).to(torch.float32)
 
-    if isinstance(X, LazySamples):
+    if is_lazy(X):
         dtype = standardize(torch.empty((0, X.shape[1]), dtype=tensor_dtype(X.dtype))).dtype
         return streamed(X, tensor_dtype(X.dtype), "cpu").map(standardize, dtype)
     rows = standardize(to_tensor(X, None, "cpu"))

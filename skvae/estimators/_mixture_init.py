@@ -11,7 +11,7 @@ from sklearn.utils.validation import has_fit_parameter
 from ..data.arrays import host_array, named_in_errors, to_tensor
 from ..data.labels import read_labels, sorted_classes
 from ..data.messages import shown
-from ..data.samples import LazySamples
+from ..data.samples import is_lazy
 from ..fitting.chunks import row_chunks
 from ..fitting.distributed import alone, current_group
 from ..fitting.mixture_init import one_hot
@@ -158,7 +158,7 @@ def _cluster_labels(clusterer, samples, n_components, random_state):
     group = current_group()
     # Estimators of this package fit the samples of all processes; others fit those of their own process.
     is_joint = group.size == 1 or isinstance(clusterer, TorchEstimator)
-    if any(group.all_gather_int(isinstance(X, LazySamples))) or not is_joint:
+    if any(group.all_gather_int(is_lazy(X))) or not is_joint:
         generator = torch.Generator().manual_seed(fit_seed(random_state))
         labels = _labels_from_sample(clusterer, X, weight, n_components, takes_weight, generator)
     else:

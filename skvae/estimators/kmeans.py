@@ -15,7 +15,7 @@ from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_de
 from ..data.chunks import map_chunks, read_chunks
 from ..data.tensors import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
 from ..data.weights import check_weights
-from ..fitting.chunks import row_chunks
+from ..fitting.chunks import rows_in_cache
 from ..fitting.devices import in_float64, read, to_device, wide_dtype
 from ..fitting.distributed import current_group
 from ..fitting.minibatch import (
@@ -559,7 +559,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         tensors = to_device(torch.cat(arrays), options["device"])
         offset = tensors[-1]
         function = make_function(tensors[:-1] - offset)
-        n_rows = row_chunks(len(X), X.shape[1] + len(self.cluster_centers_), n_bytes=MAP_BYTES)[0].stop
+        n_rows = rows_in_cache(X.shape[1] + len(self.cluster_centers_), MAP_BYTES)
         # Fresh memory for each chunk would cost more than the work.
         buffer = offset.new_empty(min(len(X), n_rows), X.shape[1])
 

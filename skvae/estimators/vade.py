@@ -450,8 +450,9 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
                 candidate = candidate._replace(score=score)
             candidates.append(candidate)
         best = candidates[0] if held_out is None else max(candidates, key=lambda candidate: candidate.score)
-        self.consistency_, self.init_losses_ = best.consistency, best.losses
+        self.consistency_ = best.consistency
         self.held_out_scores_ = {arm.consistency: arm.score for arm in candidates if arm.score is not None}
+        self.init_losses_ = best.losses
         for name in ("encoder", "decoder", "likelihood", "prior"):
             setattr(model, name, getattr(best.model, name))
         return best.net

@@ -1,20 +1,18 @@
-"""Slices of rows: chunks that fit into a cache, and blocks that are read at once."""
-
-import torch
+"""Slices of rows: chunks that fit into a cache."""
 
 LINEAR_BYTES, RESIDUAL_BYTES = 2**21, 2**23  # a chunk and what is computed from it should stay in a cache
 MIN_CHUNK = 256  # rows
 
 
+def rows_in_cache(n_columns, n_bytes=RESIDUAL_BYTES):
+    """Return the number of rows in a chunk that fits into a cache."""
+    return max(MIN_CHUNK, n_bytes // (8 * n_columns))
+
+
 def row_chunks(n_rows, n_columns, chunk_size=None, n_bytes=RESIDUAL_BYTES):
     """Return slices that cover the rows, of a chunk size or else of as many rows as fit into a cache."""
-    chunk_size = chunk_size or max(MIN_CHUNK, n_bytes // (8 * n_columns))
+    chunk_size = chunk_size or rows_in_cache(n_columns, n_bytes)
     return [slice(start, start + chunk_size) for start in range(0, n_rows, chunk_size)]
-
-
-def blocks_of(x):
-    """Return slices of the rows that are in memory at once: all of a tensor, or the blocks of streamed rows."""
-    return [slice(0, len(x))] if isinstance(x, torch.Tensor) else x.blocks
 
 
 def chunks_within(block, *sizes, **settings):

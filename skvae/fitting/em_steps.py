@@ -42,7 +42,7 @@ class EMRows(ABC):
     Attributes
     ----------
     family : Covariance
-    group : SingleProcess or Group
+    group : ProcessGroup
         The processes that hold shards of the samples; sums are over all of them.
     x : Tensor or LazyRows of shape (n, d)
     n_features : int

@@ -103,6 +103,11 @@ def is_lazy(rows):
     return isinstance(rows, LazyRows)
 
 
+def blocks_of(rows):
+    """Return slices of the rows that are in memory at once: all of a tensor, or the blocks of lazy rows."""
+    return rows.blocks if is_lazy(rows) else [slice(0, len(rows))]
+
+
 def select_rows(rows, indices):
     """Return some rows of a tensor or of lazy rows."""
     return rows.select(indices) if is_lazy(rows) else rows[indices.to(rows.device)]

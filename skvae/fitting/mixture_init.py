@@ -11,6 +11,7 @@ from ..models.tensors import copy_to_device
 from .devices import to_device
 from .distributed import SINGLE_PROCESS, Collectives
 from .em_steps import checked_step, nonzero
+from .lazy_rows import is_lazy
 from .lloyd import draw_distinct_rows, kmeans, kmeans_plusplus
 from .nearest import NearestCenters
 from .weighted_rows import WeightedRows, sample_indices
@@ -105,7 +106,7 @@ def draw_responsibilities(name, n_init, rows, n_components, generator):
         Responsibilities of the rows of a slice. A tensor of rows is not needed for them, and may be overwritten.
     """
     x, _, group = rows
-    in_memory, offset = isinstance(x, torch.Tensor), group.row_offset(len(x))
+    in_memory, offset = not is_lazy(x), group.row_offset(len(x))
     n_rows = sum(group.all_gather_int(len(x)))
     if all(group.all_gather_int(in_memory)) and (group.size == 1 or n_rows <= MAX_GATHERED_ROWS):
         sample = Sample(rows, None, offset, group)

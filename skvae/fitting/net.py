@@ -171,7 +171,7 @@ class ELBOTerms(Callback):
 
     Parameters
     ----------
-    group : SingleProcess or Group
+    group : ProcessGroup
         The process group that trains.
     """
 
@@ -298,6 +298,11 @@ def make_net(model, plan, data, n_steps, callbacks):
     ).initialize()
     net.validation_advice = plan.validation_advice if data.validation_rows is None else ""
     return net if data.group.size == 1 else net.set_group(data.group, uses_all=not plan.user_modules)
+
+
+def unwrapped_module(net):
+    """Return the model that a net trains, not compiled."""
+    return getattr(net.module_, "_orig_mod", net.module_)
 
 
 def has_fused_steps(optimizer, device):

@@ -16,7 +16,7 @@ from .batches import RowDataset, count_batches, count_steps, standardized, subsa
 from .checkpoint import Checkpoint, JointCheckpoint, epoch_records, restore, schedules, take_snapshot
 from .data_parallel import JointOutOfMemory, average_batch_norm
 from .devices import is_out_of_memory, seeded_rng_state
-from .distributed import SINGLE_PROCESS, Group, SingleProcess
+from .distributed import SINGLE_PROCESS, ProcessGroup
 from .early_stopping import EarlyStopping, should_stop, was_stopped_by_skorch
 from .lazy_rows import LazyRows
 from .net import load_optimizer_state, make_net
@@ -69,7 +69,7 @@ class TrainingData:
     device: torch.device
     validation_rows: torch.Tensor | LazyRows | None = None  # (m, d), whose loss is recorded
     seed: int = 0
-    group: SingleProcess | Group = SINGLE_PROCESS  # the processes that have shards of the rows
+    group: ProcessGroup = SINGLE_PROCESS  # the processes that have shards of the rows
     optimizer_state: dict | None = None  # of an earlier training
     checkpoint: Checkpoint | JointCheckpoint | None = None
     resume: bool = False  # whether the model was trained before, and is to be trained further

@@ -29,7 +29,7 @@ def standardize_codes(model, mean, log_scale, group=SINGLE_PROCESS):
         Posterior means of training rows.
     log_scale : Tensor of shape (n, d)
         Raw log-scales of the same rows, of an untrained head.
-    group : SingleProcess or Group
+    group : ProcessGroup
         The processes that have shards of the rows.
 
     Returns
@@ -69,7 +69,7 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
     generator : torch.Generator
     reg_covar : float, default=1e-3
         Added to the variances.
-    group : SingleProcess or Group
+    group : ProcessGroup
         The processes that have shards of the rows.
 
     Returns
@@ -97,7 +97,7 @@ class PruneMixtures(Resumable):
     prior : GaussianMixturePrior
     stages : list of (int, int)
         Iterations after which mixtures are dropped, and numbers of mixtures that stay.
-    group : SingleProcess or Group
+    group : ProcessGroup
         The processes that train.
     """
 

@@ -4,8 +4,9 @@ from functools import partial
 
 import torch
 
-from .chunks import LINEAR_BYTES, MIN_CHUNK, RESIDUAL_BYTES, blocks_of, chunks_within, row_chunks
+from .chunks import LINEAR_BYTES, MIN_CHUNK, RESIDUAL_BYTES, chunks_within, row_chunks
 from .em_steps import MIN_TOLERANCE, EMRows, EStepSums, e_step, lowest_of_all
+from .lazy_rows import blocks_of, is_lazy
 
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
 CACHE_BYTES = 2**24  # features of all rows are stored if they need no more than this, or if they are but the rows
@@ -119,7 +120,7 @@ class WhitenedRows(EMRows):
         """Set x, in whitened coordinates, and the features of all rows if they are small enough to be stored."""
         n_samples, n_features = x.shape
         family, whitener = self.family, self.whitener.to(x.device, x.dtype)
-        if not isinstance(x, torch.Tensor):
+        if is_lazy(x):
             self.x, self.features = x.map(partial(_whitened, family, whitener)), None
             return
         fits_cache = family.tied or n_samples * self.n_linear * x.element_size() <= CACHE_BYTES

@@ -24,6 +24,7 @@ from skvae.estimators._likelihood_choice import (
     stored_rows,
 )
 from skvae.models import LIKELIHOODS, Bernoulli, FixedGaussian, Gaussian, Support
+from skvae.models.likelihoods import Standardized
 
 
 @pytest.fixture
@@ -378,3 +379,15 @@ def test_auto_hints_at_likelihoods_of_counts(estimator, method):
         warnings.simplefilter("ignore", ConvergenceWarning)
         for name in ("gaussian", "poisson"):
             getattr(clone(estimator).set_params(likelihood=name), method)(X)
+
+
+def test_subclass_without_a_density_is_refused(X):
+    class Incomplete(Standardized):
+        def mean(self, params):
+            return params
+
+        def sample(self, params, generator):
+            return params
+
+    with pytest.raises(TypeError, match="likelihood=Incomplete lacks log_prob; add what is missing"):
+        VAEEmbedder(2, likelihood=Incomplete, max_epochs=1).fit(X)
