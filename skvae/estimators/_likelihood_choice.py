@@ -204,7 +204,8 @@ def warn_of_outside(likelihood, counts, n_rows):
     value = shown(example, np.rint(example), *low.flat, *high.flat)
     warn(
         f"{n_outside} of {n_rows} samples of X have values outside the support of likelihood={name!r}, such as "
-        f"{value}: it has {values}, and the networks were not trained on others. Prepare X as in training{advice}"
+        f"{value}: its support is {values}, and the networks were not trained on others. Prepare X as in training"
+        f"{advice}"
     )
 
 

@@ -149,15 +149,15 @@ def test_features_are_called_by_their_names():
         clone(vae).fit(X.assign(size=np.nan))
 
 
-UNKNOWN_ROWS = {  # a likelihood, rows to fit, and new ones of which two could not come from it
+OUTSIDE_SAMPLES = {  # a likelihood, rows to fit, and new ones of which two are outside its support
     "bernoulli": ([0.0, 0.5, 1.0, 0.2], [1.5, -0.1, np.nan, 1 + 1e-16], r"values in \[0, 1\]"),
-    "poisson": ([0.0, 5.0, 1.0, 2.0], [2.5, -1.0, 90.0, np.nan], "whole numbers from 0; the"),
+    "poisson": ([0.0, 5.0, 1.0, 2.0], [2.5, -1.0, 90.0, np.nan], "whole numbers from 0, and the"),
     "categorical": ([0.0, 1.0, 2.0, np.nan], [3.0, 0.5, 2.0, np.nan], "whole numbers from 0 to the largest"),
 }
 
 
-@pytest.mark.parametrize(("name", "rows"), UNKNOWN_ROWS.items(), ids=UNKNOWN_ROWS)
-def test_encoders_warn_of_rows_that_a_likelihood_does_not_know(name, rows):
+@pytest.mark.parametrize(("name", "rows"), OUTSIDE_SAMPLES.items(), ids=OUTSIDE_SAMPLES)
+def test_encoders_warn_of_samples_outside_the_support(name, rows):
     seen, new = (np.column_stack([part, [1.0, 0.0, 1.0, 0.0]]) for part in rows[:2])
     seen[0, 1] = np.nan  # so that the networks know missing values
     settings = {"hidden_layer_sizes": (4,), "likelihood": name, "max_epochs": 1, "random_state": 0}
@@ -166,11 +166,11 @@ def test_encoders_warn_of_rows_that_a_likelihood_does_not_know(name, rows):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             verb(seen)
-        with pytest.warns(UserWarning, match=f"2 of 4 rows of X have values that .*'{name}'.*{rows[2]}") as found:
+        with pytest.warns(UserWarning, match=f"2 of 4 samples of X have values outside .*'{name}'.*{rows[2]}") as found:
             assert np.isfinite(verb(new)).all()
         assert len(found) == 1
         assert found[0].filename == __file__, verb
-    with pytest.warns(UserWarning, match="2 of 4 rows") as found:
+    with pytest.warns(UserWarning, match="2 of 4 samples") as found:
         vae.interpolate(new, seen)
     assert [warning.filename for warning in found] == [__file__]
 
@@ -179,7 +179,7 @@ def test_clusterers_warn_of_rows_that_were_not_scaled(X):
     settings = {"hidden_layer_sizes": (8,), "pretrain_epochs": 1, "max_epochs": 1, "random_state": 0}
     vade = VaDEClusterer(2, latent_dim=2, **settings).fit(X / X.max())
     for verb in (vade.predict, vade.predict_proba, vade.transform):
-        with pytest.warns(UserWarning, match=f"{len(X)} of {len(X)} rows of X have values that"):
+        with pytest.warns(UserWarning, match=f"{len(X)} of {len(X)} samples of X have values outside"):
             verb(2 + X)
 
 
@@ -268,7 +268,9 @@ def test_messages_show_the_digits_that_tell_counts_apart(name, convert):
     ):
         VAEEmbedder(2, **settings).fit(convert(X))
     vae = VAEEmbedder(2, **settings).fit(convert(np.rint(X)))
-    with pytest.warns(UserWarning, match=r"2 of 3 rows .* such as 6\.0000005: it has .* np\.rint makes counts"):
+    with pytest.warns(
+        UserWarning, match=r"2 of 3 samples .* such as 6\.0000005: its support is .* np\.rint makes counts"
+    ):
         vae.transform(convert(X))
     with pytest.raises(ValueError, match=r"X has 6\.0000005, and values up to 1\.5e-05 away .*; round X"):
         vae.score(convert(X))
