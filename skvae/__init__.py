@@ -1,4 +1,4 @@
-"""Deep embeddings and deep clustering with the manners of scikit-learn, on torch."""
+"""Variational autoencoders and deep clustering with the scikit-learn API, built on PyTorch."""
 
 from ._version import __version__
 from .estimators import (

@@ -64,7 +64,7 @@ def device(request):
 
 @pytest.fixture
 def is_real(request):
-    """Whether the device is real, so that its random numbers differ from those of the CPU."""
+    """Return whether the device is real, so that its random numbers differ from those of the CPU."""
     return "(" not in request.node.callspec.params["device"]
 
 

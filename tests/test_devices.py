@@ -65,7 +65,7 @@ class Case:
 
     @property
     def needs_float64(self):
-        """Whether the estimator computes in float64 whatever the data."""
+        """Return whether the estimator computes in float64 whatever the data."""
         inner = getattr(self.estimator, "estimator", self.estimator)
         return isinstance(inner, TorchGMM | TorchPPCA)
 

@@ -40,7 +40,7 @@ def transactional(method):
 
     An exception or an interrupt leaves the estimator exactly as it was before the call; or, where training continues
     that of networks which were trained before, as it was after the last whole epoch. Fitted attributes are arrays with
-    scikit-learn's ``array_api_dispatch``, too. Callbacks of scikit-learn, if there are any, are told of a fit. The
+    scikit-learn's ``array_api_dispatch``, too. Callbacks of scikit-learn, if there are any, are notified of a fit. The
     processes of a group fit together, and if one of them fails, all do.
     """
     reported = with_sklearn_callbacks(method)

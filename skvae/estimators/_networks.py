@@ -150,7 +150,7 @@ def _user_network(name, network, n_inputs, n_outputs):
         with torch.inference_mode():
             shape = tuple(probe(torch.zeros(2, n_inputs)).shape)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"{name} can not be applied to rows of {n_inputs} numbers: {error}") from error
+        raise ValueError(f"{name} cannot be applied to rows of {n_inputs} numbers: {error}") from error
     if shape != (2, n_outputs):
         raise ValueError(
             f"{name} should turn 2 rows of {n_inputs} numbers into shape {(2, n_outputs)}, but gave {shape}."

@@ -38,7 +38,7 @@ class Squarem:
 
     @property
     def is_extrapolated(self):
-        """Whether the last proposed model is extrapolated, with an EM step to fall back to."""
+        """Return whether the last proposed model is extrapolated, with an EM step to fall back to."""
         return self.fallback is not None
 
     def reject(self):

@@ -65,7 +65,7 @@ def with_noise(request, X):
 
 
 def maps_of(embedder):
-    """What it makes of rows, by name: functions of rows alone."""
+    """Results for each sample, by the name of the method."""
     names = ["transform", "score_samples", "reconstruct", "posterior_variance"]
     found = {name: getattr(embedder, name) for name in names if hasattr(embedder, name)}
     found["inverse of transform"] = lambda X: embedder.inverse_transform(embedder.transform(X))
@@ -1120,7 +1120,7 @@ class FailsAtOnce(Callback):
 
 
 def test_the_end_of_training_does_not_hide_why_it_ended(X):
-    """What another callback raised at the end replaced the error."""
+    """An exception of another callback at the end of training would replace the error."""
     with pytest.raises(RuntimeError, match="the reason"):
         VAEEmbedder(2, callbacks=[FailsAtOnce(), NeverBegun()], **SMALL).fit(X)
 

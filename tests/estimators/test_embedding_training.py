@@ -385,7 +385,7 @@ def test_a_network_without_layers_is_a_network():
     ("networks", "error", "match"),
     [
         ({"encoder": nn.Linear(64, 3)}, ValueError, r"encoder should turn 2 rows of 64 numbers into shape \(2, 4\)"),
-        ({"decoder": nn.Linear(3, 64)}, ValueError, "decoder can not be applied to rows of 2 numbers"),
+        ({"decoder": nn.Linear(3, 64)}, ValueError, "decoder cannot be applied to rows of 2 numbers"),
         ({"encoder": lambda n, m: "no"}, TypeError, "encoder should be or make a torch.nn.Module"),
         ({"architecture": "conv"}, ValueError, "architecture='conv' needs image_shape"),
         ({"image_shape": (8, 9)}, ValueError, r"Images of shape \(8, 9\) have 72 values, but rows have 64"),

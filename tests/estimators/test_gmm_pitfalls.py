@@ -184,7 +184,7 @@ def test_initial_precisions_are_unchanged(covariance_type, correlated):
 @over_all_types
 @pytest.mark.parametrize(("n_components", "n_features"), [(1, 3), (2, 3), (3, 3), (4, 2), (2, 1)])
 def test_number_of_parameters(covariance_type, n_components, n_features):
-    """What the criteria count is what differs in the published parameters."""
+    """The criteria count the free parameters of the fitted attributes."""
     X = np.random.default_rng(0).normal(size=(200, n_features)) * np.arange(1, n_features + 1)
     gmm = fit_quietly(TorchGMM(n_components, covariance_type=covariance_type, random_state=0), X)
     counted = (gmm.bic(X) - gmm.aic(X)) / (np.log(200) - 2)

@@ -141,7 +141,7 @@ class Poison(Callback):
 @over_embedders
 @pytest.mark.filterwarnings("ignore:The training loss became nan")
 def test_a_training_that_diverges_leaves_everything_as_before(embedder, X):
-    """What it had learnt may be on the way there already."""
+    """The epochs before a divergence may have led to it."""
     assert_untouched(fit(clone(embedder), X), X, ValueError(), "fit", Poison())
 
 

@@ -37,7 +37,7 @@ def warned(X, **parameters):
 
 
 def assert_regularized(gmm, X):
-    """What is left is a mixture."""
+    """The remaining components are a mixture."""
     assert np.isfinite(gmm.score_samples(X)).all()
     np.testing.assert_allclose(gmm.predict_proba(X).sum(1), 1, rtol=1e-5)
     assert (np.diagonal(gmm.covariances_, axis1=-2, axis2=-1) > 0).all()

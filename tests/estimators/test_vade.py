@@ -228,7 +228,7 @@ def test_agreement_is_tried_where_there_are_views(images):
 
 
 def test_held_out_scores_are_bounds_and_agreement_of_views(images, monkeypatch):
-    """What the end of the training maximises: the weight of the agreement is a tenth there."""
+    """The score is the objective of the last iterations, in which the weight of consistency is a tenth."""
     bounds, agreements = [], []
 
     def bound(model, rows, device, **options):
@@ -298,7 +298,7 @@ def test_views_of_tables(groups):
 
 @pytest.mark.parametrize("n_rows", [30, 64, 150])
 def test_short_trainings_end_with_one_mixture(n_rows, images):
-    """What is drawn, predicted and scored is then the same mixture."""
+    """Draws, predictions and scores then use the same mixture."""
     for how in ("fit", "partial_fit"):
         vade = VaDEClusterer(3, consistency=1.0, **IMAGES | {"n_init": 10, "max_epochs": 1})
         vade = fit_quietly(vade, images[:n_rows]) if how == "fit" else vade.partial_fit(images[:n_rows])
