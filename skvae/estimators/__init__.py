@@ -1,4 +1,4 @@
-"""How the models are used: the scikit-learn faces."""
+"""Estimators with the scikit-learn API."""
 
 from .embedders import AutoencoderEmbedder, VAEEmbedder
 from .gmm import TorchGMM

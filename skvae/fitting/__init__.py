@@ -1,1 +1,1 @@
-"""How the models are learnt: every training loop, in torch and skorch."""
+"""Training loops in torch and skorch."""
