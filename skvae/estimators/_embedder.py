@@ -278,7 +278,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             check_channels_first(self.image_shape)
         return super()._validate(X, reset=reset, **settings)
 
-    def _knows_missing(self):
+    def _handles_missing(self):
         return not hasattr(self, "module_") or isinstance(self.module_.likelihood, MaskedLikelihood)
 
     def _within_support(self, X):
