@@ -79,7 +79,7 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
 
     Parameters
     ----------
-    X : ndarray or Table of shape (n, d)
+    X : ndarray or LazySamples of shape (n, d)
     weight : Tensor of shape (n,) or None
     dtype : torch.dtype
     device : torch.device
@@ -93,19 +93,19 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
     -------
     sampler : BatchSampler
     """
-    group, is_table = current_group(), is_lazy(X)
+    group, is_streamed = current_group(), is_lazy(X)
     pool_size = max(POOL_BYTES // (X.dtype.itemsize * X.shape[1]), POOL_BATCHES * batch_size, init_size)
 
     def pooled():
-        table = X if is_table else LazySamples(X, X.dtype)
-        rows = WeightedRows(streamed(table, dtype, device), weight, group)
-        run_length = min(table.run_length, max(1, pool_size // MIN_RUNS))
+        lazy = X if is_streamed else LazySamples(X, X.dtype)
+        rows = WeightedRows(streamed(lazy, dtype, device), weight, group)
+        run_length = min(lazy.run_length, max(1, pool_size // MIN_RUNS))
         return PooledBatchSampler(rows, min(pool_size, len(X)), run_length, generator)
 
-    is_larger = is_table and len(X) > pool_size
+    is_larger = is_streamed and len(X) > pool_size
     if any(group.all_gather_int(is_larger and X.run_length > 1)):
         return pooled()
-    if is_table and X.run_length == 1:
+    if is_streamed and X.run_length == 1:
         sampler = DirectBatchSampler(WeightedRows(streamed(X, dtype, device), weight, group))
         # A batch of as many samples as are distinct would be all of them, in dense form.
         if group.size > 1 or sampler.n_distinct > max(batch_size, init_size) or len(X) <= max(batch_size, init_size):
@@ -116,7 +116,7 @@ def batch_sampler(X, weight, dtype, device, generator, *, batch_size, init_size)
 
 
 def sample_array(X, sampler, n_samples, generator):
-    """Return an array of the samples: all of an array; of a table, those in memory or a random sample."""
+    """Return an array of the samples: all of an array; of lazy ones, those in memory or a random sample."""
     if not is_lazy(X):
         return X
     if isinstance(sampler.x, torch.Tensor):

@@ -35,6 +35,8 @@ from ._embedder_training import (
     prepare_samples,
     to_device,
     train,
+    training_plan,
+    user_callbacks,
 )
 from ._fit import batch_by_batch, fit_method
 from ._likelihood_choice import check_support, outside_counter, warn_of_outside
@@ -381,6 +383,20 @@ class SinglePhaseEmbedder(BaseEmbedder):
         if problem:
             warn(problem, ConvergenceWarning)
         return self
+
+    def _plan(self, max_epochs, **settings):
+        """Return the plan of the training, with early stopping."""
+        return training_plan(
+            self,
+            max_epochs,
+            lr=self.lr,
+            lr_schedule=self.lr_schedule,
+            patience=self.n_iter_no_change if self.early_stopping else None,
+            tol=self.tol,
+            callbacks=user_callbacks(self),
+            validation_advice="validation samples in fit (early_stopping=True, or X_val=...)",
+            **settings,
+        )
 
 
 def posterior_mean(model, x):

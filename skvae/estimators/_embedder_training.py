@@ -47,7 +47,7 @@ MAX_DIAGNOSTIC_ROWS = 5_000  # of which latent statistics are computed
 
 
 class TrainingSamples(NamedTuple):
-    """TrainingSamples of a fit, and where their training starts."""
+    """Samples of a fit, and whether its training resumes."""
 
     X: object  # array or lazy samples to train on: repeated by their weights, without held-out ones
     original: object  # as validated: fitted attributes of samples, such as labels, are in this order
@@ -58,7 +58,7 @@ class TrainingSamples(NamedTuple):
 
 
 def prepare_samples(estimator, X, sample_weight, X_val=None):
-    """Draw the seed of a fit, and repeat samples by their weights; return the `TrainingSamples`."""
+    """Draw the seed of a fit, which is stored as ``_first_seed``, and repeat samples by their weights."""
     seed = fit_seed(estimator.random_state)
     if estimator.checkpoint is not None and estimator.random_state is None:
         content = read_checkpoint(estimator.checkpoint)  # an interrupted fit resumes with its own seed
@@ -96,7 +96,7 @@ def hold_out(samples, fraction):
 
 
 def train(estimator, samples, max_epochs):
-    """Train the networks of an estimator, and set its fitted attributes.
+    """Initialize and train the networks of an estimator, and set its fitted attributes.
 
     With ``device="auto"``, the CPU replaces the GPU of a Mac where this lacks an operation.
 
@@ -153,7 +153,7 @@ class InitialModel(NamedTuple):
 
     model: LatentModel
     X: object  # training samples, within the support of the likelihood
-    likelihood: str  # its name
+    likelihood_name: str
     history: list  # records of the epochs before
     optimizer_state: dict | None
 
@@ -201,8 +201,8 @@ def _training_data(estimator, samples, initial, generator):
     augments_images = isinstance(estimator.augment, str) and estimator.augment != "auto"
     if augments_images and Support(*likelihood.support).integers:
         raise ValueError(
-            f"augment={estimator.augment!r} interpolates pixels, but likelihood={initial.likelihood!r} needs whole "
-            "numbers; use a callable that keeps them, or another likelihood."
+            f"augment={estimator.augment!r} interpolates pixels, but likelihood={initial.likelihood_name!r} needs "
+            "whole numbers; use a callable that keeps them, or another likelihood."
         )
     rows, validation_rows = stored_rows(likelihood, initial.X, generator.device), None
     if samples.X_val is not None:
@@ -244,7 +244,7 @@ def _publish(estimator, samples, initial, data, net, device):
     estimator._n_batches = n_batches_before + 1 if samples.is_batch else 0
     if estimator._n_batches > 1:
         model = average_models(estimator.module_, model, estimator._n_batches)
-    estimator.net_, estimator.module_, estimator.likelihood_ = net, model, initial.likelihood
+    estimator.net_, estimator.module_, estimator.likelihood_ = net, model, initial.likelihood_name
     vars(estimator).update(fitted_sizes(estimator, model, n_features, initial.X.dtype))
     estimator._n_steps = len(net.history) * count_batches(row_count(data.rows), estimator.batch_size)
     estimator.history_ = [*initial.history, *history_of(net, len(initial.history))]

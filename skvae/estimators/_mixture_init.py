@@ -88,7 +88,7 @@ def responsibilities_from(init_params, samples, y, n_components, random_state):
     ----------
     init_params : "labels", array-like of shape (n_passed, n_components), or clusterer
         A clusterer is fitted to a random sample where X is read a chunk at a time, and predicts the labels of X.
-    samples : Samples
+    samples : WeightedSamples
     y : array-like of shape (n_passed,) or None
         Class labels for "labels"; -1 is unlabelled.
     n_components : int

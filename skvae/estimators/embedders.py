@@ -13,7 +13,7 @@ from ..fitting.training import fit_module
 from ..models import Flat, StandardNormal
 from ._elbo import ELBOMixin, draw_generator, draw_samples, elbo_at_points, fill_missing
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, SinglePhaseEmbedder
-from ._embedder_training import augmentation, training_plan, user_callbacks
+from ._embedder_training import augmentation
 
 MIN_STEPS = 500  # iterations after which latent codes should carry information
 ACTIVE_VARIANCE = 0.01  # of posterior means, above which a latent dimension is in use (Burda et al. 2016)
@@ -93,7 +93,7 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
 
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its
-        square root, with at most 100 epochs for small datasets to avoid overfitting.
+        square root, with at most 100 epochs, or 300 iterations, to avoid overfitting.
 
     batch_size : int, default=128
         Samples in an iteration.
@@ -258,15 +258,13 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         return StandardNormal()
 
     def _fit_networks(self, model, data, max_epochs):
-        plan = training_plan(
-            self,
+        plan = self._plan(
             max_epochs,
             view_of=augmentation(self, model.likelihood),
             beta=self.beta,
             kl_warmup_epochs=self.kl_warmup_epochs,
             free_bits=self.free_bits,
             n_draws=self.n_draws,
-            **single_phase_settings(self),
         )
         return fit_module(model, plan, data)
 
@@ -343,7 +341,7 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
 
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its
-        square root, with at most 100 epochs for small datasets to avoid overfitting.
+        square root, with at most 100 epochs, or 300 iterations, to avoid overfitting.
 
     batch_size : int, default=128
         Samples in an iteration.
@@ -546,25 +544,12 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
 
     def _fit_networks(self, model, data, max_epochs):
         view_of = corrupted(augmentation(self, model.likelihood), self.corruption)
-        plan = training_plan(self, max_epochs, view_of=view_of, **single_phase_settings(self))
-        return fit_module(model, plan, data)
+        return fit_module(model, self._plan(max_epochs, view_of=view_of), data)
 
     def _set_latent_statistics(self, q, X):
         codes = q.mean.cpu().double().numpy()
         self.code_mean_ = codes.mean(0)
         self.code_covariance_ = np.atleast_2d(np.cov(codes.T, bias=True))
-
-
-def single_phase_settings(estimator):
-    """Return the settings of the plan of a single training, with early stopping."""
-    return {
-        "lr": estimator.lr,
-        "lr_schedule": estimator.lr_schedule,
-        "patience": estimator.n_iter_no_change if estimator.early_stopping else None,
-        "tol": estimator.tol,
-        "callbacks": user_callbacks(estimator),
-        "validation_advice": "validation samples in fit (early_stopping=True, or X_val=...)",
-    }
 
 
 def corrupted(view_of, share):

@@ -17,12 +17,20 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from skorch import NeuralNet
 
 from ..data.arrays import float_dtype
-from ..fitting.batches import count_batches, count_steps, standardized
+from ..fitting.batches import count_batches, count_steps
 from ..fitting.distributed import current_group
-from ..fitting.evaluation import mean_elbo, posterior_of
-from ..fitting.lazy_rows import select_rows
 from ..fitting.training import fit_module
-from ..fitting.vade import LAST_WEIGHT, ConsistencyDecay, PruneMixtures, one_cycle, soft_mixtures, standardize_codes
+from ..fitting.vade import (
+    ConsistencyDecay,
+    PruneMixtures,
+    held_out_score,
+    hold_out_rows,
+    limit_inference_batches,
+    one_cycle,
+    scale_codes,
+    soft_mixtures,
+    two_views,
+)
 from ..fitting.warnings import warn
 from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Mixture, Support
 from ._checks import check_index, row_count
@@ -38,7 +46,6 @@ AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.
 CONSISTENCY = 0.4  # weight of the consistency of views for each feature, in nats
 PRUNED = ((1 / 6, 0.3), (5 / 12, 0.0))  # share of the iterations, share of the mixtures that stay (at least one)
 REG_COVAR = 1e-3  # of a mixture over latent codes of unit variance
-HELD_OUT_SHARE, MAX_HELD_OUT = 0.1, 5_000  # samples that choose the weight of consistency
 SMALL_DATASET = 1_000  # samples: below, there are fewer epochs
 MIN_CLUSTER_SHARE = 0.1  # of the mean size of clusters, below which one counts as empty
 
@@ -444,14 +451,14 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
             copied = copy.deepcopy(model)
             copied.prior = self._initial_prior(z, data.seed, weight)
             candidate = self._train_jointly(copied, data, max_epochs, view_of, weight)
-            data = within_memory(data, candidate.net, self.batch_size)
+            data = limit_inference_batches(data, candidate.net, self.batch_size)
             if held_out is not None:
                 score = held_out_score(candidate.model, held_out, data, view_of, max(weights))
                 candidate = candidate._replace(score=score)
             candidates.append(candidate)
         best = candidates[0] if held_out is None else max(candidates, key=lambda candidate: candidate.score)
         self.consistency_ = best.consistency
-        self.held_out_scores_ = {arm.consistency: arm.score for arm in candidates if arm.score is not None}
+        self.held_out_scores_ = {each.consistency: each.score for each in candidates if each.score is not None}
         self.init_losses_ = best.losses
         for name in ("encoder", "decoder", "likelihood", "prior"):
             setattr(model, name, getattr(best.model, name))
@@ -474,7 +481,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         )
         net = fit_module(model, plan, data)
         self.pretrain_history_ = history_of(net, 0)
-        return within_memory(data, net, self.batch_size)
+        return limit_inference_batches(data, net, self.batch_size)
 
     def _initial_prior(self, z, seed, consistency):
         """Return mixtures over latent codes: many soft ones if views choose among them, else one fitted by EM."""
@@ -602,47 +609,6 @@ def consistency_weights(estimator, view_of, n_samples):
     if view_of is None or n_samples < 2 * estimator.n_clusters:  # too few to hold out any
         return (0.0,)
     return (0.0, CONSISTENCY * estimator.n_features_in_)
-
-
-def hold_out_rows(data):
-    """Return the data without a random share of its rows, and these."""
-    n_rows = len(data.rows)
-    n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_rows)))
-    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(data.seed)).to(data.rows.device)
-    return replace(data, rows=select_rows(data.rows, order[n_held_out:])), select_rows(data.rows, order[:n_held_out])
-
-
-def within_memory(data, net, batch_size):
-    """Return the data, with smaller batches of inference if memory was too small for those of a training."""
-    if net.batch_size == batch_size:
-        return data
-    return replace(data, inference_batch_size=min(data.inference_batch_size, net.batch_size))
-
-
-def held_out_score(model, rows, data, view_of, weight):
-    """Return the objective at the end of the training on held-out rows: the ELBO, and consistency of views."""
-    generator = torch.Generator(data.device).manual_seed(data.seed)
-    means = [[], []]
-    with torch.inference_mode():
-        for stored in rows.split(data.inference_batch_size):
-            views = two_views(view_of, standardized(model, stored.to(data.device)), generator)
-            for which in range(2):
-                means[which].append(model.posterior(views[:, which]).mean)
-        agreement = model.prior.agreement(*(data.group.all_gather(torch.cat(parts)) for parts in means))[0].item()
-    elbo = mean_elbo(model, rows, data.device, batch_size=data.inference_batch_size, group=data.group)
-    return elbo + LAST_WEIGHT * weight * agreement
-
-
-def scale_codes(model, data):
-    """Scale the latent codes of a model to unit variance; return those of all rows (n, k)."""
-    model.eval()
-    q = posterior_of(model, data.rows, data.device, data.inference_batch_size)
-    return standardize_codes(model, q.mean.clone(), q.log_scale.clone(), data.group)
-
-
-def two_views(view_of, u, generator):
-    """Return two augmented views of each row (n, 2, d)."""
-    return view_of(u.repeat(2, 1), generator).unflatten(0, (2, len(u))).transpose(0, 1)
 
 
 def most_probable_cluster(model, x):

@@ -28,12 +28,25 @@ class MixtureFit(NamedTuple):
     n_reseeded: int  # number of times that a dead component was reseeded
 
 
+class StepNumbers(NamedTuple):
+    """Tensors of a step that the host reads at once; after reading, their numbers (a list for each, empty for None)."""
+
+    n_failed: object  # blocks whose Cholesky factors do not exist
+    log_likelihood: object  # of the mixture before the step
+    singular: object = None  # by component
+    dead: object = None  # by component
+    is_accurate: object = None  # whether the rows have enough digits for the mixture after the step
+    condition_number: object = None  # of this mixture
+    is_finite: object = None  # whether the extrapolated mixture is
+    extrapolated_condition_number: object = None
+
+
 class _Proposal(NamedTuple):
     """An M-step and an extrapolation before the host has read whether to accept them."""
 
     before: Mixture | None
     step: MStep
-    leap: Mixture | None
+    extrapolated: Mixture | None
 
 
 class _Run:
@@ -46,78 +59,84 @@ class _Run:
     def __init__(self, rows, mixture, lower_bound, tol, acceleration, report):
         self.rows, self.tol, self.report = rows, tol, report
         self.mixture = rows.family.whiten_mixture(mixture, rows.whitener)
-        # Condition numbers of the mixture, and of the one to return to if a leap is rejected.
+        # Linear condition numbers of the mixture, and of the one to return to if an extrapolation is rejected.
         self.condition_number = self.fallback_condition_number = None
         self.lower_bound, self.lower_bounds, self.converged = lower_bound, [], False
         self.regularized, self.n_reseeded, self.floor = frozenset(), 0, -math.inf
         self.accelerator = ACCELERATIONS[acceleration](rows.family)
 
     def advance(self, sums):
-        """Compute the M-step and extrapolation; return the tensors of the numbers that `accept` takes."""
+        """Compute the M-step and the extrapolation; return the `StepNumbers`, as tensors."""
         if self.accelerator.is_extrapolated and sums.log_likelihood.device.type == "cpu":  # where reading is free
             n_failed, log_likelihood = read_numbers(sums.n_failed, sums.log_likelihood)
             if not any(n_failed) and self._is_worse(*log_likelihood):
-                return sums.n_failed, sums.log_likelihood, *[None] * 6
+                return StepNumbers(sums.n_failed, sums.log_likelihood)
         is_needed = self.accelerator.keeps_path or sums.n_failed is not None
         before, self.mixture = self.mixture if is_needed else None, None  # frees memory
         step = m_step(sums, self.rows, self.regularized)
-        leap, tensors = self._leap(before, step.mixture)
-        self.proposal = _Proposal(before, step, leap)
+        extrapolated, tensors = self._extrapolate(before, step.mixture)
+        self.proposal = _Proposal(before, step, extrapolated)
         is_accurate = self.rows.is_accurate_for(step.mixture)
-        return sums.n_failed, sums.log_likelihood, step.singular, step.dead, is_accurate, *tensors
+        return StepNumbers(sums.n_failed, sums.log_likelihood, step.singular, step.dead, is_accurate, *tensors)
 
     def _is_worse(self, log_likelihood):
         """Return whether the mixture was extrapolated and its likelihood is lower than that before."""
         return self.accelerator.is_extrapolated and not self.rows.lower_bound(log_likelihood) >= self.lower_bound
 
-    def _leap(self, before, after):
-        """Return an extrapolated mixture (or None) and tensors: condition number, whether it is finite, and its own."""
-        leap, is_finite = self.accelerator.extrapolate(before, after) or (None, None)
+    def _extrapolate(self, before, after):
+        """Return an extrapolated mixture or None, and the last three tensors of `StepNumbers`."""
+        mixture, is_finite = self.accelerator.extrapolate(before, after) or (None, None)
         condition_number = self.rows.linear_condition_number
-        return leap, (condition_number(after), is_finite, None if leap is None else condition_number(leap))
+        return mixture, (condition_number(after), is_finite, None if mixture is None else condition_number(mixture))
 
-    def accept(self, n_failed, log_likelihood, are_singular, are_dead, is_accurate, *numbers):
+    def accept(self, numbers):
         """Take the step, or reject an extrapolated mixture whose likelihood is lower.
+
+        Parameters
+        ----------
+        numbers : StepNumbers
+            As read by the host.
 
         Returns
         -------
         is_accurate : bool
-            Whether the rows have the digits that the step needs: the lower bound does not decrease, and no component is
-            singular or too narrow.
+            Whether the precision of the rows is enough for the step: the lower bound does not decrease, and no
+            component is singular or too narrow.
         """
         rows, is_plain = self.rows, not self.accelerator.is_extrapolated
-        if any(n_failed):
+        if any(numbers.n_failed):
             rows.check_roots()
             self.mixture = self.proposal.before
             (sums,) = rows.e_step_sums([self.mixture], [self.condition_number])
-            return self.accept(*read_numbers(*self.advance(sums)))
-        if self._is_worse(*log_likelihood):
+            return self.accept(StepNumbers(*read_numbers(*self.advance(sums))))
+        if self._is_worse(*numbers.log_likelihood):
             self.proposal, self.mixture = None, self.accelerator.reject()
             self.condition_number = self.fallback_condition_number
             return True
-        (before, step, leap), self.proposal = self.proposal, None
-        lower_bound = rows.lower_bound(*log_likelihood)
-        mixture, self.regularized = regularize(step, are_singular, rows, self.regularized)
+        (before, step, extrapolated), self.proposal = self.proposal, None
+        lower_bound = rows.lower_bound(*numbers.log_likelihood)
+        mixture, self.regularized = regularize(step, numbers.singular, rows, self.regularized)
         gain, self.lower_bound = lower_bound - self.lower_bound, lower_bound
         self.lower_bounds.append(lower_bound)
-        is_accurate = all(is_accurate) and not self.regularized
+        is_accurate = all(numbers.is_accurate) and not self.regularized
         if rows.x.dtype != torch.float64:  # in which only regularization can decrease the lower bound
             is_accurate &= lower_bound >= self.floor - ROUNDING * max(1.0, abs(lower_bound))
-        self.floor, dead = lower_bound, nonzero(are_dead)
+        self.floor, dead = lower_bound, nonzero(numbers.dead)
         self.converged = is_plain and abs(gain) < self.tol
         reseeds = bool(dead) and self.n_reseeded < len(mixture.means)
         if reseeds:
             mixture, self.n_reseeded = reseed(mixture, dead, rows), self.n_reseeded + len(dead)
             self.converged, before, self.floor = False, None, -math.inf
         if self.regularized or reseeds:  # the mixture has changed
-            leap, tensors = self._leap(before, mixture)
-            numbers = read_numbers(*tensors)
-        (self.condition_number,), is_finite, leap_condition_number = numbers
+            extrapolated, tensors = self._extrapolate(before, mixture)
+            numbers = StepNumbers(*numbers[:5], *read_numbers(*tensors))
+        (self.condition_number,) = numbers.condition_number
         self.mixture = mixture
         if not self.converged:
-            self.mixture = self.accelerator.propose(before, mixture, leap if any(is_finite) else None)
+            self.mixture = self.accelerator.propose(before, mixture, extrapolated if any(numbers.is_finite) else None)
         if self.accelerator.is_extrapolated:
-            self.fallback_condition_number, (self.condition_number,) = self.condition_number, leap_condition_number
+            self.fallback_condition_number = self.condition_number
+            (self.condition_number,) = numbers.extrapolated_condition_number
         if self.report is not None:
             self.report(len(self.lower_bounds), lower_bound, gain)
         return is_accurate
@@ -189,7 +208,7 @@ def _iterate(rows, runs, max_iter):
         sums = rows.e_step_sums([run.mixture for run in active], [run.condition_number for run in active])
         tensors = [run.advance(sums.pop(0)) for run in active]
         numbers = iter(read_numbers(*chain.from_iterable(tensors)))
-        are_accurate = [run.accept(*islice(numbers, len(own))) for run, own in zip(active, tensors, strict=True)]
+        are_accurate = [run.accept(StepNumbers(*islice(numbers, len(StepNumbers._fields)))) for run in active]
         if rows.can_refine and not all(are_accurate):
             return False
     return True

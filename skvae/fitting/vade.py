@@ -1,14 +1,18 @@
 """Training of VaDE: codes of unit scale, initial mixtures, and the elimination of the worst of them."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from ..models import Mixture
 from ..models.networks import Affine
+from .batches import standardized
 from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
+from .evaluation import mean_elbo, posterior_of
+from .lazy_rows import select_rows
 from .lloyd import draw_distinct_rows
 from .weighted_rows import WeightedRows
 
@@ -16,6 +20,7 @@ POSTERIOR_SHARE = 0.1  # initial variance of posteriors, of that of the codes
 WINDOW = 100  # iterations over which mixtures are compared
 LAST_SHARE = 0.25  # of the training, at the end, with a smaller weight of the consistency of views
 LAST_WEIGHT = 0.1  # factor of this weight
+HELD_OUT_SHARE, MAX_HELD_OUT = 0.1, 5_000  # rows that choose the weight of consistency
 
 
 def standardize_codes(model, mean, log_scale, group=SINGLE_PROCESS):
@@ -84,6 +89,47 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
     rows = WeightedRows(z, None, group)
     means = (rows.take_global(draw_distinct_rows(rows, n_components, generator)) for _ in range(n_mixtures))
     return [Mixture(weights, mean, covariance.expand(shape), factor.expand(shape)) for mean in means]
+
+
+def hold_out_rows(data):
+    """Return the data without a random share of its rows, and these."""
+    n_rows = len(data.rows)
+    n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_rows)))
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(data.seed)).to(data.rows.device)
+    return replace(data, rows=select_rows(data.rows, order[n_held_out:])), select_rows(data.rows, order[:n_held_out])
+
+
+def limit_inference_batches(data, net, batch_size):
+    """Return the data, with smaller batches of inference if memory was too small for those of a training."""
+    if net.batch_size == batch_size:
+        return data
+    return replace(data, inference_batch_size=min(data.inference_batch_size, net.batch_size))
+
+
+def held_out_score(model, rows, data, view_of, weight):
+    """Return the objective at the end of the training on held-out rows: the ELBO, and consistency of views."""
+    generator = torch.Generator(data.device).manual_seed(data.seed)
+    means = [[], []]
+    with torch.inference_mode():
+        for stored in rows.split(data.inference_batch_size):
+            views = two_views(view_of, standardized(model, stored.to(data.device)), generator)
+            for which in range(2):
+                means[which].append(model.posterior(views[:, which]).mean)
+        agreement = model.prior.agreement(*(data.group.all_gather(torch.cat(parts)) for parts in means))[0].item()
+    elbo = mean_elbo(model, rows, data.device, batch_size=data.inference_batch_size, group=data.group)
+    return elbo + LAST_WEIGHT * weight * agreement
+
+
+def scale_codes(model, data):
+    """Scale the latent codes of a model to unit variance; return those of all rows (n, k)."""
+    model.eval()
+    q = posterior_of(model, data.rows, data.device, data.inference_batch_size)
+    return standardize_codes(model, q.mean.clone(), q.log_scale.clone(), data.group)
+
+
+def two_views(view_of, u, generator):
+    """Return two augmented views of each row (n, 2, d)."""
+    return view_of(u.repeat(2, 1), generator).unflatten(0, (2, len(u))).transpose(0, 1)
 
 
 class PruneMixtures(Resumable):

@@ -41,7 +41,17 @@ class Likelihood(nn.Module):
     Subclasses have ``support`` (a `Support`), ``mean(params)`` and ``sample(params, generator)``, in the units of the
     data, and ``feature_log_prob(u, params)`` (n, d). Without the latter, they have ``log_prob``, and values cannot be
     missing (see `MaskedLikelihood`). Modules of users need not inherit from it.
+
+    Attributes
+    ----------
+    has_mean : bool
+        Whether `mean` is an expectation, so that it can be averaged; that of categories is not.
+    missing : float
+        Value of ``u`` that replaces missing ones, whose terms are left out; its density should be finite.
     """
+
+    has_mean = True
+    missing = 0.0
 
     @classmethod
     def from_data(cls, summary: FeatureSummary):
