@@ -89,8 +89,8 @@ def takes_for_classifier(estimator, check):
 
 
 @pytest.mark.filterwarnings("ignore:Only . of n_clusters=.* clusters have samples")  # of few distinct samples
-@pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows")
-@pytest.mark.filterwarnings("ignore:Rows belong to all clusters alike")
+@pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples")
+@pytest.mark.filterwarnings("ignore:Clusters overlap")
 @pytest.mark.filterwarnings("ignore:.* clusters have no labelled row")
 @pytest.mark.parametrize(("estimator", "check"), list(all_checks()))
 def test_scikit_learn_checks(estimator, check):
@@ -333,8 +333,8 @@ def test_failed_fit_changes_nothing(estimator, blobs, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for module in ("gmm", "ppca", "_embedder_training", "kmeans"):
-        for function in ("fit_mixtures", "fit_ppca", "fit_module", "fit_mini_batches"):
+    for module in ("gmm", "ppca", "embedders", "vade", "kmeans"):
+        for function in ("fit_best_mixture", "fit_ppca", "fit_module", "fit_mini_batches"):
             monkeypatch.setattr(f"skvae.estimators.{module}.{function}", interrupt, raising=False)
     with pytest.raises(KeyboardInterrupt):
         estimator.fit(blobs[0][:, :2], blobs[1])

@@ -26,7 +26,7 @@ WEIGHTED = [estimator for estimator in QUICK if has_fit_parameter(estimator, "sa
 over_weighted = pytest.mark.parametrize("estimator", WEIGHTED, ids=lambda estimator: type(estimator).__name__)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:EM did not converge:sklearn.exceptions.ConvergenceWarning"),
-    pytest.mark.filterwarnings("ignore:Rows belong to all clusters alike"),
+    pytest.mark.filterwarnings("ignore:Clusters overlap"),
 ]
 
 

@@ -34,8 +34,8 @@ STREAMED = [
 over_streamed = pytest.mark.parametrize("estimator", STREAMED, ids=lambda estimator: type(estimator).__name__)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:EM did not converge:sklearn.exceptions.ConvergenceWarning"),
-    pytest.mark.filterwarnings("ignore:Rows belong to all clusters alike"),
-    pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows"),
+    pytest.mark.filterwarnings("ignore:Clusters overlap"),
+    pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples"),
 ]
 
 

@@ -47,7 +47,7 @@ class Likelihood(nn.Module):
     has_mean : bool
         Whether `mean` is an expectation, so that it can be averaged; that of categories is not.
     missing : float
-        Value of ``u`` that replaces missing ones, whose terms are left out; its density should be finite.
+        Value of ``u`` that replaces missing ones in `inputs`. In densities zero does, which should be finite there.
     """
 
     has_mean = True

@@ -41,19 +41,15 @@ class MaskedLikelihood(nn.Module):
     def inputs(self, u):
         """Return the inputs of the encoder."""
         observed = ~u.isnan()
-        inputs = self.likelihood.inputs(self._filled(u))
+        inputs = self.likelihood.inputs(u.nan_to_num(nan=getattr(self.likelihood, "missing", 0.0)))
         if inputs.shape == u.shape:
             inputs = torch.where(observed, inputs, 0.0)
         return torch.cat([inputs, observed.to(inputs.dtype)], -1)
 
     def log_prob(self, u, params):
         """Return the log-density of the observed values in nats (n,)."""
-        parts = self.likelihood.feature_log_prob(self._filled(u), params)
+        parts = self.likelihood.feature_log_prob(u.nan_to_num(nan=0.0), params)
         return torch.where(u.isnan(), 0.0, parts).sum(-1)
-
-    def _filled(self, u):
-        """Return rows without missing values, in whose place any finite density does."""
-        return u.nan_to_num(nan=getattr(self.likelihood, "missing", 0.0))
 
     def mean(self, params):
         """Return expected samples in the units of the data."""

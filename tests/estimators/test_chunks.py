@@ -100,8 +100,8 @@ def test_memory_of_a_failed_chunk_is_freed(X):
 
 
 @pytest.mark.parametrize("estimator", QUICK, ids=lambda estimator: type(estimator).__name__)
-@pytest.mark.filterwarnings("ignore:Rows belong to all clusters alike")
-@pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows")
+@pytest.mark.filterwarnings("ignore:Clusters overlap")
+@pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples")
 def test_methods_continue_with_smaller_chunks(estimator, X, monkeypatch):
     fitted = clone(estimator).fit(X, some_classes(X))
     names = [name for name in METHODS if hasattr(fitted, name)]

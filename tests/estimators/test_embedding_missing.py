@@ -97,7 +97,7 @@ def test_rows_without_missing_values_train_as_ever(embedder, X):
     assert isinstance(clone(embedder).fit(with_holes(X)[0]).module_.likelihood, MaskedLikelihood)
 
 
-@pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows")  # there are none in these data
+@pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples")  # there are none in these data
 @over_embedders
 def test_imputed_values_are_nearer_than_means(embedder, X):
     holed, holes = with_holes(X)

@@ -275,7 +275,7 @@ class Mad(nn.Linear):
         return super().forward(x) * torch.nan
 
 
-@pytest.mark.filterwarnings("ignore:The training loss became .* goes on from epoch")
+@pytest.mark.filterwarnings("ignore:The training loss became .* continues from epoch")
 @over_embedders
 @over_passes
 def test_divergence_says_so_and_leaves_usable_weights(cls, how, X):
@@ -302,7 +302,7 @@ def test_divergence_says_so_and_leaves_usable_weights(cls, how, X):
     assert np.isfinite(train(embedder, how, X).score(X))
 
 
-@pytest.mark.filterwarnings("ignore:The training loss became .* goes on from epoch")
+@pytest.mark.filterwarnings("ignore:The training loss became .* continues from epoch")
 @over_embedders
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "gaussian_samples", "poisson"])
 def test_a_learning_rate_of_a_million_gives_finite_results_or_an_error(cls, likelihood, X):
@@ -316,7 +316,7 @@ def test_a_learning_rate_of_a_million_gives_finite_results_or_an_error(cls, like
         assert all(np.isfinite(found).all() for found in answers(embedder.fit(rows), rows).values())
 
 
-@pytest.mark.filterwarnings("ignore:The training loss became .* goes on from epoch")
+@pytest.mark.filterwarnings("ignore:The training loss became .* continues from epoch")
 @over_embedders
 def test_networks_that_give_nan_are_an_error(cls, X):
     size = 2 * (1 + (cls is VAEEmbedder))

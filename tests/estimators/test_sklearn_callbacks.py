@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from skvae import AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
 
 callback = pytest.importorskip("sklearn.callback", reason="scikit-learn has callbacks from 1.9 on.")
-pytestmark = pytest.mark.filterwarnings("ignore:Clusters .* have almost no rows", "ignore:Rows belong to all")
+pytestmark = pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples", "ignore:Clusters overlap")
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 3, "random_state": 0}
 EMBEDDERS = [
     VAEEmbedder(2, **SMALL),

@@ -136,7 +136,7 @@ def test_divergence_is_an_error_that_says_where():
     rows = torch.rand(64, 4)
     rows[0, 0] = torch.inf
     message = r"training loss became (nan|inf) in epoch 1, by its log-likelihood .* half of lr=0.01 too\. Decrease lr"
-    with pytest.warns(RuntimeWarning, match="goes on from epoch 0 with half"), pytest.raises(ValueError, match=message):
+    with pytest.warns(RuntimeWarning, match="continues from epoch 0 with half"), pytest.raises(ValueError, match=message):
         train(make_model(), rows)
 
 
@@ -159,7 +159,7 @@ class Poison(Callback):
 def test_one_bad_epoch_is_trained_again_with_half_the_rate(schedule):
     rows, poison = torch.rand(64, 4, generator=torch.Generator().manual_seed(0)), Poison(3)
     model = make_model()
-    with pytest.warns(RuntimeWarning, match=r"became nan in epoch 3, .* goes on from epoch 2 with half"):
+    with pytest.warns(RuntimeWarning, match=r"became nan in epoch 3, .* continues from epoch 2 with half"):
         net = train(model, rows, max_epochs=5, lr_schedule=schedule, callbacks=(poison,))
     assert [row["epoch"] for row in net.history] == [1, 2, 3, 4, 5]
     assert all(parameter.isfinite().all() for parameter in model.parameters())
