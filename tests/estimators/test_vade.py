@@ -692,14 +692,18 @@ def test_interrupts_leave_everything_as_it_was(moment, images, monkeypatch):
     vade = fit_quietly(VaDEClusterer(3, **IMAGES), images)
     before, weights, expected = dict(vars(vade)), weights_of(vade), vade.predict_proba(images)
 
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+    def interrupted(method):
+        def wrapper(*args, **kwargs):
+            method(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        return wrapper
 
     if moment in ("first training", "second training"):
         vade.set_params(callbacks=[Interrupts(1 + (moment == "second training"))])
     else:
-        name = {"pretraining": "_pretrain", "labels": "_warn_if_collapsed"}[moment]
-        monkeypatch.setattr(VaDEClusterer, name, interrupt)
+        name = {"pretraining": "_pretrain", "labels": "_set_latent_statistics"}[moment]
+        monkeypatch.setattr(VaDEClusterer, name, interrupted(getattr(VaDEClusterer, name)))
     with pytest.raises(KeyboardInterrupt):
         vade.set_params(random_state=1).fit(images[:100])
     vade.set_params(callbacks=None, random_state=0)
