@@ -15,7 +15,7 @@ SHORT_SUM = 128  # samples whose products are summed in the dtype of the data
 
 
 def read_chunks(X, n_rows):
-    """Yield slices of so many samples, and these samples; lazy ones are read in larger blocks, as files may be made."""
+    """Yield slices of ``n_rows`` samples and the samples themselves; lazy samples are read in larger blocks."""
     for block in memory_blocks(X):
         samples = X[block]
         for rows in row_chunks(len(samples), X.shape[1], n_rows):

@@ -1,4 +1,4 @@
-"""Inputs of users, before they are validated: forms of them, which are held or streamed, and errors about them."""
+"""User input before validation: accepted forms, whether they are held or streamed, and error messages."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from .samples import LazySamples, holds_nan
 from .torch_datasets import samples_of_dataset
 
 MAX_HELD_BYTES = 2**30  # of a dense matrix from a file that is held as a whole
-MAX_DENSE_BYTES = 2**23  # of a sparse one that is: no more than what is made dense at a time in any case
+MAX_DENSE_BYTES = 2**23  # of a sparse matrix that is made dense as a whole: no more than a chunk in any case
 MAX_NAMED = 10  # columns in an error
 
 

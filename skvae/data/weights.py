@@ -78,7 +78,7 @@ def weighted_sum(values, weight=None):
 
 
 def resample_by_weight(X, sample_weight, seed):
-    """Repeat samples by their weights, in an order that does not depend on that of X, but of files in their own order.
+    """Repeat samples by their weights, in an order that does not depend on that of X; files keep their own order.
 
     Integer weights are numbers of repetitions. Others are rounded up or down at random, so that their sum is preserved;
     if they are smaller than one on average, they are scaled to a mean of one.

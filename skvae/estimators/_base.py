@@ -164,7 +164,7 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         state.pop("net_", None)  # holds the optimizer, and only training needs it
         if "module_" in state:
             module = state["module_"]
-            # Modules of the user's have no description, and go into pickles as they are.
+            # User modules have no description, and go into pickles as they are.
             state["module_"] = copy.deepcopy(module).cpu() if foreign_part(module) else module_to_dict(module)
         return state
 

@@ -93,7 +93,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     _dtypes = (*FLOATS, np.uint8)
     _allows_nan = True
     _latent_dim_parameter = "n_components"
-    _min_samples = "n_components"  # the parameter that a fit needs at least as many samples as
+    _min_samples = "n_components"  # the parameter whose value is the smallest number of samples of a fit
     _image_architecture = "conv"  # of "auto", if there is an image_shape
     _auto_sizes: ClassVar[dict] = {"mlp": (256, 128), "conv": (), "hybrid": (256, 128)}  # of hidden layers
     _parameter_constraints: ClassVar[dict] = {
@@ -304,7 +304,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         return mapped
 
     def _map_model(self, function, X):
-        """Apply a function of the model and rows to chunks, in the precision of the rows, for mps on the CPU."""
+        """Apply a function of the model and rows to chunks, in the precision of the rows (on mps, on the CPU)."""
         check_is_fitted(self)
         device = resolve_device(self.device)
         device = torch.device("cpu") if device.type == "mps" else device

@@ -43,7 +43,7 @@ from ._likelihood_choice import (
 from ._networks import has_user_modules, make_networks, pretrained_model
 
 SKORCH_RECORDS = ("train_batch_count", "valid_batch_count", "train_loss_best", "valid_loss_best")  # not in history_
-MAX_DIAGNOSTIC_ROWS = 5_000  # of which latent statistics are computed
+MAX_DIAGNOSTIC_ROWS = 5_000  # rows from which latent statistics are computed
 
 
 class TrainingSamples(NamedTuple):
@@ -124,8 +124,8 @@ def train(estimator, samples, max_epochs):
 
 
 def _train_on(device, estimator, samples, max_epochs):
-    """Train on a device; an interruption is raised when the epochs before it are published."""
-    # Modules of the user's may draw random numbers wherever they are called.
+    """Train on a device; after an interruption, publish the completed epochs, then raise it."""
+    # User modules may draw random numbers wherever they are called.
     private = torch.Generator(device).manual_seed(samples.seed)
     with seeded_rng_state(private) if has_user_modules(estimator) else nullcontext():
         seeds, interruption = torch.Generator().manual_seed(samples.seed), None

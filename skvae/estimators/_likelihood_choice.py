@@ -1,6 +1,6 @@
-"""The choice of a likelihood: by its name, or an object of the user's, with checks of its support.
+"""The choice of a likelihood: by its name, or a user's object, with checks of its support.
 
-Objects of the user's are modules with the methods of a likelihood, or classes with ``from_data``.
+Users' objects are modules with the methods of a likelihood, or classes with ``from_data``.
 """
 
 import copy

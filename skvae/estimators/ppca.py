@@ -240,7 +240,7 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         return model._replace(mean=model.mean + torch.from_numpy(mean).to(device)), total_variance, 1
 
     def _fit_em(self, X, weight):
-        """As `_fit_closed_form`, from the observed values."""
+        """Return the results of `_fit_closed_form`, by EM on the observed values."""
         low, high = Columns(X, current_group()).ranges[:2]
         if np.array_equal(low, high):  # constant features determine their missing values
             return self._fit_closed_form(filled_in(X, low), weight, low.astype(np.float64))

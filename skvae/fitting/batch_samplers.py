@@ -29,7 +29,7 @@ class BatchSampler(ABC):
         Weighted mean of the rows.
     total_weight : float
     n_distinct : int
-        Number of distinct rows: a batch of so many is all rows.
+        Number of distinct rows: a batch of this size or more is all rows.
     largest : float
         Largest absolute value of the rows of this process.
     """

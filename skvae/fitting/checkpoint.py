@@ -114,7 +114,7 @@ def epoch_records(net):
 
 
 class Checkpoint:
-    """A file with the state of a fit: its finished trainings, and the current one.
+    """A file with the state of a fit: its finished training runs, and the current one.
 
     Files are read without running code from them, and are replaced atomically.
 

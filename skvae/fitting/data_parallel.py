@@ -17,7 +17,7 @@ UNSHARED_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _KNOWN e
 
 
 class JointOutOfMemory(torch.cuda.OutOfMemoryError):
-    """The device of one of the processes ran out of memory, and all processes know it."""
+    """Out-of-memory error of one process, of which all processes know."""
 
 
 class AveragedGradients:

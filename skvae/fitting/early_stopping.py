@@ -1,4 +1,4 @@
-"""Early stopping: ours, with a state that checkpoints save, and skorch's, as a callback of the user's.
+"""Early stopping: the estimators' own, saved in checkpoints, and skorch's, given as a user callback.
 
 skorch's `EarlyStopping` is not used for the estimators' own: its tolerance is relative, and it cannot be resumed.
 """

@@ -62,7 +62,7 @@ class _Run:
         # Linear condition numbers of the mixture, and of the one to return to if an extrapolation is rejected.
         self.condition_number = self.fallback_condition_number = None
         self.lower_bound, self.lower_bounds, self.converged = lower_bound, [], False
-        self.regularized, self.n_reseeded, self.floor = frozenset(), 0, -math.inf
+        self.regularized, self.n_reseeded, self.previous_bound = frozenset(), 0, -math.inf
         self.accelerator = ACCELERATIONS[acceleration](rows.family)
 
     def advance(self, sums):
@@ -120,13 +120,13 @@ class _Run:
         self.lower_bounds.append(lower_bound)
         is_accurate = all(numbers.is_accurate) and not self.regularized
         if rows.x.dtype != torch.float64:  # in which only regularization can decrease the lower bound
-            is_accurate &= lower_bound >= self.floor - ROUNDING * max(1.0, abs(lower_bound))
-        self.floor, dead = lower_bound, nonzero(numbers.dead)
+            is_accurate &= lower_bound >= self.previous_bound - ROUNDING * max(1.0, abs(lower_bound))
+        self.previous_bound, dead = lower_bound, nonzero(numbers.dead)
         self.converged = is_plain and abs(gain) < self.tol
         reseeds = bool(dead) and self.n_reseeded < len(mixture.means)
         if reseeds:
             mixture, self.n_reseeded = reseed(mixture, dead, rows), self.n_reseeded + len(dead)
-            self.converged, before, self.floor = False, None, -math.inf
+            self.converged, before, self.previous_bound = False, None, -math.inf
         if self.regularized or reseeds:  # the mixture has changed
             extrapolated, tensors = self._extrapolate(before, mixture)
             numbers = StepNumbers(*numbers[:5], *read_numbers(*tensors))

@@ -18,7 +18,7 @@ MIN_TOLERANCE = 1e-13
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
 REGULAR_TOLERANCE = 1e-11  # for covariances that were singular in the last step: they should not alternate
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
-MIN_ROWS = 1e-8  # a component with less than this share of a row is dead
+MIN_ROWS = 1e-8  # in mean weights of rows: a component with less is dead
 
 
 class EStepSums(NamedTuple):
@@ -125,7 +125,7 @@ class EMRows(ABC):
         return False
 
     def check_roots(self):
-        """From now on, check that matrix roots exist, which waits for the device, and compute others if not."""
+        """Check from now on that Cholesky factors exist, and compute others if not; the host waits for the device."""
         self.checks_roots = True
 
 

@@ -8,7 +8,7 @@ from ..models.priors import Posterior
 from .batches import standardized
 from .distributed import SINGLE_PROCESS
 
-MIN_PAIRS, MAX_PAIRS = 16, 128  # of points at which a score is taken
+MIN_PAIRS, MAX_PAIRS = 16, 128  # pairs of points for an expectation
 
 
 def normal_points(n_points, n_components):

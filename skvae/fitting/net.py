@@ -1,4 +1,4 @@
-"""skorch's nets for trainings: the objective, the optimizer, the schedules and the records."""
+"""skorch nets for training: the objective, the optimizer, the schedules and the records."""
 
 import inspect
 import math

@@ -108,8 +108,8 @@ def choose_components(n_components, variances, n_samples, floor):
         spectrum = variances[variances > floor.share * variances[0]]
         scores = [log_evidence(spectrum, k, n_samples) for k in range(1, len(spectrum))]
         best = 1 + int(torch.stack(scores).nan_to_num(nan=-math.inf).argmax()) if scores else 1
-        # Among directions that vary, one of noise is as good as one more component; where others are flat, they would
-        # share this noise, which then should be little.
+        # If all directions vary, the last may be noise or a component. If others are flat, they would share its
+        # variance as noise, which must then be small.
         is_flat = len(spectrum) < len(variances) < n_samples
         is_last = best == len(spectrum) - 1 and spectrum[best:].sum() > MAX_SHARED_NOISE * spectrum.sum()
         return best + 1 if is_flat and is_last else best

@@ -24,7 +24,7 @@ class Squarem:
     """SQUAREM (Varadhan and Roland 2008, scheme S3).
 
     After two EM steps from a model, their curvature determines how far to extrapolate. If the likelihood of the
-    extrapolated model is lower than that of the last model with an E-step, EM resumes from where it was.
+    extrapolated model is lower than that of the last accepted model, EM falls back to its last plain step.
 
     Parameters
     ----------

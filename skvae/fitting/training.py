@@ -28,7 +28,7 @@ AVERAGED_SHARE = 0.03  # of the models along a stream, the last ones that make u
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train; fields have the names and meanings of estimators' parameters where these have them."""
+    """Settings of a training; fields that are also parameters of estimators have their names and meanings."""
 
     max_epochs: int
     latent_dim: int
@@ -127,7 +127,7 @@ def fit_module(model, plan, data):
             if plan.view_of is not None and plan.recompute_batch_norm:
                 _recompute_batch_norm(model, plan.latent_dim, net.batch_size, data)
         except BaseException:
-            with suppress(Exception):  # of a callback that did not even begin; the reason to stop matters
+            with suppress(Exception):  # errors of callbacks that had not begun must not hide the reason
                 net.notify("on_train_end", X=dataset, y=None)
             raise
         else:
@@ -167,13 +167,13 @@ class _EpochLoop:
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) and was_stopped_by_skorch(net):
                     return None
-                is_short = is_out_of_memory(error)
-                if is_short and self._can_halve_batches(error):
+                is_out_of_memory_error = is_out_of_memory(error)
+                if is_out_of_memory_error and self._can_halve_batches(error):
                     self._halve_batches()
                     self._restore(last_good)
                     continue
                 self._leave_group()
-                if is_short or not keeps_epochs or last_good["epochs_done"] == 0:
+                if is_out_of_memory_error or not keeps_epochs or last_good["epochs_done"] == 0:
                     raise
                 self._restore(last_good)
                 return error

@@ -138,7 +138,7 @@ def stirling_error(x):
 
 
 class Categorical(Likelihood):
-    """Each feature is a code 0, 1, ..., C - 1 of a category, without order; the decoder outputs logits.
+    """Categorical features, coded 0, 1, ..., C - 1, without order; the decoder outputs logits.
 
     The logits of the categories of the first feature come first, then those of the second, and so on. Codes up to the
     largest of the training data are possible, whether they occurred in it or not.

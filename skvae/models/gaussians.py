@@ -62,7 +62,7 @@ class Conditional(NamedTuple):
 
 @dataclass(frozen=True)
 class Covariance:
-    """A covariance type: a kernel (matrix or axis-aligned) and the axes over which it is pooled."""
+    """A covariance type, called ``family`` in code: a kernel (matrix or axis-aligned), and the axes of its pooling."""
 
     pooled: tuple = ()  # 0: over components (tied); 1: over features (spherical)
 

@@ -31,7 +31,7 @@ class ELBO(NamedTuple):
 
 
 class LatentModel(nn.Module):
-    """p(x, z) = p(x | decoder(z)) p(z) with q(z | x) from the encoder (Kingma and Welling 2014).
+    """Latent variable model p(x | decoder(z)) p(z) with q(z | x) from the encoder (Kingma and Welling 2014).
 
     The autoencoder, the variational autoencoder and VaDE are this model with different priors. Its inputs are
     standardized samples ``u = likelihood.standardize(x)``.

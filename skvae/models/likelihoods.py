@@ -23,7 +23,7 @@ class UnitInterval(Likelihood):
 
 
 class Bernoulli(UnitInterval):
-    """Each feature is a probability or a binary value in [0, 1]; the decoder outputs logits.
+    """Bernoulli features: probabilities or binary values in [0, 1]; the decoder outputs logits.
 
     For values strictly between 0 and 1 this is the usual cross-entropy, which is not normalized over [0, 1].
     """
@@ -70,7 +70,7 @@ class ContinuousBernoulli(UnitInterval):
 
 
 class LogSinhc(torch.autograd.Function):
-    """log(sinh(h) / h), an even function; its derivative is written out, because it cancels near 0."""
+    """The even function log(sinh(h) / h), with a derivative written out to avoid cancellation near 0."""
 
     @staticmethod
     def forward(ctx, h):

@@ -243,7 +243,7 @@ def test_held_out_scores_are_bounds_and_agreement_of_views(images, monkeypatch):
     def views(u, generator):  # of two copies, the first is turned
         return torch.cat([rotated(u[: len(u) // 2]), u[len(u) // 2 :]])
 
-    monkeypatch.setattr(module, "mean_elbo", bound)
+    monkeypatch.setattr("skvae.fitting.vade.mean_elbo", bound)
     vade = fit_quietly(VaDEClusterer(3, **IMAGES | {"augment": views}), images)
     expected = [one + 0.1 * 0.4 * 64 * other for one, other in zip(bounds, agreements, strict=True)]
     assert list(vade.held_out_scores_.values()) == pytest.approx(expected, rel=1e-5)
@@ -254,9 +254,9 @@ def test_the_higher_score_of_held_out_rows_decides(better, images, monkeypatch):
     scores = iter([1.0 - better, float(better)])
     models, sizes = [], []
 
-    def score(model, rows, task, views, weight):
+    def score(model, rows, data, view_of, weight):
         assert weight == 0.4 * 64
-        assert len(task.rows) == 180
+        assert len(data.rows) == 180
         models.append(weights_of_module(model))
         sizes.append(len(rows))
         return next(scores)

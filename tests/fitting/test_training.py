@@ -136,7 +136,10 @@ def test_divergence_is_an_error_that_says_where():
     rows = torch.rand(64, 4)
     rows[0, 0] = torch.inf
     message = r"training loss became (nan|inf) in epoch 1, by its log-likelihood .* half of lr=0.01 too\. Decrease lr"
-    with pytest.warns(RuntimeWarning, match="continues from epoch 0 with half"), pytest.raises(ValueError, match=message):
+    with (
+        pytest.warns(RuntimeWarning, match="continues from epoch 0 with half"),
+        pytest.raises(ValueError, match=message),
+    ):
         train(make_model(), rows)
 
 
