@@ -9,9 +9,7 @@ from .em_steps import MIN_TOLERANCE, EMRows, EStepSums, e_step, lowest_of_all
 from .lazy_rows import blocks_of, is_lazy
 
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
-CACHE_BYTES = (
-    2**24
-)  # features of all rows are stored if they need no more than this, or if they are the rows themselves, and a constant
+CACHE_BYTES = 2**24  # features of all rows are stored if they need no more, or are the rows and a constant
 # Condition numbers beyond which the linear form, and whitened rows, lose too many digits.
 MAX_LINEAR_CONDITION = {torch.float32: 1e3, torch.float64: 1e5}
 MAX_CONDITION = {torch.float32: 1e4, torch.float64: 1e9}
