@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from ..fitting.chunks import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks, rows_in_cache
 from ..fitting.devices import is_out_of_memory
 from ..fitting.distributed import current_group
+from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks, rows_in_cache
 from ..fitting.warnings import warn
-from ..models.tensors import copy_to_device
+from ..models.gaussians import copy_to_device
 from .arrays import to_tensor
 from .samples import empty_results, is_lazy, memory_blocks
 

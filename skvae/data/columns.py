@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..fitting.chunks import LINEAR_BYTES, row_chunks
 from ..fitting.distributed import SINGLE_PROCESS
+from ..fitting.rows import LINEAR_BYTES, row_chunks
 from .arrays import float_dtype
 
 MAX_NAMED = 10  # features in an error

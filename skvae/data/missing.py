@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from ..fitting.chunks import row_chunks
 from ..fitting.distributed import current_group
 from ..fitting.missing import impute
+from ..fitting.rows import row_chunks
 from .samples import has_missing, is_lazy
 
 

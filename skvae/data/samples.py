@@ -13,9 +13,8 @@ import torch
 from scipy.sparse import issparse
 from sklearn.utils import assert_all_finite
 
-from ..fitting.chunks import row_chunks
 from ..fitting.devices import to_device
-from ..fitting.lazy_rows import LazyRows
+from ..fitting.rows import LazyRows, row_chunks
 from .arrays import float_dtype, tensor_dtype
 
 MAX_RUN, MAX_RUN_BYTES = 256, 2**17  # neighbouring samples of a file that are read together, at least one

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from ..fitting.batch_samplers import DirectBatchSampler, PooledBatchSampler
-from ..fitting.chunks import row_chunks
 from ..fitting.distributed import current_group
+from ..fitting.rows import row_chunks
 from ..fitting.weighted_rows import WeightedRows, draw_indices
 from .arrays import tensor_dtype, to_tensor
 from .chunks import centered

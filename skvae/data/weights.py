@@ -6,7 +6,7 @@ from sklearn import config_context
 from sklearn.utils.validation import _check_sample_weight
 
 from ..fitting.distributed import current_group
-from ..fitting.lazy_rows import blocks_of
+from ..fitting.rows import blocks_of
 from ..fitting.weighted_rows import canonical_order
 from .arrays import host_array, named_in_errors
 from .samples import run_length, select_samples, tensor_or_stream

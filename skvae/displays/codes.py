@@ -134,7 +134,8 @@ def mixture_of(last):
 def full_covariances(covariances, covariance_type, means):
     """Return covariance matrices (k, d, d) from those in the shape that an estimator of a covariance type publishes."""
     k, d = np.shape(means)
-    covariances = COVARIANCES[covariance_type].expand(torch.tensor(covariances)).numpy()
+    if covariance_type in COVARIANCES:  # those of other estimators are variances if they have an axis less
+        covariances = COVARIANCES[covariance_type].expand(torch.tensor(covariances)).numpy()
     if covariances.ndim == 3:
         return np.broadcast_to(covariances, (k, d, d))
     return np.broadcast_to(covariances, (k, d))[:, :, None] * np.eye(d)

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import generator_from, to_dtype
 from ..fitting.evaluation import balanced_points, normal_points
-from ._checks import check_sample_size
+from ._fit import check_sample_size
 
 
 class ELBOMixin:

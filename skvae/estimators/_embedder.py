@@ -26,7 +26,6 @@ from ..models.images import check_channels_first
 from ..models.networks import NETWORKS
 from ._base import LatentMixin, TorchEstimator
 from ._callbacks import NamedCallbacksMixin
-from ._checks import check_sample_size, row_count
 from ._embedder_training import (
     choose_epochs,
     column_names,
@@ -38,7 +37,7 @@ from ._embedder_training import (
     training_plan,
     user_callbacks,
 )
-from ._fit import batch_by_batch, fit_method
+from ._fit import batch_by_batch, check_sample_size, fit_method, row_count
 from ._likelihood_choice import check_support, outside_counter, warn_of_outside
 from .export import Encoder
 
@@ -88,7 +87,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     random_state: Any = None
     verbose: int = 0
 
-    pretrained = None  # an estimator whose networks are taken, where that is a parameter
+    _pretrained = None  # a fitted estimator whose networks are copied
 
     _dtypes = (*FLOATS, np.uint8)
     _allows_nan = True

@@ -21,17 +21,16 @@ from ..fitting.checkpoint import epoch_records, make_checkpoint, read_checkpoint
 from ..fitting.devices import is_out_of_memory, seeded_rng_state
 from ..fitting.distributed import current_group
 from ..fitting.evaluation import posterior_of
-from ..fitting.lazy_rows import is_lazy
 from ..fitting.net import unwrapped_module
+from ..fitting.rows import is_lazy
 from ..fitting.training import Interrupted, Plan, TrainingData, average_models
 from ..fitting.warnings import warn
 from ..models import LatentModel, MaskedLikelihood, Support
 from ..models.images import check_image_shape
 from ..models.networks import row_width
 from ..models.priors import Posterior
-from ._callbacks import training_callbacks
-from ._checks import check_enough_rows, check_processes, fit_seed, row_count
-from ._fit import EpochTasks
+from ._callbacks import check_callbacks, training_callbacks
+from ._fit import EpochTasks, check_enough_rows, check_processes, fit_seed, row_count
 from ._likelihood_choice import (
     build_likelihood,
     check_support,
@@ -108,6 +107,7 @@ def train(estimator, samples, max_epochs):
     check_processes(estimator, samples.X)
     device = resolve_device(estimator.device)
     check_precision(estimator.precision, device)
+    check_callbacks(estimator.callbacks)
     try:
         return _train_on(device, estimator, samples, max_epochs)
     except (RuntimeError, TypeError) as error:
@@ -161,7 +161,7 @@ class InitialModel(NamedTuple):
 def _new_model(estimator, samples, generator):
     """Choose a likelihood, and initialize the networks."""
     columns = Columns(samples.X, current_group(), column_names(estimator))
-    if estimator.pretrained is None:
+    if estimator._pretrained is None:
         chosen = choose_likelihood(estimator.likelihood, columns)
         hint_at_counts(estimator, chosen, columns)
     else:

@@ -290,8 +290,9 @@ def stored_rows(likelihood, X, device):
             return likelihood.standardize(rows).to(torch.float32)
 
     if is_lazy(X):
-        dtype = standardize(torch.empty((0, X.shape[1]), dtype=tensor_dtype(X.dtype))).dtype
-        return streamed(X, tensor_dtype(X.dtype), "cpu").map(standardize, dtype)
+        dtype = tensor_dtype(X.dtype)
+        is_standardized = dtype.is_floating_point or device.type == "mps"
+        return streamed(X, dtype, "cpu").map(standardize, torch.float32 if is_standardized else dtype)
     rows = standardize(to_tensor(X, None, "cpu"))
     if device.type == "cuda" and rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return rows

@@ -12,12 +12,12 @@ from ..data.arrays import host_array, named_in_errors, to_tensor
 from ..data.labels import read_labels, sorted_classes
 from ..data.messages import shown
 from ..data.samples import is_lazy
-from ..fitting.chunks import row_chunks
 from ..fitting.distributed import alone, current_group
 from ..fitting.mixture_init import one_hot
+from ..fitting.rows import row_chunks
 from ..fitting.weighted_rows import WeightedRows, sample_indices
 from ._base import TorchEstimator
-from ._checks import fit_seed
+from ._fit import fit_seed
 
 SUM_TOLERANCE = 1e-6  # of sums that should be one
 

@@ -28,7 +28,7 @@ def make_networks(estimator, likelihood, n_statistics, n_features, generator):
     generator : torch.Generator
         Source of the initial weights.
     """
-    if estimator.pretrained is not None:
+    if estimator._pretrained is not None:
         return _pretrained_networks(estimator, likelihood, n_features)
     latent_dim = getattr(estimator, estimator._latent_dim_parameter)
     sizes = {
@@ -46,7 +46,7 @@ def make_networks(estimator, likelihood, n_statistics, n_features, generator):
 def has_user_modules(estimator):
     """Return whether parts of the model are the user's."""
     parts = (estimator.encoder, estimator.decoder, estimator.likelihood)
-    return estimator.pretrained is not None or not all(isinstance(part, str | None) for part in parts)
+    return estimator._pretrained is not None or not all(isinstance(part, str | None) for part in parts)
 
 
 def pretrained_model(estimator):
@@ -59,24 +59,24 @@ def pretrained_model(estimator):
     TypeError
         If it has no networks.
     """
-    check_is_fitted(estimator.pretrained)
-    model = getattr(estimator.pretrained, "module_", None)
+    check_is_fitted(estimator._pretrained)
+    model = getattr(estimator._pretrained, "module_", None)
     if not isinstance(model, LatentModel):
         raise TypeError(
-            f"pretrained should be a fitted AutoencoderEmbedder or VAEEmbedder, but is {estimator.pretrained!r}."
+            f"pretrained should be a fitted AutoencoderEmbedder or VAEEmbedder, but is {estimator._pretrained!r}."
         )
     return model
 
 
 def _pretrained_networks(estimator, likelihood, n_features):
     """Return copies of the networks of the pretrained estimator, with a head of log-scales where they have none."""
-    model, latent_dim = estimator.pretrained.module_, getattr(estimator, estimator._latent_dim_parameter)
+    model, latent_dim = estimator._pretrained.module_, getattr(estimator, estimator._latent_dim_parameter)
     if isinstance(likelihood, MaskedLikelihood) != isinstance(model.likelihood, MaskedLikelihood):
         raise ValueError(
             "X has missing values, but pretrained was fitted to rows without any, and its encoder has no mask of them; "
             "fit it to such rows too, or leave pretrained out."
         )
-    sizes = estimator.pretrained.n_features_in_, estimator.pretrained._n_features_out
+    sizes = estimator._pretrained.n_features_in_, estimator._pretrained._n_features_out
     if sizes != (n_features, latent_dim):
         raise ValueError(
             f"pretrained embeds {sizes[0]} features in {sizes[1]} dimensions, but X has {n_features} features and "

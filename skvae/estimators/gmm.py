@@ -17,20 +17,27 @@ from ..data.chunks import column_means, map_samples
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ..data.tensors import WeightedSamples
 from ..data.weights import positive_weight_samples, weighted_sum
+from ..fitting.devices import serial_if_small
 from ..fitting.distributed import current_group
 from ..fitting.em import MixtureFit, fit_best_mixture, step_mixture
 from ..fitting.em_steps import e_step
 from ..fitting.missing import PatternRows, observed_e_step
 from ..fitting.mixture_init import INIT_METHODS, draw_responsibilities, initial_mixture
 from ..fitting.squarem import ACCELERATIONS
-from ..fitting.threads import serial_if_small
 from ..fitting.warnings import warn
 from ..fitting.weighted_rows import WeightedRows
 from ..fitting.whitened_rows import WhitenedRows, largest_product
 from ..models.covariances import COVARIANCES, Mixture
 from ._base import ScoreMixin, TorchEstimator
-from ._checks import check_enough_rows, check_index, check_processes, check_sample_size, fit_generator
-from ._fit import batch_by_batch, fit_method
+from ._fit import (
+    batch_by_batch,
+    check_enough_rows,
+    check_index,
+    check_processes,
+    check_sample_size,
+    fit_generator,
+    fit_method,
+)
 from ._mixture_init import (
     check_component_weights,
     check_init,

@@ -15,8 +15,7 @@ from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_de
 from ..data.chunks import map_chunks, read_chunks
 from ..data.tensors import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
 from ..data.weights import check_weights
-from ..fitting.chunks import rows_in_cache
-from ..fitting.devices import in_float64, read, to_device, wide_dtype
+from ..fitting.devices import in_float64, read, serial_if_small, to_device, wide_dtype
 from ..fitting.distributed import current_group
 from ..fitting.minibatch import (
     SEEDINGS,
@@ -27,11 +26,10 @@ from ..fitting.minibatch import (
     rate_by_counts,
 )
 from ..fitting.nearest import MAX_CHUNK, NearestCenters, distances, squared_residuals
-from ..fitting.threads import serial_if_small
+from ..fitting.rows import rows_in_cache
 from ..fitting.warnings import warn
 from ._base import TorchEstimator
-from ._checks import check_processes, fit_seed, row_count
-from ._fit import batch_by_batch, fit_method
+from ._fit import batch_by_batch, check_processes, fit_method, fit_seed, row_count
 from .export import Centers
 
 MIN_FLOAT32_RATIO = 1e-4  # of the inertia to the spread of the centres: float32 has four digits of such distances

@@ -22,11 +22,10 @@ from ..fitting.ppca import VarianceFloor, fit_ppca, fit_ppca_em, gram_spectrum, 
 from ..fitting.warnings import warn
 from ..fitting.weighted_rows import WeightedRows
 from ..models.covariances import COVARIANCES
+from ..models.gaussians import copy_to_device
 from ..models.ppca import PPCA
-from ..models.tensors import copy_to_device
 from ._base import LatentMixin, TorchEstimator
-from ._checks import check_processes, check_sample_size, row_count
-from ._fit import fit_method
+from ._fit import check_processes, check_sample_size, fit_method, row_count
 from .export import LinearEncoder
 
 EXACT = ("_exact_mean", "_exact_components", "_exact_variances")  # in float64, where float32 is not enough

@@ -33,11 +33,10 @@ from ..fitting.vade import (
 )
 from ..fitting.warnings import warn
 from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Mixture, Support
-from ._checks import check_index, row_count
 from ._elbo import ELBOMixin, draw_generator, draw_samples
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, BaseEmbedder
 from ._embedder_training import augmentation, history_of, prepare_samples, train, training_plan, user_callbacks
-from ._fit import fit_method
+from ._fit import check_index, fit_method, row_count
 from ._networks import pretrained_model
 from .export import EncoderWithClusters
 from .gmm import TorchGMM
@@ -431,6 +430,10 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
             labels = torch.full((n_samples,), check_index("cluster", cluster, len(self.weights_)))
         X = draw_samples(self, lambda model, noise: model.prior.sample(noise, labels), n_samples, generator)
         return X, labels.numpy()
+
+    @property
+    def _pretrained(self):
+        return self.pretrained
 
     def _make_prior(self):
         return Flat(n_statistics=2)

@@ -4,10 +4,9 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from .chunks import row_chunks
 from .devices import read, to_device, wide_dtype
 from .distributed import BatchShard
-from .lazy_rows import blocks_of
+from .rows import blocks_of, row_chunks
 from .weighted_rows import WeightedRows, count_distinct, draw_indices, projection
 
 SCAN_BYTES = 2**20  # of a chunk in float64, when all rows are read once

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from .devices import MAX_PINNED
 from .distributed import SINGLE_PROCESS
-from .lazy_rows import is_lazy, select_rows, shuffled_indices
+from .rows import is_lazy, select_rows, shuffled_indices
 
 MAX_BLOCK = 64  # batches that are copied to the device together if the rows are too large for it
 BLOCK_BYTES = 2**22  # of such a block, if rows can be read in any order; a block has at least one batch
@@ -148,9 +148,14 @@ def subsample(rows, max_rows):
     return select_rows(rows, torch.arange(0, len(rows), math.ceil(len(rows) / max_rows)))
 
 
+def row_bytes(rows):
+    """Return the bytes of a row."""
+    return math.prod(rows.shape[1:]) * torch.empty((), dtype=rows.dtype).element_size()
+
+
 def batches_per_block(rows, batch_size):
     """Return how many batches are copied to the device together, of rows that are not on it."""
-    n_bytes = batch_size * rows[:1].nbytes
+    n_bytes = batch_size * row_bytes(rows)
     if not is_lazy(rows):
         return max(1, min(MAX_BLOCK, MAX_PINNED // n_bytes))
     if rows.run_length == 1:
@@ -164,7 +169,7 @@ def _copied_rows(rows, indices, device):
     Rows of a tensor on the CPU are copied to a GPU through pinned memory: the host need not wait for the copy.
     """
     to_gpu = not is_lazy(rows) and rows.device.type == "cpu" and device.type == "cuda"
-    if not to_gpu or len(indices) * rows[:1].nbytes > MAX_PINNED:
+    if not to_gpu or len(indices) * row_bytes(rows) > MAX_PINNED:
         return rows[indices.to(rows.device)].to(device)
     pinned = torch.empty((len(indices), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
     return torch.index_select(rows, 0, indices.to("cpu"), out=pinned).to(device, non_blocking=True)

@@ -158,7 +158,7 @@ class Checkpoint:
         if finished:
             self.content["finished"].append(snapshot)
         self.content["current"] = None if finished else snapshot
-        with atomic_write(self.path) as file:
+        with atomic_write(self.path, mode=0o600) as file:
             torch.save(self.content, file)
 
     def remove(self):

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.covariances import Mixture, Moments
-from ..models.gaussians import align
-from ..models.tensors import copy_to_device
+from ..models.gaussians import align, copy_to_device
 from .devices import read_numbers
 
 # Share of a feature's variance that the others leave unexplained, below which a component is singular: rounding leaves

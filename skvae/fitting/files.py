@@ -6,11 +6,14 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def atomic_write(path):
-    """Open a temporary binary file, which replaces the file at a path on success, and is removed after an error."""
+def atomic_write(path, mode=0o666):
+    """Open a temporary binary file, which replaces the file at a path on success, and is removed after an error.
+
+    Its permissions are the mode less the umask.
+    """
     temporary = f"{os.fspath(path)}.{secrets.token_hex(8)}.part"
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -6,14 +6,13 @@ from typing import NamedTuple
 import torch
 
 from ..models.covariances import Mixture
-from ..models.gaussians import align
-from ..models.tensors import copy_to_device
+from ..models.gaussians import align, copy_to_device
 from .devices import to_device
 from .distributed import SINGLE_PROCESS, Collectives
 from .em_steps import checked_step, nonzero
-from .lazy_rows import is_lazy
 from .lloyd import draw_distinct_rows, kmeans, kmeans_plusplus
 from .nearest import NearestCenters
+from .rows import is_lazy
 from .weighted_rows import WeightedRows, sample_indices
 
 MAX_GATHERED_ROWS = 2**22  # of all processes, to exchange a number for each; of more rows, a sample is used

@@ -2,8 +2,8 @@
 
 import torch
 
-from .chunks import row_chunks
 from .devices import wide_dtype
+from .rows import row_chunks
 
 CHUNK_BYTES, MIN_CHUNK, MAX_CHUNK = 2**22, 1024, 4096  # on a CPU, a chunk and its scores stay in a cache
 DEVICE_CHUNK_BYTES = 2**27  # on an accelerator, few large products

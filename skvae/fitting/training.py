@@ -18,8 +18,8 @@ from .data_parallel import JointOutOfMemory, average_batch_norm
 from .devices import is_out_of_memory, seeded_rng_state
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .early_stopping import EarlyStopping, should_stop, was_stopped_by_skorch
-from .lazy_rows import LazyRows
 from .net import load_optimizer_state, make_net
+from .rows import LazyRows
 from .warnings import warn
 
 MAX_BATCH_NORM_ROWS = 10_000  # rows from which batch normalization gets its statistics after views
@@ -137,7 +137,8 @@ def fit_module(model, plan, data):
             set_generator(model, None)
             model.autocast, net.averaged = None, None
     model.eval()
-    check_finite(model, standardized(model, data.rows[: net.batch_size].to(data.device)), plan.latent_dim)
+    first = next(iter(data.rows.split(net.batch_size))).to(data.device)
+    check_finite(model, standardized(model, first), plan.latent_dim)
     if interruption is not None:
         raise Interrupted(net) from interruption
     if data.checkpoint is not None:

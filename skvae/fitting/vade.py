@@ -7,14 +7,17 @@ import torch
 from torch import nn
 
 from ..models import Mixture
-from ..models.networks import Affine
+from ..models.networks import Affine, LogScaleHead
 from .batches import standardized
 from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
 from .evaluation import mean_elbo, posterior_of
-from .lazy_rows import select_rows
 from .lloyd import draw_distinct_rows
+from .rows import select_rows
 from .weighted_rows import WeightedRows
+
+# Names in pickles of version 0.1.0 that hold modules of users; that of `Affine` is the same.
+WithLogScales = LogScaleHead
 
 POSTERIOR_SHARE = 0.1  # initial variance of posteriors, of that of the codes
 WINDOW = 100  # iterations over which mixtures are compared

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from .chunks import row_chunks
 from .devices import to_device, wide_dtype
 from .distributed import SINGLE_PROCESS, Collectives
+from .rows import row_chunks
 
 PROJECTION_BYTES = 2**20  # rows that are projected at once, in float64
 ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}  # differences of projections, as a share of the largest

@@ -4,9 +4,8 @@ from functools import partial
 
 import torch
 
-from .chunks import LINEAR_BYTES, MIN_CHUNK, RESIDUAL_BYTES, chunks_within, row_chunks
 from .em_steps import MIN_TOLERANCE, EMRows, EStepSums, e_step, lowest_of_all
-from .lazy_rows import blocks_of, is_lazy
+from .rows import LINEAR_BYTES, MIN_CHUNK, RESIDUAL_BYTES, blocks_of, chunks_within, is_lazy, row_chunks
 
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
 CACHE_BYTES = 2**24  # features of all rows are stored if they need no more, or are the rows and a constant

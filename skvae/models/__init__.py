@@ -13,7 +13,7 @@ from .likelihoods import (
     Gaussian,
     SampleGaussian,
 )
-from .missing import MaskedLikelihood
+from .missing import MaskedLikelihood, Observed
 from .networks import ACTIVATIONS, NETWORKS
 from .ppca import PPCA
 from .priors import Flat, GaussianMixturePrior, Posterior, Prior, StandardNormal
@@ -40,6 +40,7 @@ __all__ = [
     "Mixture",
     "Moments",
     "NegativeBinomial",
+    "Observed",
     "Poisson",
     "Posterior",
     "Prior",

@@ -7,7 +7,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .tensors import copy_to_device
+MAX_STACKED = 2**20  # numbers that are copied to another device in one piece
+
+
+def copy_to_device(tensors, device):
+    """Return tensors of one dtype on a device, None in place of None.
+
+    They are copied in one piece, unless they are large: the host waits for an accelerator at each copy.
+    """
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not present or present[0].device == torch.device(device):
+        return list(tensors)
+    sizes = [tensor.numel() for tensor in present]
+    if sum(sizes) > MAX_STACKED:
+        copies = iter([tensor.to(device) for tensor in present])
+    else:
+        copies = iter(torch.cat([tensor.flatten() for tensor in present]).to(device).split(sizes))
+    return [None if tensor is None else next(copies).view(tensor.shape) for tensor in tensors]
+
 
 LOG_2PI = math.log(2 * math.pi)
 MAX_SQUARED_DISTANCE = 1e8  # of a mean from zero, in variances of its component: float32 moves it by 1e-3 of their root

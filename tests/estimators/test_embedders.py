@@ -305,3 +305,13 @@ def test_grid_search_over_the_pipeline(digits):
     search = GridSearchCV(pipeline, grid, scoring="v_measure_score", cv=2).fit(X, y)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.best_estimator_.predict(X).shape == y.shape
+
+
+def test_subclasses_may_have_a_parameter_that_another_estimator_has():
+    class Described(VAEEmbedder):
+        def __init__(self, n_components=2, *, max_epochs=1, pretrained=None):
+            super().__init__(n_components, max_epochs=max_epochs)
+            self.pretrained = pretrained
+
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    assert Described(pretrained="anything").fit(X).transform(X).shape == (40, 2)

@@ -14,7 +14,7 @@ from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
 
 from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA
-from skvae.fitting.chunks import row_chunks
+from skvae.fitting.rows import row_chunks
 from skvae.models.covariances import COVARIANCES
 
 K = 3

@@ -204,3 +204,9 @@ def test_early_stopping_stops(X):
     assert vade.n_iter_ < 5
     assert len(vade.pretrain_history_) == 10
     assert np.isfinite(vade.score(X))
+
+
+def test_callbacks_are_checked_before_pretraining(monkeypatch):
+    monkeypatch.setattr("skvae.estimators.vade.fit_module", lambda *args: pytest.fail("a training has begun"))
+    with pytest.raises(TypeError, match="callbacks should be instances of skorch"):
+        VaDEClusterer(2, callbacks=["no callback"]).fit(np.random.default_rng(0).normal(size=(40, 3)))

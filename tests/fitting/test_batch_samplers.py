@@ -8,7 +8,7 @@ from helpers import generator
 from torch.testing import assert_close
 
 from skvae.fitting.batch_samplers import DirectBatchSampler, PooledBatchSampler
-from skvae.fitting.lazy_rows import LazyRows
+from skvae.fitting.rows import LazyRows
 from skvae.fitting.weighted_rows import WeightedRows
 
 

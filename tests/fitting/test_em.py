@@ -6,16 +6,16 @@ from helpers import assert_same_mixture
 from torch.testing import assert_close
 
 from skvae.fitting import whitened_rows
-from skvae.fitting.chunks import row_chunks
 from skvae.fitting.devices import read_numbers
 from skvae.fitting.em import fit_mixtures, step_mixture
 from skvae.fitting.em_steps import e_step
 from skvae.fitting.mixture_init import mixture_from_resp
+from skvae.fitting.rows import row_chunks
 from skvae.fitting.squarem import ACCELERATIONS
 from skvae.fitting.weighted_rows import WeightedRows
 from skvae.fitting.whitened_rows import WhitenedRows
 from skvae.models import COVARIANCES
-from skvae.models.tensors import copy_to_device
+from skvae.models.gaussians import copy_to_device
 
 K = 3
 over_families = pytest.mark.parametrize("family", COVARIANCES.values(), ids=COVARIANCES)
@@ -167,7 +167,7 @@ def test_tensors_are_copied_in_one_piece(x, monkeypatch):
     mixture = fit(x, COVARIANCES["full"], max_iter=1).mixture
     assert copy_to_device(mixture, "cpu")[2] is mixture.covariances
     for most in (2**20, 0):
-        monkeypatch.setattr("skvae.models.tensors.MAX_STACKED", most)
+        monkeypatch.setattr("skvae.models.gaussians.MAX_STACKED", most)
         there = copy_to_device(mixture, "meta")
         assert [part.shape for part in there] == [part.shape for part in mixture]
         assert {part.device.type for part in there} == {"meta"}

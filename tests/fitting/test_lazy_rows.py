@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from skvae.fitting.batches import RowDataset, TrainingBatches, batches_per_block
-from skvae.fitting.lazy_rows import LazyRows, select_rows, shuffled_indices
+from skvae.fitting.rows import LazyRows, select_rows, shuffled_indices
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from torch.testing import assert_close
 
 from skvae.fitting import minibatch
 from skvae.fitting.batch_samplers import DirectBatchSampler, PooledBatchSampler
-from skvae.fitting.lazy_rows import LazyRows
 from skvae.fitting.lloyd import lloyd
 from skvae.fitting.minibatch import (
     REASSIGNMENT_INTERVAL,
@@ -22,6 +21,7 @@ from skvae.fitting.minibatch import (
     reassign,
 )
 from skvae.fitting.nearest import assign
+from skvae.fitting.rows import LazyRows
 from skvae.fitting.weighted_rows import WeightedRows
 
 

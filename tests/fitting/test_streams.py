@@ -5,8 +5,7 @@ import torch
 from helpers import generator
 from torch.testing import assert_close
 
-from skvae.fitting.chunks import chunks_within
-from skvae.fitting.lazy_rows import LazyRows, blocks_of
+from skvae.fitting.rows import LazyRows, blocks_of, chunks_within
 from skvae.fitting.weighted_rows import WeightedRows
 from skvae.fitting.whitened_rows import WhitenedRows, scatter_of
 from skvae.models import COVARIANCES

@@ -8,7 +8,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from skvae import TorchGMM, TorchMiniBatchKMeans
-from skvae.fitting.threads import MAX_SERIAL_OPERATIONS, serial_if_small
+from skvae.fitting.devices import MAX_SERIAL_OPERATIONS, serial_if_small
 
 CPU = torch.device("cpu")
 

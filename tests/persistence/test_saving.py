@@ -467,3 +467,12 @@ def test_where_files_go(tmp_path):
     with pytest.raises(TypeError, match="stores instances, but got the class TorchGMM itself"):
         skvae.save(TorchGMM, target)
     assert {entry.name for entry in tmp_path.iterdir()} == {"target", "link"}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("skvae.models.missing", "Observed"), ("skvae.fitting.vade", "WithLogScales"), ("skvae.fitting.vade", "Affine")],
+)
+def test_pickles_of_earlier_versions_find_their_modules(module, name):
+    """Pickles hold modules by their classes where networks of the user's are among them."""
+    assert issubclass(getattr(importlib.import_module(module), name), torch.nn.Module)
