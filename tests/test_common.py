@@ -124,6 +124,7 @@ def test_random_state_instance_advances(estimator, blobs):
     assert state.get_state()[2] != before
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of an unlucky seed
 @over_estimators
 @pytest.mark.parametrize("random_state", [None, 0])
 def test_global_random_states_are_untouched(estimator, random_state, blobs):
