@@ -163,7 +163,8 @@ def embed_graph(graph, seed):
 
     Returns
     -------
-    z : ndarray of shape (n, min(10, m - 2)), float64
+    z : ndarray of shape (n, 10), float64
+        Of fewer columns if there are no more than ten distinct rows.
     """
     distinct = graph._replace(first=np.arange(len(graph.first)), inverse=np.arange(len(graph.first)))
     generator = torch.Generator().manual_seed(seed)
@@ -186,13 +187,15 @@ def _encoder_inputs(likelihood, u):
 def _eigenvectors(weights, seed):
     """Return the eigenvectors of the random walk on a graph with the largest eigenvalues, but for the constant one."""
     n_rows = weights.shape[0]
-    n_components = min(EMBEDDING_DIM, n_rows - 2)
     roots = np.sqrt(np.maximum(weights.sum(1), 1e-9))
     normalized = csr_array(weights.multiply(1 / roots[:, None]).multiply(1 / roots[None, :]))
     rng = np.random.default_rng(seed)
-    try:
-        _, vectors = eigsh(normalized, k=n_components + 1, which="LA", v0=rng.normal(size=n_rows))
-        vectors = vectors[:, ::-1][:, 1:] / roots[:, None]
-    except ArpackError:  # no convergence: a random start takes longer to arrange, but arranges
-        vectors = rng.normal(size=(n_rows, n_components))
+    if n_rows <= EMBEDDING_DIM + 2:  # too few for the iterative solver
+        vectors = np.linalg.eigh(normalized.toarray())[1]
+    else:
+        try:
+            vectors = eigsh(normalized, k=EMBEDDING_DIM + 1, which="LA", v0=rng.normal(size=n_rows))[1]
+        except ArpackError:  # no convergence: a random start takes longer to arrange, but arranges
+            vectors = rng.normal(size=(n_rows, EMBEDDING_DIM + 1))
+    vectors = vectors[:, ::-1][:, min(1, n_rows - 1) :] / roots[:, None]
     return vectors / np.maximum(vectors.std(0), 1e-12)

@@ -58,10 +58,11 @@ def neighborhood(model, data, n_neighbors, holds_out):
     if holds_out:
         train, rest = hold_out_indices(len(data.rows), data.seed)
         near = min(HELD_OUT_NEIGHBORS, len(train))
-        search = NearestNeighbors(n_neighbors=near).fit(features[train])
-        indices = torch.from_numpy(search.kneighbors(features[rest], return_distance=False))
+        held_out_features, features = features[rest.numpy()], features[train.numpy()]
+        search = NearestNeighbors(n_neighbors=near).fit(features)
+        indices = torch.from_numpy(search.kneighbors(held_out_features, return_distance=False))
         held_out = HeldOut(*(select_rows(data.rows, part) for part in (rest, train[indices.flatten()])))
-        data, features = replace(data, rows=select_rows(data.rows, train)), features[train]
+        data = replace(data, rows=select_rows(data.rows, train))
     return data, Neighborhood(features, neighbor_graph(features, n_neighbors, data.seed)), held_out
 
 
@@ -124,7 +125,7 @@ class Initialization:
         """A `Neighborhood` of samples of all processes."""
         if self.group.size == 1 and len(self._indices) == len(self.z):
             return self.neighborhood
-        features = self.group.all_gather(torch.from_numpy(self.neighborhood.features[self._indices])).numpy()
+        features = self.group.all_gather(torch.from_numpy(self.neighborhood.features[self._indices.numpy()])).numpy()
         return Neighborhood(features, neighbor_graph(features, self.neighborhood.graph.n_neighbors, self.seed))
 
     @cached_property

@@ -231,7 +231,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     held_out_scores_ : dict of str to float
         If initializations were compared, the objective of trained networks on held-out samples, in nats, by the
         initialization that was chosen for them: the mean ELBO, and the mutual information between the clusters of
-        samples and of their neighbours, with 0.1 for each feature. Other initializations were dropped before.
+        samples and of their neighbours (both augmented, if training is), with 0.1 for each feature. Other initializations were dropped before.
 
     init_losses_ : list of list of float
         Losses of the mixtures, without the reconstruction that they share, each time that some were dropped.
@@ -510,7 +510,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         names = list(chain(*([name] * len(mixtures[name]) for name in names)))
         score = 0.0
         if relation.held_out is not None:
-            score = held_out_objective(model, relation.held_out, data, SELECTION_SHARE * relation.weight)
+            weight = SELECTION_SHARE * relation.weight
+            score = held_out_objective(model, relation.held_out, data, weight, relation.view_of)
         return Candidate(model, net, names[prune.survivors_[0]], prune.scores_, score)
 
     def _pretrain(self, model, data):
@@ -581,7 +582,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         if relation.compares:
 
             def score():
-                kl, agreement = held_out_terms(model, relation.held_out, data)
+                kl, agreement = held_out_terms(model, relation.held_out, data, relation.view_of)
                 return SELECTION_SHARE * weight * agreement - self.beta * kl
 
         prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [], group, score)

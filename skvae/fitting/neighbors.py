@@ -64,6 +64,7 @@ def embed_neighbors(z, pairs, weights, generator):
     z : Tensor of shape (n, d)
     """
     z, rows = z.clone().requires_grad_(), torch.arange(len(z))
+    weights = weights / weights.mean().clamp(min=1e-12)
     optimizer = torch.optim.Adam([z], lr=EMBEDDING_LR)
     for step in range(EMBEDDING_STEPS):
         optimizer.param_groups[0]["lr"] = EMBEDDING_LR * (1 - step / EMBEDDING_STEPS)
@@ -73,7 +74,7 @@ def embed_neighbors(z, pairs, weights, generator):
             random = others[torch.randperm(len(z), generator=generator)]
             loss = loss - F.logsigmoid(-_logit_similarity(z, random))
         optimizer.zero_grad()
-        (loss * weights / weights.mean()).sum().mul(0.01).backward()
+        (loss * weights).sum().mul(0.01).backward()
         optimizer.step()
     return z.detach()
 

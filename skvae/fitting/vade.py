@@ -10,6 +10,7 @@ from torch import nn
 from ..models import Mixture
 from ..models.networks import Affine, LogScaleHead
 from ..models.priors import information
+from .batches import standardized
 from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
 from .evaluation import mean_elbo, posterior_of
@@ -145,7 +146,7 @@ class HeldOut(NamedTuple):
     neighbors: torch.Tensor  # (m * q, d), q of each row in turn
 
 
-def held_out_terms(model, held_out, data):
+def held_out_terms(model, held_out, data, view_of=None):
     """Return terms of the objective of each mixture on held-out rows, in nats.
 
     Parameters
@@ -153,6 +154,8 @@ def held_out_terms(model, held_out, data):
     model : LatentModel
     held_out : HeldOut
     data : TrainingData
+    view_of : callable, (u, generator) -> views, optional
+        Augmentation of both sides of a pair, as in training.
 
     Returns
     -------
@@ -162,13 +165,20 @@ def held_out_terms(model, held_out, data):
         Mutual information of clusters between rows and their neighbours.
     """
     n_neighbors, was_training = len(held_out.neighbors) // len(held_out.rows), model.training
+    generator = torch.Generator(data.device).manual_seed(data.seed)
+
+    def responsibilities(rows):
+        parts = []
+        for stored in rows.split(data.inference_batch_size):
+            u = standardized(model, stored.to(data.device))
+            u = u if view_of is None else view_of(u, generator)
+            parts.append(model.prior.log_responsibilities(model.posterior(u).mean).exp())
+        return torch.cat(parts)
+
     model.eval()
     with torch.inference_mode():
-        q, near = (
-            posterior_of(model, rows, data.device, data.inference_batch_size)
-            for rows in (held_out.rows, held_out.neighbors)
-        )
-        resp, other = (model.prior.log_responsibilities(codes.mean).exp() for codes in (q, near))
+        q = posterior_of(model, held_out.rows, data.device, data.inference_batch_size)
+        resp, other = responsibilities(held_out.rows), responsibilities(held_out.neighbors)
         joint = torch.einsum("nhi,nhj->hij", resp, other.unflatten(0, (-1, n_neighbors)).mean(1))
         kl = model.prior.kl_parts(q, q.mean).sum(0) * resp.shape[1]
         kl, joint, n_rows = data.group.all_reduce_sum(kl, joint, len(resp))
@@ -177,10 +187,10 @@ def held_out_terms(model, held_out, data):
     return terms
 
 
-def held_out_objective(model, held_out, data, weight):
+def held_out_objective(model, held_out, data, weight, view_of=None):
     """Return the ELBO of held-out rows, and the weighted mutual information with their neighbours, in nats."""
     elbo = mean_elbo(model, held_out.rows, data.device, batch_size=data.inference_batch_size, group=data.group)
-    return elbo + weight * held_out_terms(model, held_out, data)[1].item()
+    return elbo + weight * held_out_terms(model, held_out, data, view_of)[1].item()
 
 
 def scale_codes(model, data):

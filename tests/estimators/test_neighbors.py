@@ -100,7 +100,7 @@ def test_embedding_separates_groups(blobs):
     assert (z != embed_graph(neighbor_graph(X, 15, seed=0), seed=1)).any()
 
 
-@pytest.mark.parametrize("n_rows", [4, 5, 12, 13])
+@pytest.mark.parametrize("n_rows", [1, 2, 4, 5, 12, 13])
 def test_few_rows_have_an_embedding(n_rows):
     X = np.random.default_rng(0).normal(size=(n_rows, 3)).astype(np.float32)
     assert np.isfinite(embed_graph(neighbor_graph(X, 15, seed=0), seed=0)).all()

@@ -42,7 +42,13 @@ SMALL = {
     "random_state": 0,
 }
 IMAGES = SMALL | {"image_shape": (8, 8), "channels": (4,)}
-FROZEN = {"optimizer": "sgd", "lr": 1e-12, "max_epochs": 1, "batch_norm": False}  # what it starts from, as it is
+FROZEN = {
+    "optimizer": "sgd",
+    "lr": 1e-12,
+    "max_epochs": 1,
+    "batch_norm": False,
+    "consistency": 0,
+}  # what it starts from
 WEIGHTED_FORMS = {
     "plain": SMALL,
     "diagonal": SMALL | {"covariance_type": "diag"},
@@ -81,9 +87,9 @@ def test_shapes_and_attributes(fitted, groups):
     assert fitted.n_iter_ == len(fitted.history_) == len(fitted.lower_bounds_) == len(fitted.loss_curve_) == 20
     assert len(fitted.pretrain_history_) == 20
     assert fitted.lower_bound_ == fitted.lower_bounds_[-1]
-    assert fitted.consistency_ == 0
-    assert fitted.held_out_scores_ == {}
-    assert fitted.init_losses_ == []
+    assert fitted.consistency_ == 0.4 * 20
+    assert list(fitted.held_out_scores_) == [fitted.init_]
+    assert [len(losses) for losses in fitted.init_losses_] == [4, 2]
     assert_array_equal(fitted.get_feature_names_out(), ["vadeclusterer0", "vadeclusterer1"])
 
 
@@ -241,7 +247,7 @@ def test_every_initialization(init, weight, groups):
 @pytest.mark.parametrize("init", ["kmeans", "neighbor_kmeans", "neighbor_gmm"])
 def test_partitions_are_the_initial_clusters(init, groups):
     X, y = groups
-    vade = fit_quietly(VaDEClusterer(4, init=init, consistency=0.0, **SMALL | FROZEN), X)
+    vade = fit_quietly(VaDEClusterer(4, init=init, **SMALL | FROZEN), X)
     assert adjusted_rand_score(y, vade.labels_) > 0.95
     counts = np.bincount(vade.labels_) / len(X)
     assert_allclose(vade.weights_, counts, atol=0.02)
@@ -272,13 +278,13 @@ def test_held_out_scores_are_elbos_and_agreement_of_neighbors(groups, monkeypatc
         elbos.append(mean_elbo(model, rows, device))
         return elbos[-1]
 
-    def objective(model, held_out, data, weight):
+    def objective(model, held_out, data, weight, view_of):
         near = cdist(held_out.rows, data.rows).argsort(1)[:, :5]
         assert_array_equal(held_out.neighbors, data.rows[near.ravel()])
         resp = model.prior.log_responsibilities(model.posterior(held_out.rows).mean).exp()
         other = model.prior.log_responsibilities(model.posterior(held_out.neighbors).mean).exp()
         agreements.append(mutual_information(resp, other.unflatten(0, (-1, 5)).mean(1)).item())
-        return held_out_objective(model, held_out, data, weight)
+        return held_out_objective(model, held_out, data, weight, view_of)
 
     monkeypatch.setattr("skvae.fitting.vade.mean_elbo", elbo)
     monkeypatch.setattr(module, "held_out_objective", objective)
@@ -291,7 +297,7 @@ def test_the_higher_score_of_held_out_samples_decides(better, images, monkeypatc
     scores = iter([1.0 - better, float(better)])
     models, sizes = [], []
 
-    def score(model, held_out, data, weight):
+    def score(model, held_out, data, weight, view_of):
         assert weight == pytest.approx(0.1 * 64)
         assert len(data.rows) == 180
         models.append(weights_of_module(model))
@@ -331,12 +337,13 @@ def test_views_of_tables(groups):
 
 
 def test_files_have_no_neighbors(groups, tmp_path):
-    np.save(tmp_path / "X.npy", groups[0])
-    X = np.load(tmp_path / "X.npy", mmap_mode="r")
-    vade = fit_quietly(VaDEClusterer(4, **SMALL), X)
-    assert (vade.consistency_, vade.init_) == (0.0, "gmm")
-    with pytest.raises(ValueError, match="neighbours are not searched in files"):
-        VaDEClusterer(4, consistency=1.0, **SMALL).fit(X)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "X.h5", "w") as file:
+        X = file.create_dataset("X", data=groups[0])
+        vade = fit_quietly(VaDEClusterer(4, **SMALL), X)
+        assert (vade.consistency_, vade.init_) == (0.0, "gmm")
+        with pytest.raises(ValueError, match="neighbours are not searched in files"):
+            VaDEClusterer(4, consistency=1.0, **SMALL).fit(X)
 
 
 def test_sparse_samples_have_the_neighbors_of_dense_ones(groups):
@@ -454,7 +461,7 @@ def test_no_pretraining(groups):
 
 def test_warm_start_goes_on(groups):
     X, _ = groups
-    vade = fit_quietly(VaDEClusterer(4, warm_start=True, **SMALL), X)
+    vade = fit_quietly(VaDEClusterer(4, warm_start=True, consistency=0.0, **SMALL), X)
     first, history = vade.score(X), vade.pretrain_history_
     net = weights_of(vade)
     fit_quietly(vade, X)
@@ -463,7 +470,7 @@ def test_warm_start_goes_on(groups):
     assert vade.pretrain_history_ == history
     assert vade.score(X) > first
     assert not same_weights(vade, net)
-    cold = fit_quietly(VaDEClusterer(4, **SMALL), X)
+    cold = fit_quietly(VaDEClusterer(4, consistency=0.0, **SMALL), X)
     assert same_weights(fit_quietly(cold, X), net)
 
 
@@ -472,7 +479,7 @@ def test_warm_start_with_agreement(images):
     fit_quietly(vade, images)
     assert vade.consistency_ == 2.0
     assert "train_agreement" in vade.history_[-1]
-    assert len(vade.init_losses_) == 1, "mixtures were chosen in the first training"
+    assert len(vade.held_out_scores_) == 2, "mixtures were chosen in the first training"
 
 
 @pytest.mark.parametrize(
@@ -488,7 +495,7 @@ def test_warm_start_with_another_mixture_is_an_error(change, groups):
 def test_warm_start_without_views(images):
     vade = fit_quietly(VaDEClusterer(3, warm_start=True, consistency=2.0, **IMAGES), images)
     with pytest.raises(ValueError, match="views"):
-        fit_quietly(vade.set_params(augment=None), images)
+        fit_quietly(vade.set_params(augment=None, n_neighbors=0), images)
 
 
 def test_passes_over_batches(groups):
@@ -610,9 +617,9 @@ def test_dead_clusters_are_named(groups):
 
 
 def test_clusters_that_are_all_alike_are_told():
-    """Soft mixtures begin so, and nothing was learned."""
+    """Random mixtures begin so, and nothing was learned."""
     X = np.random.default_rng(0).normal(size=(200, 4))
-    vade = VaDEClusterer(5, consistency=1.0, augment=lambda u, generator: u, **SMALL | FROZEN)
+    vade = VaDEClusterer(5, init="random", **SMALL | FROZEN)
     with pytest.warns(ConvergenceWarning, match="Clusters overlap: the mean of the largest resp"):
         vade.fit(X)
 
@@ -674,7 +681,9 @@ CHANGES = {
     "beta": (5.0, {}),
     "augment": (mirrored, {"consistency": 0}),
     "consistency": (5.0, AGREEING),
-    "n_init": (1, AGREEING),
+    "n_neighbors": (3, {}),
+    "init": ("random", {}),
+    "n_init": (1, {"init": "random"}),
     "pretrain_epochs": (2, {}),
     "max_epochs": (2, {}),
     "batch_size": (32, {}),
