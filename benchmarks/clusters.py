@@ -1,0 +1,397 @@
+"""Clusterers on the data sets of `sets.py`: V-measure and accuracy on held-out samples, by seed.
+
+    python benchmarks/clusters.py --tune --sets digits satellite segment pbmc
+    python benchmarks/clusters.py --sets digits satellite --methods k-means "UMAP + mixture" --seeds 5
+    python benchmarks/clusters.py --tables
+    python benchmarks/clusters.py --tuning-table
+
+Every method is fitted to the training samples without labels and predicts the test samples: new samples go through the
+same principal components, `UMAP.transform` or encoder. Every method gets the true number of clusters. V is the
+V-measure, accuracy that of the best match of clusters and classes; minutes are those of the processor in `fit`.
+
+``--tune`` runs the grid of each baseline (`GRIDS`) on "development" sets, with seeds that are not reported. The setting
+with the best mean V over the sets of a group, tables or images, is entered in `SETTINGS` and serves all sets of the
+group. A run is a line of a ``.jsonl`` file, and only missing runs are made. Without ``--sets``, all sets are run but
+those "opened last".
+
+The data are in the subfolder "sets" of the folder that the environment variable SKVAE_DATA_HOME names, or in
+``--data``. UMAP is best installed into an environment of its own: ``pip install umap-learn``.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from record import RESULTS, append_run, environment, read_runs
+from sets import DEVELOPMENT, OPENED_LAST, SETS, load
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import v_measure_score
+from threadpoolctl import threadpool_limits
+
+from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
+from skvae.metrics import clustering_accuracy_score
+
+TUNING_SEEDS = (100, 101)
+MANY_FEATURES = 500  # from here on, mixtures with full covariances of the data take minutes and get one initialization
+BATCH = 128
+MARGIN = 0.02  # of V, within which a method counts as equal to the best baseline
+WIDE = (500, 500, 2000)  # layers of N2D's autoencoder
+
+STEPS = {  # parts of methods, by name; a method is a sequence of them
+    "k-means": ("k-means",),
+    "mixture": ("mixture",),
+    "PCA + mixture": ("PCA", "mixture"),
+    "UMAP + k-means": ("UMAP", "k-means"),
+    "UMAP + mixture": ("UMAP", "mixture"),
+    "autoencoder + UMAP + mixture": ("autoencoder", "UMAP", "mixture"),
+    "VAEEmbedder + TorchGMM, defaults": ("VAE", "mixture"),
+    "VAEEmbedder + TorchGMM": ("VAE", "mixture"),
+    "VaDEClusterer": ("VaDE",),
+}
+BASELINES = tuple(STEPS)[:6]
+OURS = tuple(STEPS)[6:]
+ADVISED = {"reg_covar": 1e-2, "n_init": 10}  # settings of the guide for the mixture of a VAE's latent codes
+
+
+def combinations(**values):
+    """Return all combinations of settings."""
+    return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
+
+
+MIXTURES = {"reg_covar": (1e-6, 1e-3, 1e-2, 1e-1), "n_init": (1, 10, 20)}
+UMAPS = {"n_neighbors": (15, 30), "n_dims": (2, 5, 10)}
+GRIDS = {
+    "mixture": [
+        *combinations(**MIXTURES),
+        *combinations(covariance_type=("tied", "diag"), reg_covar=MIXTURES["reg_covar"], n_init=(10,)),
+    ],
+    "PCA + mixture": combinations(n_components=(5, 10, 20, 50, 0.9), **MIXTURES),
+    "UMAP + k-means": combinations(**UMAPS),
+    "UMAP + mixture": combinations(**UMAPS, **MIXTURES),
+    "autoencoder + UMAP + mixture": combinations(
+        layers=((256, 128), WIDE), iterations=(1_000, 3_000), n_neighbors=(15,), n_dims=(10,), **MIXTURES
+    ),
+}
+SETTINGS = {method: {"tables": {}, "images": {}} for method in STEPS}
+
+
+def make_umap(n_neighbors=15, n_dims=2, **rest):
+    """Return UMAP without a minimal distance; with a seed it uses one thread."""
+    from umap import UMAP
+
+    return UMAP(n_neighbors=n_neighbors, min_dist=0.0, n_components=n_dims, n_jobs=1, random_state=rest["seed"])
+
+
+def make_pca(n_components, **rest):
+    """Return PCA, with fewer components where there are fewer features; below 1 it is a share of the variance."""
+    n_components = n_components if n_components < 1 else min(n_components, rest["n_features"])
+    return PCA(n_components, random_state=rest["seed"])
+
+
+def make_autoencoder(layers, iterations, **rest):
+    """Return an autoencoder with batch normalization, trained for about so many iterations."""
+    epochs = math.ceil(iterations / math.ceil(rest["n_samples"] / BATCH))
+    return AutoencoderEmbedder(
+        10,
+        hidden_layer_sizes=tuple(layers),
+        batch_norm=True,
+        batch_size=BATCH,
+        max_epochs=epochs,
+        random_state=rest["seed"],
+    )
+
+
+def make_mixture(k, seed, n_features, reg_covar=None, n_init=None, covariance_type=None, **rest):
+    """Return a mixture of Gaussians; the covariances are full, if there is no other setting."""
+    chosen = {"reg_covar": reg_covar, "n_init": n_init, "covariance_type": covariance_type}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if n_features >= MANY_FEATURES and covariance_type is None and "n_init" in chosen:
+        chosen["n_init"] = 1
+    return TorchGMM(k, random_state=seed, **chosen)
+
+
+def make_vade(k, seed, image_shape, **rest):
+    """Return our clusterer with its defaults."""
+    return VaDEClusterer(k, image_shape=image_shape, random_state=seed)
+
+
+MAKERS = {
+    "k-means": lambda k, seed, **rest: KMeans(k, n_init=10, random_state=seed),
+    "mixture": make_mixture,
+    "PCA": make_pca,
+    "UMAP": make_umap,
+    "autoencoder": make_autoencoder,
+    "VAE": lambda seed, **rest: VAEEmbedder(random_state=seed),
+    "VaDE": make_vade,
+}
+USED = {  # settings that a step reads
+    "PCA": ("n_components",),
+    "UMAP": ("n_neighbors", "n_dims"),
+    "autoencoder": ("layers", "iterations"),
+    "mixture": ("reg_covar", "n_init", "covariance_type"),
+}
+
+
+def group_of(name):
+    """Return the group of sets that share settings."""
+    return "images" if SETS[name].image_shape else "tables"
+
+
+def reports(estimator):
+    """Return the short fitted attributes by which an estimator describes its fit."""
+    results = {}
+    for name, value in vars(estimator).items():
+        public = name.endswith("_") and not name.startswith("_")
+        if public and isinstance(value, bool | int | float | str | dict | list):
+            text = json.dumps(value, default=repr)
+            if len(text) <= 2_000:
+                results[name] = json.loads(text)
+    return results
+
+
+class Runner:
+    """Runs of methods on one set with one seed; steps that methods share are fitted once, and timed for each."""
+
+    def __init__(self, name, seed, folder):
+        self.name, self.seed = name, seed
+        self.X_train, self.X_test, y_train, self.y_test = load(name, folder)
+        self.k, self.image_shape = len(np.unique(y_train)), SETS[name].image_shape
+        self.steps = {}
+
+    def estimator(self, step, settings, n_features):
+        """Make the estimator of a step."""
+        about = {"k": self.k, "seed": self.seed, "image_shape": self.image_shape}
+        return MAKERS[step](**about, n_samples=len(self.X_train), n_features=n_features, **settings)
+
+    def transformed(self, key, estimator, codes):
+        """Return the codes of training and test samples, minutes, seconds and warnings of a step."""
+        if key not in self.steps:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                started = time.process_time()
+                train = estimator.fit(codes[0]).transform(codes[0])
+                fitted = time.process_time()
+                test = estimator.transform(codes[1])
+                seconds = time.process_time() - fitted
+            self.steps[key] = (train, test), (fitted - started) / 60, seconds, first_lines(caught)
+        return self.steps[key]
+
+    def run(self, method, settings):
+        """Fit a method and predict the test samples; return scores, times, warnings and reports."""
+        codes, minutes, seconds, messages, key = (self.X_train, self.X_test), 0.0, 0.0, [], ()
+        *transformers, clusterer = STEPS[method]
+        for step in transformers:
+            key += ((step, *(str(settings.get(name)) for name in USED.get(step, ()))),)
+            estimator = self.estimator(step, settings, codes[0].shape[1])
+            codes, more_minutes, more_seconds, more_messages = self.transformed(key, estimator, codes)
+            minutes, seconds, messages = minutes + more_minutes, seconds + more_seconds, messages + more_messages
+        model = self.estimator(clusterer, settings, codes[0].shape[1])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            started = time.process_time()
+            model.fit(codes[0])
+            fitted = time.process_time()
+            labels = model.predict(codes[1])
+            predicted = time.process_time()
+        return {
+            "v_measure": v_measure_score(self.y_test, labels),
+            "accuracy": clustering_accuracy_score(self.y_test, labels),
+            "minutes": minutes + (fitted - started) / 60,
+            "seconds_to_predict": seconds + predicted - fitted,
+            "warnings": sorted({*messages, *first_lines(caught)}),
+            "reports": reports(model),
+        }
+
+
+def first_lines(caught):
+    """Return the distinct first lines of warnings."""
+    return sorted({str(warning.message).splitlines()[0] for warning in caught})
+
+
+def compile_umap(methods):
+    """Fit UMAP to noise, so that the time of compiling it counts for no run; few samples take another path."""
+    if any("UMAP" in STEPS[method] for method in methods):
+        for n_samples in (500, 5_000):
+            noise = np.random.default_rng(0).standard_normal((n_samples, 5), np.float32)
+            make_umap(seed=0).fit(noise).transform(noise[:100])
+
+
+def row_of(name, method, settings=None):
+    """Return the name of the row of a run."""
+    return ", ".join([name, method, *([json.dumps(settings)] if settings is not None else [])])
+
+
+def tune(args):
+    """Make the missing runs of the grids."""
+    done = read_runs(args.tuning)
+    for name, seed in itertools.product(args.sets, TUNING_SEEDS):
+        cells = [(method, settings) for method in args.methods for settings in GRIDS.get(method, ())]
+        cells = [cell for cell in cells if seed not in done.get(row_of(name, *cell), {})]
+        runner = Runner(name, seed, args.data) if cells else None
+        for method, settings in cells:
+            result = runner.run(method, settings)
+            head = environment(args.threads, "umap-learn") | {"row": row_of(name, method, settings), "seed": seed}
+            result = {key: result[key] for key in ("v_measure", "accuracy", "minutes")}
+            append_run(args.tuning, head | {"set": name, "method": method, "settings": settings} | result)
+        if cells:
+            print(f"{name}, seed {seed}: {len(cells)} runs, {time.process_time() / 60:.1f} min so far", flush=True)
+
+
+def tuned(path, method):
+    """Return, by group, the settings of a method with their mean V of each set, the best mean first.
+
+    Only settings with all runs on all sets of the group that have any are ranked.
+    """
+    values = {}
+    for runs in read_runs(path).values():
+        for run in runs.values():
+            if run["method"] == method:
+                sets = values.setdefault(group_of(run["set"]), {}).setdefault(json.dumps(run["settings"]), {})
+                sets.setdefault(run["set"], []).append(run["v_measure"])
+    ranked = {}
+    for group, rows in values.items():
+        names = sorted({name for sets in rows.values() for name in sets})
+        full = {text: sets for text, sets in rows.items() if [*sorted(sets)] == names}
+        means = {text: {name: statistics.mean(sets[name]) for name in names} for text, sets in full.items()}
+        order = sorted(means, key=lambda text: -statistics.mean(means[text].values()))
+        ranked[group] = [(json.loads(text), means[text]) for text in order]
+    return ranked
+
+
+def show_tuning(args, n_best=5):
+    """Print the best settings of each grid, and the worst."""
+    for method in GRIDS:
+        for group, rows in tuned(args.tuning, method).items():
+            names = [*rows[0][1]]
+            print(f"\n{method}, {group} ({len(rows)} settings){'':10}mean  " + "".join(f"{name:>11}" for name in names))
+            for settings, means in [*rows[:n_best], rows[-1]]:
+                cells = "".join(f"{means[name]:11.3f}" for name in names)
+                print(f"{describe(settings):66}{statistics.mean(means.values()):6.3f}{cells}")
+
+
+def describe(settings):
+    """Return settings as text."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def run_missing(args):
+    """Make the missing runs, all methods of a set and seed together."""
+    for seed, name in itertools.product(args.seeds, args.sets):
+        done = read_runs(args.output)
+        methods = [method for method in args.methods if seed not in done.get(row_of(name, method), {})]
+        runner = Runner(name, seed, args.data) if methods else None
+        for method in methods:
+            settings = SETTINGS[method][group_of(name)]
+            head = environment(args.threads, "umap-learn") | {"row": row_of(name, method), "seed": seed}
+            record = head | {"set": name, "method": method, "settings": settings} | runner.run(method, settings)
+            append_run(args.output, record)
+            scores = f"V {record['v_measure']:.3f}, accuracy {record['accuracy']:.3f}, {record['minutes']:.2f} min"
+            print(f"{name}, {method}, seed {seed}: {scores}", flush=True)
+
+
+def runs_by_set(path):
+    """Return the runs as a dict of sets, each a dict of methods, each a list of runs, in the order of both tables."""
+    rows = [[*runs.values()] for runs in read_runs(path).values()]
+    found = {(runs[0]["set"], runs[0]["method"]): runs for runs in rows}
+    results = {name: {method: found[name, method] for method in STEPS if (name, method) in found} for name in SETS}
+    return {name: methods for name, methods in results.items() if methods}
+
+
+def mean_v(runs):
+    """Return the mean V of runs."""
+    return statistics.mean(run["v_measure"] for run in runs)
+
+
+def summary(by_set, method):
+    """Compare a method with the baselines on the sets that have runs of it and of all baselines that can be run."""
+    sets = {name: runs for name, runs in by_set.items() if method in runs and any(b in runs for b in BASELINES)}
+    best = {name: max(mean_v(runs[b]) for b in BASELINES if b in runs and b != method) for name, runs in sets.items()}
+    gaps = {name: mean_v(sets[name][method]) - best[name] for name in sets}
+    to_umap = [mean_v(r[method]) - mean_v(r["UMAP + mixture"]) for r in sets.values() if "UMAP + mixture" in r]
+    worst = {name: min(run["v_measure"] for run in sets[name][method]) - best[name] for name in sets}
+    return {"sets": len(sets), "equal": sum(gap >= -MARGIN for gap in gaps.values()), "gaps": gaps} | {
+        "to_umap": statistics.mean(to_umap) if to_umap else math.nan,
+        "worst": min(worst, key=worst.get) if worst else "",
+        "worst_gap": min(worst.values()) if worst else math.nan,
+    }
+
+
+def show(args):
+    """Print the tables of recorded runs, and a summary of each method."""
+    by_set = runs_by_set(args.output)
+    for name, methods in by_set.items():
+        print(f"\n{name} ({SETS[name].role}){'':22}seeds  V: mean     sd  worst  accuracy  minutes")
+        for method in sorted(methods, key=lambda method: -mean_v(methods[method])):
+            runs = methods[method]
+            values, accuracies = ([run[score] for run in runs] for score in ("v_measure", "accuracy"))
+            deviation = f"{statistics.stdev(values):7.3f}" if len(values) > 1 else f"{'':7}"
+            minutes = statistics.mean(run["minutes"] for run in runs)
+            print(
+                f"{method:38}{len(runs):6}{statistics.mean(values):9.3f}{deviation}{min(values):7.3f}"
+                f"{statistics.mean(accuracies):10.3f}{minutes:9.2f}"
+            )
+    everywhere = [name for name, runs in by_set.items() if all(method in runs for method in BASELINES)]
+    print(f"\nmean V over {', '.join(everywhere)}")
+    present = [method for method in STEPS if any(method in runs for runs in by_set.values())]
+    for method in present:
+        values = [mean_v(by_set[name][method]) for name in everywhere if method in by_set[name]]
+        if values:
+            print(f"{method:38}{len(values):3} sets {statistics.mean(values):9.3f}")
+    print(f"\nsets on which the mean V is at least that of the best other baseline - {MARGIN}")
+    for method in present:
+        line = summary(by_set, method)
+        print(
+            f"{method:38}{line['equal']:3} of {line['sets']:3}; to UMAP + mixture {line['to_umap']:+.3f}; "
+            f"worst seed {line['worst_gap']:+.3f} ({line['worst']})"
+        )
+        if method in OURS:
+            print("    " + ", ".join(f"{name} {gap:+.3f}" for name, gap in line["gaps"].items()))
+
+
+def arguments():
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--tune", action="store_true", help="run the grids of the baselines on development sets")
+    action.add_argument("--tables", action="store_true", help="print the tables of recorded runs, and run nothing")
+    action.add_argument("--tuning-table", action="store_true", help="print the best settings of the grids")
+    parser.add_argument("--sets", nargs="+", choices=[*SETS], metavar="NAME", help="those not opened last by default")
+    parser.add_argument("--methods", nargs="+", default=[*STEPS], choices=[*STEPS], metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[*range(5)], help="0 to 4 by default")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, help='folder of the sets; by default "sets" below SKVAE_DATA_HOME')
+    parser.add_argument("--output", type=Path, default=RESULTS / "clusters.jsonl")
+    parser.add_argument("--tuning", type=Path, default=RESULTS / "clusters_tuning.jsonl")
+    args = parser.parse_args()
+    if args.sets is None:
+        role = [name for name, data in SETS.items() if data.role == DEVELOPMENT]
+        args.sets = role if args.tune else [name for name, data in SETS.items() if data.role != OPENED_LAST]
+    if args.tune and (others := [name for name in args.sets if SETS[name].role != DEVELOPMENT]):
+        parser.error(f"--tune is for development sets; {', '.join(others)} are not.")
+    return args
+
+
+def main():
+    """Tune, run or print."""
+    args = arguments()
+    if args.tables or args.tuning_table:
+        (show if args.tables else show_tuning)(args)
+        return
+    os.environ["NUMBA_NUM_THREADS"] = str(args.threads)  # read when UMAP is imported
+    torch.set_num_threads(args.threads)
+    with threadpool_limits(args.threads):
+        compile_umap(args.methods)
+        (tune if args.tune else run_missing)(args)
+
+
+if __name__ == "__main__":
+    main()
