@@ -23,14 +23,14 @@ import itertools
 import json
 import math
 import os
-import statistics
 import time
 import warnings
 from pathlib import Path
 
+import cluster_tables
 import numpy as np
 import torch
-from record import RESULTS, append_run, environment, read_runs
+from record import append_run, environment, read_runs
 from sets import DEVELOPMENT, OPENED_LAST, SETS, load
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -43,7 +43,6 @@ from skvae.metrics import clustering_accuracy_score
 TUNING_SEEDS = (100, 101)
 MANY_FEATURES = 500  # from here on, mixtures with full covariances of the data take minutes and get one initialization
 BATCH = 128
-MARGIN = 0.02  # of V, within which a method counts as equal to the best baseline
 WIDE = (500, 500, 2000)  # layers of N2D's autoencoder
 
 STEPS = {  # parts of methods, by name; a method is a sequence of them
@@ -57,8 +56,6 @@ STEPS = {  # parts of methods, by name; a method is a sequence of them
     "VAEEmbedder + TorchGMM": ("VAE", "mixture"),
     "VaDEClusterer": ("VaDE",),
 }
-BASELINES = tuple(STEPS)[:6]
-OURS = tuple(STEPS)[6:]
 ADVISED = {"reg_covar": 1e-2, "n_init": 10}  # settings of the guide for the mixture of a VAE's latent codes
 
 
@@ -230,6 +227,11 @@ def row_of(name, method, settings=None):
     return ", ".join([name, method, *([json.dumps(settings)] if settings is not None else [])])
 
 
+def about(name):
+    """Return the fields of a record that say what a set is for."""
+    return {"set": name, "role": SETS[name].role, "group": group_of(name)}
+
+
 def tune(args):
     """Make the missing runs of the grids."""
     done = read_runs(args.tuning)
@@ -241,46 +243,9 @@ def tune(args):
             result = runner.run(method, settings)
             head = environment(args.threads, "umap-learn") | {"row": row_of(name, method, settings), "seed": seed}
             result = {key: result[key] for key in ("v_measure", "accuracy", "minutes")}
-            append_run(args.tuning, head | {"set": name, "method": method, "settings": settings} | result)
+            append_run(args.tuning, head | {**about(name), "method": method, "settings": settings} | result)
         if cells:
             print(f"{name}, seed {seed}: {len(cells)} runs, {time.process_time() / 60:.1f} min so far", flush=True)
-
-
-def tuned(path, method):
-    """Return, by group, the settings of a method with their mean V of each set, the best mean first.
-
-    Only settings with all runs on all sets of the group that have any are ranked.
-    """
-    values = {}
-    for runs in read_runs(path).values():
-        for run in runs.values():
-            if run["method"] == method:
-                sets = values.setdefault(group_of(run["set"]), {}).setdefault(json.dumps(run["settings"]), {})
-                sets.setdefault(run["set"], []).append(run["v_measure"])
-    ranked = {}
-    for group, rows in values.items():
-        names = sorted({name for sets in rows.values() for name in sets})
-        full = {text: sets for text, sets in rows.items() if [*sorted(sets)] == names}
-        means = {text: {name: statistics.mean(sets[name]) for name in names} for text, sets in full.items()}
-        order = sorted(means, key=lambda text: -statistics.mean(means[text].values()))
-        ranked[group] = [(json.loads(text), means[text]) for text in order]
-    return ranked
-
-
-def show_tuning(args, n_best=5):
-    """Print the best settings of each grid, and the worst."""
-    for method in GRIDS:
-        for group, rows in tuned(args.tuning, method).items():
-            names = [*rows[0][1]]
-            print(f"\n{method}, {group} ({len(rows)} settings){'':10}mean  " + "".join(f"{name:>11}" for name in names))
-            for settings, means in [*rows[:n_best], rows[-1]]:
-                cells = "".join(f"{means[name]:11.3f}" for name in names)
-                print(f"{describe(settings):66}{statistics.mean(means.values()):6.3f}{cells}")
-
-
-def describe(settings):
-    """Return settings as text."""
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def run_missing(args):
@@ -292,69 +257,18 @@ def run_missing(args):
         for method in methods:
             settings = SETTINGS[method][group_of(name)]
             head = environment(args.threads, "umap-learn") | {"row": row_of(name, method), "seed": seed}
-            record = head | {"set": name, "method": method, "settings": settings} | runner.run(method, settings)
+            record = head | {**about(name), "method": method, "settings": settings} | runner.run(method, settings)
             append_run(args.output, record)
             scores = f"V {record['v_measure']:.3f}, accuracy {record['accuracy']:.3f}, {record['minutes']:.2f} min"
             print(f"{name}, {method}, seed {seed}: {scores}", flush=True)
 
 
-def runs_by_set(path):
-    """Return the runs as a dict of sets, each a dict of methods, each a list of runs, in the order of both tables."""
-    rows = [[*runs.values()] for runs in read_runs(path).values()]
-    found = {(runs[0]["set"], runs[0]["method"]): runs for runs in rows}
-    results = {name: {method: found[name, method] for method in STEPS if (name, method) in found} for name in SETS}
-    return {name: methods for name, methods in results.items() if methods}
-
-
-def mean_v(runs):
-    """Return the mean V of runs."""
-    return statistics.mean(run["v_measure"] for run in runs)
-
-
-def summary(by_set, method):
-    """Compare a method with the baselines on the sets that have runs of it and of all baselines that can be run."""
-    sets = {name: runs for name, runs in by_set.items() if method in runs and any(b in runs for b in BASELINES)}
-    best = {name: max(mean_v(runs[b]) for b in BASELINES if b in runs and b != method) for name, runs in sets.items()}
-    gaps = {name: mean_v(sets[name][method]) - best[name] for name in sets}
-    to_umap = [mean_v(r[method]) - mean_v(r["UMAP + mixture"]) for r in sets.values() if "UMAP + mixture" in r]
-    worst = {name: min(run["v_measure"] for run in sets[name][method]) - best[name] for name in sets}
-    return {"sets": len(sets), "equal": sum(gap >= -MARGIN for gap in gaps.values()), "gaps": gaps} | {
-        "to_umap": statistics.mean(to_umap) if to_umap else math.nan,
-        "worst": min(worst, key=worst.get) if worst else "",
-        "worst_gap": min(worst.values()) if worst else math.nan,
-    }
-
-
 def show(args):
-    """Print the tables of recorded runs, and a summary of each method."""
-    by_set = runs_by_set(args.output)
-    for name, methods in by_set.items():
-        print(f"\n{name} ({SETS[name].role}){'':22}seeds  V: mean     sd  worst  accuracy  minutes")
-        for method in sorted(methods, key=lambda method: -mean_v(methods[method])):
-            runs = methods[method]
-            values, accuracies = ([run[score] for run in runs] for score in ("v_measure", "accuracy"))
-            deviation = f"{statistics.stdev(values):7.3f}" if len(values) > 1 else f"{'':7}"
-            minutes = statistics.mean(run["minutes"] for run in runs)
-            print(
-                f"{method:38}{len(runs):6}{statistics.mean(values):9.3f}{deviation}{min(values):7.3f}"
-                f"{statistics.mean(accuracies):10.3f}{minutes:9.2f}"
-            )
-    everywhere = [name for name, runs in by_set.items() if all(method in runs for method in BASELINES)]
-    print(f"\nmean V over {', '.join(everywhere)}")
-    present = [method for method in STEPS if any(method in runs for runs in by_set.values())]
-    for method in present:
-        values = [mean_v(by_set[name][method]) for name in everywhere if method in by_set[name]]
-        if values:
-            print(f"{method:38}{len(values):3} sets {statistics.mean(values):9.3f}")
-    print(f"\nsets on which the mean V is at least that of the best other baseline - {MARGIN}")
-    for method in present:
-        line = summary(by_set, method)
-        print(
-            f"{method:38}{line['equal']:3} of {line['sets']:3}; to UMAP + mixture {line['to_umap']:+.3f}; "
-            f"worst seed {line['worst_gap']:+.3f} ({line['worst']})"
-        )
-        if method in OURS:
-            print("    " + ", ".join(f"{name} {gap:+.3f}" for name, gap in line["gaps"].items()))
+    """Print the tables of recorded runs."""
+    for name in cluster_tables.read(args.output):
+        print(f"{name}\n\n{cluster_tables.one_set(name, args.output)}\n")
+    for text in (cluster_tables.overview(path=args.output), cluster_tables.summary(args.output)):
+        print(f"{text}\n")
 
 
 def arguments():
@@ -365,12 +279,12 @@ def arguments():
     action.add_argument("--tables", action="store_true", help="print the tables of recorded runs, and run nothing")
     action.add_argument("--tuning-table", action="store_true", help="print the best settings of the grids")
     parser.add_argument("--sets", nargs="+", choices=[*SETS], metavar="NAME", help="those not opened last by default")
-    parser.add_argument("--methods", nargs="+", default=[*STEPS], choices=[*STEPS], metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=[*cluster_tables.METHODS], choices=[*STEPS], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[*range(5)], help="0 to 4 by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, help='folder of the sets; by default "sets" below SKVAE_DATA_HOME')
-    parser.add_argument("--output", type=Path, default=RESULTS / "clusters.jsonl")
-    parser.add_argument("--tuning", type=Path, default=RESULTS / "clusters_tuning.jsonl")
+    parser.add_argument("--output", type=Path, default=cluster_tables.RUNS)
+    parser.add_argument("--tuning", type=Path, default=cluster_tables.TUNING)
     args = parser.parse_args()
     if args.sets is None:
         role = [name for name, data in SETS.items() if data.role == DEVELOPMENT]
@@ -384,7 +298,10 @@ def main():
     """Tune, run or print."""
     args = arguments()
     if args.tables or args.tuning_table:
-        (show if args.tables else show_tuning)(args)
+        if args.tables:
+            show(args)
+        else:
+            print(cluster_tables.settings(5, args.tuning))
         return
     os.environ["NUMBA_NUM_THREADS"] = str(args.threads)  # read when UMAP is imported
     torch.set_num_threads(args.threads)

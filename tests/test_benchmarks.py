@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("record", "plan", "page", "run")  # they import one another, and only the standard library
+MODULES = (
+    "record",
+    "markdown_tables",
+    "cluster_tables",
+    "plan",
+    "page",
+    "run",
+)  # they import one another, and only the standard library
 
 
 @pytest.fixture
@@ -61,7 +68,7 @@ def test_a_mean_of_several_seeds_has_its_deviation_and_the_worst(benchmarks):
     assert page.scores(runs) == ["0.375 (0.177), 0.250", "0.625 (0.177), 0.500", "< 0.01"]
 
 
-@pytest.mark.parametrize("name", ["vade", "clustering_peers", "studies"])
+@pytest.mark.parametrize("name", ["vade", "clusters", "studies"])
 def test_rows_of_runs_are_planned(benchmarks, name):
     file, plan = f"{name}.jsonl", benchmarks["plan"]
     rows = benchmarks["record"].read_runs(plan.RESULTS / file)
