@@ -41,9 +41,10 @@ from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.metrics import clustering_accuracy_score
 
 TUNING_SEEDS = (100, 101)
+LARGE = 10_000  # training samples from which on one of these seeds is enough
 MANY_FEATURES = 500  # from here on, mixtures with full covariances of the data take minutes and get one initialization
 BATCH = 128
-WIDE = (500, 500, 2000)  # layers of N2D's autoencoder
+WIDE = (500, 500, 2_000)  # layers of N2D's autoencoder
 
 STEPS = {  # parts of methods, by name; a method is a sequence of them
     "k-means": ("k-means",),
@@ -64,19 +65,21 @@ def combinations(**values):
     return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
 
 
-MIXTURES = {"reg_covar": (1e-6, 1e-3, 1e-2, 1e-1), "n_init": (1, 10, 20)}
-UMAPS = {"n_neighbors": (15, 30), "n_dims": (2, 5, 10)}
+MIXTURES = {"reg_covar": (1e-6, 1e-3, 1e-2, 1e-1, 3e-1), "n_init": (1, 10, 20)}
+UMAPS = {"n_neighbors": (10, 15, 30), "n_dims": (2, 5, 10)}
 GRIDS = {
     "mixture": [
         *combinations(**MIXTURES),
         *combinations(covariance_type=("tied", "diag"), reg_covar=MIXTURES["reg_covar"], n_init=(10,)),
     ],
-    "PCA + mixture": combinations(n_components=(5, 10, 20, 50, 0.9), **MIXTURES),
+    "PCA + mixture": combinations(n_components=(5, 10, 20, 50, 0.8, 0.9), **MIXTURES),
     "UMAP + k-means": combinations(**UMAPS),
     "UMAP + mixture": combinations(**UMAPS, **MIXTURES),
-    "autoencoder + UMAP + mixture": combinations(
-        layers=((256, 128), WIDE), iterations=(1_000, 3_000), n_neighbors=(15,), n_dims=(10,), **MIXTURES
-    ),
+    "autoencoder + UMAP + mixture": [
+        {"layers": layers, "iterations": iterations, "n_neighbors": 15, "n_dims": 10} | mixture
+        for layers, iterations in (((256, 128), 1_000), ((256, 128), 3_000), (WIDE, 1_000))
+        for mixture in combinations(**MIXTURES)
+    ],
 }
 SETTINGS = {method: {"tables": {}, "images": {}} for method in STEPS} | {
     "VAEEmbedder + TorchGMM": {"tables": ADVISED, "images": ADVISED},
@@ -250,6 +253,8 @@ def tune(args):
     """Make the missing runs of the grids."""
     done = read_runs(args.tuning)
     for name, seed in itertools.product(args.sets, TUNING_SEEDS):
+        if seed > TUNING_SEEDS[0] and len(load(name, args.data)[0]) >= LARGE:
+            continue
         cells = [(method, settings) for method in args.methods for settings in GRIDS.get(method, ())]
         cells = [cell for cell in cells if seed not in done.get(row_of(name, *cell), {})]
         runner = Runner(name, seed, args.data) if cells else None

@@ -48,7 +48,7 @@ WORDS_OF_A_PAGE = 300
 
 @dataclass(frozen=True)
 class Source:
-    """A package that contains data: its name, its file format ("deb", "wheel" or "installed"), its licence."""
+    """Packages that contain data: their names, file format ("deb", "wheel" or "installed") and licence."""
 
     package: str
     format: str
@@ -84,7 +84,20 @@ MNIST = Source("mnist.npz, or OpenML's mnist_784", "installed", "none stated; da
 FASHION = Source("dataset-fashion-mnist", "deb", "MIT (Expat)")
 AUSTEN = Source("r-cran-janeaustenr", "deb", "package: MIT; texts: public domain (Project Gutenberg)")
 DSLABS = Source("r-cran-dslabs", "deb", "Artistic-2.0")
-FONTS = Source("fonts of the system", "installed", "those of the fonts")
+FONT_NAMES = """
+    adf-accanthis adf-baskervald adf-berenis adf-gillius adf-ikarius adf-irianis adf-libris adf-mekanus adf-oldania
+    adf-romande adf-solothurn adf-switzera adf-tribun adf-universalis adf-verana aenigma averia-gwf averia-sans-gwf
+    averia-serif-gwf b612 bebas-neue beteckna breip cabin cabinsketch cantarell cardo century-catalogue clear-sans
+    cmu comfortaa comic-neue courier-prime croscore crosextra-caladea crosextra-carlito dancingscript dejavu-core
+    dosis dustin ebgaramond essays1743 fantasque-sans fanwood firacode freefont-otf georgewilliams goudybookletter
+    hack hermit humor-sans inconsolata inter isabella jetbrains-mono junction junicode jura kaushanscript klaudia-
+    berenika kristi lato league-mono levien-museum liberation linuxlibertine lobster lobstertwo monofur mononoki
+    noto-core ocr-a oldstandard open-sans oxygen play prociono quattrocento roboto-slab roboto-unhinted rufscript
+    sil-andika sil-charis sil-gentiumplus stix texgyre tomsontalks tuffy urw-base35 vollkorn yanone-kaffeesatz
+"""
+FONTS = Source(
+    " ".join(f"fonts-{name}" for name in FONT_NAMES.split()), "deb", "free licences, one of each package (Debian main)"
+)
 
 
 def split(X, y, *steps):
@@ -203,10 +216,10 @@ def fashion(packages, subset):
 
 
 def letters(packages):
-    """Return images of the letters A to J in all fonts of the system, no design in both parts."""
-    from letters import draw, system_folders
+    """Return images of the letters A to J in all fonts of the packages, no design in both parts."""
+    from letters import draw
 
-    arrays, _ = draw(system_folders())
+    arrays, _ = draw([find(packages, "usr/share/fonts")])
     X_train, X_test = (arrays[f"X_{part}"].reshape(-1, 784) for part in ("train", "test"))
     return X_train, X_test, arrays["y_train"], arrays["y_test"]
 
@@ -302,17 +315,18 @@ def fetch(sources, packages):
     for source in sources:
         if source.format == "installed":
             continue
-        name, pattern = source.package.split("==")[0], {"deb": "{}_*.deb", "wheel": "{}-*.whl"}[source.format]
-        pattern = pattern.format(name.replace("-", "_") if source.format == "wheel" else name)
-        if not [*packages.glob(pattern)]:
-            command = [sys.executable, "-m"] if source.format == "wheel" else []
+        wheel = source.format == "wheel"
+        names = [name.split("==")[0] for name in source.package.split()]
+        patterns = [f"{name.replace('-', '_')}-*.whl" if wheel else f"{name}_*.deb" for name in names]
+        if not all(any(packages.glob(pattern)) for pattern in patterns):
+            command = [sys.executable, "-m"] if wheel else []
             subprocess.run([*command, *source.command().split()], cwd=packages, check=True)
-        archive = next(packages.glob(pattern))
-        if source.format == "deb":
-            subprocess.run(["dpkg-deb", "-x", archive.name, "."], cwd=packages, check=True)
-        else:
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(packages)
+        for archive in (next(packages.glob(pattern)) for pattern in patterns):
+            if wheel:
+                with zipfile.ZipFile(archive) as file:
+                    file.extractall(packages)
+            else:
+                subprocess.run(["dpkg-deb", "-x", archive.name, "."], cwd=packages, check=True)
 
 
 def show():
@@ -320,7 +334,9 @@ def show():
     for name, data in SETS.items():
         shape = "x".join(map(str, data.image_shape)) if data.image_shape else "table"
         print(f"{name:11}{data.role:13}{shape:7}{data.n_clusters:3} classes  {data.split}")
-        print(f"{'':11}{data.source.package}: {data.source.licence}")
+        packages = data.source.package.split()
+        names = f"{packages[0]} and {len(packages) - 1} more packages" if len(packages) > 9 else data.source.package
+        print(f"{'':11}{names}: {data.source.licence}")
 
 
 def arguments():
