@@ -44,7 +44,7 @@ TUNING_SEEDS = (100, 101)
 LARGE = 10_000  # training samples from which on one of these seeds is enough
 MANY_FEATURES = 500  # from here on, mixtures with full covariances of the data take minutes and get one initialization
 BATCH = 128
-WIDE = (500, 500, 2_000)  # layers of N2D's autoencoder
+WIDE = [500, 500, 2_000]  # layers of N2D's autoencoder
 
 STEPS = {  # parts of methods, by name; a method is a sequence of them
     "k-means": ("k-means",),
@@ -77,7 +77,7 @@ GRIDS = {
     "UMAP + mixture": combinations(**UMAPS, **MIXTURES),
     "autoencoder + UMAP + mixture": [
         {"layers": layers, "iterations": iterations, "n_neighbors": 15, "n_dims": 10} | mixture
-        for layers, iterations in (((256, 128), 1_000), ((256, 128), 3_000), (WIDE, 1_000))
+        for layers, iterations in (([256, 128], 1_000), ([256, 128], 3_000), (WIDE, 1_000))
         for mixture in combinations(**MIXTURES)
     ],
 }

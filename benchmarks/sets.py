@@ -95,9 +95,7 @@ FONT_NAMES = """
     noto-core ocr-a oldstandard open-sans oxygen play prociono quattrocento roboto-slab roboto-unhinted rufscript
     sil-andika sil-charis sil-gentiumplus stix texgyre tomsontalks tuffy urw-base35 vollkorn yanone-kaffeesatz
 """
-FONTS = Source(
-    " ".join(f"fonts-{name}" for name in FONT_NAMES.split()), "deb", "free licences, one of each package (Debian main)"
-)
+FONTS = Source(" ".join(f"fonts-{name}" for name in FONT_NAMES.split()), "deb", "a free one of each package")
 
 
 def split(X, y, *steps):
