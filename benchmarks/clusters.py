@@ -65,14 +65,15 @@ def combinations(**values):
     return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
 
 
-MIXTURES = {"reg_covar": (1e-6, 1e-3, 1e-2, 1e-1, 3e-1), "n_init": (1, 10, 20)}
+MIXTURES = {"reg_covar": (1e-6, 1e-3, 1e-2, 1e-1), "n_init": (1, 10, 20)}
+OF_DATA = MIXTURES | {"reg_covar": (*MIXTURES["reg_covar"], 3e-1)}
 UMAPS = {"n_neighbors": (10, 15, 30), "n_dims": (2, 5, 10)}
 GRIDS = {
     "mixture": [
-        *combinations(**MIXTURES),
-        *combinations(covariance_type=("tied", "diag"), reg_covar=MIXTURES["reg_covar"], n_init=(10,)),
+        *combinations(**OF_DATA),
+        *combinations(covariance_type=("tied", "diag"), reg_covar=OF_DATA["reg_covar"], n_init=(10,)),
     ],
-    "PCA + mixture": combinations(n_components=(5, 10, 20, 50, 0.8, 0.9), **MIXTURES),
+    "PCA + mixture": combinations(n_components=(5, 10, 20, 50, 0.8, 0.9), **OF_DATA),
     "UMAP + k-means": combinations(**UMAPS),
     "UMAP + mixture": combinations(**UMAPS, **MIXTURES),
     "autoencoder + UMAP + mixture": [
