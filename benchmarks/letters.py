@@ -254,6 +254,35 @@ def contact_sheet(arrays, n_rows=40):
     return Image.fromarray(np.vstack([line[:, :width] for line in lines]))
 
 
+def draw(folders, share=0.15, seed=0):
+    """Return the arrays of the file, and counts of faces and images."""
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it says much of small faults in files
+    faces, images, left_out = render(folders)
+    gaps = differences(images)
+    kept = designs(gaps)
+    left_out["face that is a copy of another"] = len(faces) - len(kept)
+    faces, images, gaps = [faces[face] for face in kept], images[kept], gaps[np.ix_(kept, kept)]
+    groups = groups_of(faces, gaps)
+    arrays = split(faces, images, groups, share, seed)
+    n_images = [np.bincount(arrays[f"y_{part}"], minlength=len(LETTERS)) for part in ("train", "test")]
+    left_out["image that is equal to another"] = int(len(faces) * len(LETTERS) - np.sum(n_images))
+    return arrays, {
+        "faces": len(faces),
+        "families": len({face.family.lower() for face in faces}),
+        "groups of families": int(groups.max()) + 1,
+        "faces of the largest groups": np.sort(np.bincount(groups))[:-6:-1].tolist(),
+        "left out": dict(left_out),
+        "train images of each letter": n_images[0].tolist(),
+        "test images of each letter": n_images[1].tolist(),
+    }
+
+
+def system_folders():
+    """Return the folders of the system's fonts that exist."""
+    folders = [Path(folder).expanduser() for folder in SYSTEM_FOLDERS.get(platform.system(), ())]
+    return [folder for folder in folders if folder.is_dir()]
+
+
 def arguments():
     """Those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -266,39 +295,20 @@ def arguments():
     if not 0 < args.test_share < 1:
         parser.error(f"--test-share is {args.test_share}; it must be between 0 and 1.")
     if args.fonts is None:
-        system = [Path(folder).expanduser() for folder in SYSTEM_FOLDERS.get(platform.system(), ())]
-        args.fonts = [folder for folder in system if folder.is_dir()]
+        args.fonts = system_folders()
     return args
 
 
 def main():
     """Draw, split, write, and say what there is."""
     args = arguments()
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it says much of small faults in files
     started = time.perf_counter()
-    faces, images, left_out = render(args.fonts)
-    gaps = differences(images)
-    kept = designs(gaps)
-    left_out["face that is a copy of another"] = len(faces) - len(kept)
-    faces, images, gaps = [faces[face] for face in kept], images[kept], gaps[np.ix_(kept, kept)]
-    groups = groups_of(faces, gaps)
-    arrays = split(faces, images, groups, args.test_share, args.seed)
-    n_images = [np.bincount(arrays[f"y_{part}"], minlength=len(LETTERS)) for part in ("train", "test")]
-    left_out["image that is equal to another"] = int(len(faces) * len(LETTERS) - np.sum(n_images))
+    arrays, counts = draw(args.fonts, args.test_share, args.seed)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(args.output, **arrays)
     if args.sheet is not None:
         contact_sheet(arrays).save(args.sheet)
-    counts = {
-        "faces": len(faces),
-        "families": len({face.family.lower() for face in faces}),
-        "groups of families": int(groups.max()) + 1,
-        "faces of the largest groups": np.sort(np.bincount(groups))[:-6:-1].tolist(),
-        "left out": dict(left_out),
-        "train images of each letter": n_images[0].tolist(),
-        "test images of each letter": n_images[1].tolist(),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+    counts["seconds"] = round(time.perf_counter() - started, 1)
     print(json.dumps(counts, indent=1))
 
 

@@ -6,6 +6,8 @@ The page has a pair of marks for each table, with its name in the first: ``<!-- 
 import re
 import statistics
 
+import cluster_tables
+from markdown_tables import table, worst
 from plan import BENCHMARKS
 from record import RESULTS, ROOT, read_record, read_runs
 
@@ -21,16 +23,6 @@ DAMAGES = {
     "bytes": "bytes flipped, cut, inserted, repeated, exchanged",
     "plants": "pickles planted, alone or in the file",
     "forgeries": "forged: text, values or arrays changed, with a checksum that fits",
-}
-OURS = {  # rows of vade.py among other clusterers of the same data
-    "mnist": {"mnist, defaults": "`VaDEClusterer`"},
-    "fashion": {"fashion, defaults": "`VaDEClusterer`"},
-    "digits": {
-        "digits, views, defaults": "`VaDEClusterer`, with views",
-        "digits, no views": "`VaDEClusterer`, convolutions, no views",
-        "digits, mlp": "`VaDEClusterer`, perceptrons",
-    },
-    "satellite": {},
 }
 VADE_ROWS = [
     "mnist, defaults",
@@ -61,25 +53,9 @@ def runs_of_rows(name):
     return {row: [*runs.values()] for row, runs in read_runs(RESULTS / f"{name}.jsonl").items()}
 
 
-def table(head, rows):
-    """Lines of a Markdown table."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["--"] * len(head), *rows))
-
-
 def spread(row, digits=1):
     """Median, lowest and highest ratio."""
     return "{:.{n}f} ({:.{n}f}-{:.{n}f})".format(row["ratio"], row["lowest"], row["highest"], n=digits)
-
-
-def deviation(values, digits=3):
-    """Mean and standard deviation, if there are several."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else mean
-
-
-def worst(values):
-    """Mean, standard deviation and the lowest."""
-    return f"{deviation(values)}, {min(values):.3f}" if len(values) > 1 else deviation(values)
 
 
 def by_shape(rows, head, works, cell):
@@ -224,9 +200,9 @@ def vae_tables():
     return table(["table", "embedding", "size", "k-NN", "logistic regression", "units", "bound"], lines)
 
 
-def scores(runs, average=statistics.mean):
+def scores(runs):
     """Cells of V-measure, accuracy and minutes."""
-    minutes = average(run["minutes"] + run.get("minutes_to_predict", 0) for run in runs)
+    minutes = statistics.mean(run["minutes"] + run.get("minutes_to_predict", 0) for run in runs)
     shown = f"{minutes:.2f}" if minutes >= 0.01 else "< 0.01"
     return [worst([run[score] for run in runs]) for score in ("v_measure", "accuracy")] + [shown]
 
@@ -240,21 +216,6 @@ def vade():
         lines.append([row, len(runs), *scores(runs), bound])
     head = ["data and settings", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes", "bound"]
     return table(head, lines)
-
-
-def clusterers(data):
-    """All clusterers of one data set, the best mean first."""
-    ours, rows = runs_of_rows("vade"), {}
-    for row, label in OURS[data].items():
-        rows[label] = ours.get(row, [])
-    for row, runs in runs_of_rows("clustering_peers").items():
-        where, method = row.split(", ", 1)
-        if where == data:
-            rows[f"`{method}`" if method in ("TorchGMM", "VaDEClusterer") else method] = runs
-    rows = {label: runs for label, runs in rows.items() if runs}
-    order = sorted(rows, key=lambda label: -statistics.mean(run["v_measure"] for run in rows[label]))
-    lines = [[label, len(rows[label]), *scores(rows[label], statistics.median)] for label in order]
-    return table(["method", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes"], lines)
 
 
 def large_files():
@@ -315,7 +276,11 @@ TABLES = {
     "vae, quality": vae_quality,
     "vae, tables": vae_tables,
     "vade": vade,
-    **{f"clusterers, {data}": lambda data=data: clusterers(data) for data in OURS},
+    "clusters": cluster_tables.overview,
+    "clusters, accuracy": lambda: cluster_tables.overview("accuracy"),
+    "clusters, minutes": cluster_tables.minutes,
+    "clusters, summary": cluster_tables.summary,
+    "clusters, settings": cluster_tables.settings,
     "large files": large_files,
     "kills": kills,
     "corrupted files": corrupted_files,

@@ -6,9 +6,10 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster_tables import BASELINES, OURS
 from record import RESULTS, read_record, read_runs
 
-MNIST, FASHION, LETTERS, SATELLITE = (f"{name}.npz" for name in ("mnist", "fashion_mnist", "letters", "satellite"))
+MNIST, FASHION, LETTERS = (f"{name}.npz" for name in ("mnist", "fashion_mnist", "letters"))
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ def vade(pattern, minutes, data, seeds):
     return Benchmark(command, minutes, "vade.jsonl", seeds, data=data)
 
 
-def peers(name, minutes, data, seeds_of_methods):
-    """Return the benchmark of methods of `clustering_peers.py` on one data set."""
-    seeds = {f"{name}, {method}": n for method, n in seeds_of_methods.items()}
-    methods = " ".join(f'"{method}"' for method in seeds_of_methods)
-    command = f"clustering_peers.py --data {name} --methods {methods} --seeds {max(seeds_of_methods.values())}"
-    return Benchmark(command, minutes, "clustering_peers.jsonl", seeds, ("umap", "clustpy"), data)
+def clusters(names, methods, minutes, n_seeds=5):
+    """Return the benchmark of methods of `clusters.py` on sets of `sets.py`."""
+    seeds = {f"{name}, {method}": n_seeds for name in names for method in methods}
+    quoted = " ".join(f'"{method}"' for method in methods)
+    numbers = " ".join(map(str, range(n_seeds)))
+    command = f"clusters.py --sets {' '.join(names)} --methods {quoted} --seeds {numbers}"
+    data = tuple(f"sets/{name}.npz" for name in names)
+    return Benchmark(command, minutes, "clusters.jsonl", seeds, ("umap",), data)
 
 
 def single(script, minutes, name, *arguments, **needs):
@@ -74,9 +77,9 @@ def single(script, minutes, name, *arguments, **needs):
 
 ARRAY_API = {"SCIPY_ARRAY_API": "1"}
 GMMS = ("pomegranate", "tgmm", "torchgmm")
-CLUSTERERS = ("k-means", "PCA + GaussianMixture", "UMAP + GaussianMixture", "autoencoder + UMAP + GaussianMixture")
-SMALL_CLUSTERERS = (*CLUSTERERS, "GaussianMixture", "ClustPy VaDE", "TorchGMM", "VAEEmbedder + TorchGMM")
-SMALL_DATA, LARGE_DATA = dict.fromkeys(SMALL_CLUSTERERS, 10), dict.fromkeys(CLUSTERERS[:3], 10)
+SMALL_SETS = ("digits", "satellite", "segment", "pbmc", "wine", "cancer", "penbased", "texture", "optdigits")
+NEW_SETS = ("austen", "tissues", "olive", "vowel", "capitals")
+IMAGE_SETS = ("mnist10k", "fashion10k", "mnist", "fashion", "letters")
 STUDIES = (
     "a, tanh vae and mixture",
     "b, relu vae and mixture",
@@ -130,14 +133,12 @@ BENCHMARKS = {
     "vade, 300 epochs": vade(
         "mnist, mlp, plain bound, 300 epochs", 105, (MNIST,), {"mnist, mlp, plain bound, 300 epochs": 1}
     ),
-    "peers, digits": peers("digits", 30, (), SMALL_DATA),
-    "peers, satellite": peers("satellite", 80, (SATELLITE,), SMALL_DATA | {"VaDEClusterer": 10}),
-    "peers, mnist": peers("mnist", 30, (MNIST,), LARGE_DATA),
-    "peers, mnist, autoencoder": peers("mnist", 15, (MNIST,), {CLUSTERERS[3]: 3}),
-    "peers, mnist, pixels": peers("mnist", 25, (MNIST,), {"GaussianMixture": 1}),
-    "peers, fashion": peers("fashion", 30, (FASHION,), LARGE_DATA),
-    "peers, fashion, autoencoder": peers("fashion", 15, (FASHION,), {CLUSTERERS[3]: 3}),
-    "peers, fashion, pixels": peers("fashion", 25, (FASHION,), {"GaussianMixture": 1}),
+    "clusters, baselines": clusters(SMALL_SETS, BASELINES, 60),
+    "clusters, baselines, images": clusters(IMAGE_SETS, BASELINES, 300),
+    "clusters, baselines, new sets": clusters(NEW_SETS, BASELINES, 60),
+    "clusters": clusters(SMALL_SETS, OURS, 60),
+    "clusters, images": clusters(IMAGE_SETS, OURS, 300),
+    "clusters, new sets": clusters(NEW_SETS, OURS, 60),
     "memory": single("memory", 10, "memory"),
     "partial_fit": single("partial_fit", 15, "partial_fit", data=(MNIST,)),
     "shuffled runs": single("shuffled_runs", 45, "shuffled_runs", data=(MNIST,)),

@@ -52,3 +52,10 @@ def write_run(path, run):
     lines = [json.dumps(rows[row][seed]) for row in sorted(rows) for seed in sorted(rows[row])]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
+
+
+def append_run(path, run):
+    """Add a run to the end of a ``.jsonl`` file; among runs of the same row and seed, the last one counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(run) + "\n")

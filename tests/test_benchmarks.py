@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("record", "plan", "page", "run")  # they import one another, and only the standard library
+# They import one another, and only the standard library; the others are imported by single tests.
+MODULES = ("record", "markdown_tables", "cluster_tables", "plan", "page", "run")
+HEAVY_MODULES = ("clusters", "sets", "letters")
 
 
 @pytest.fixture
 def benchmarks(monkeypatch):
     """Modules by name, imported as the scripts in their folder import them, and removed afterwards."""
     monkeypatch.syspath_prepend(FOLDER)
-    for name in MODULES:
+    for name in (*MODULES, *HEAVY_MODULES):
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield {name: importlib.import_module(name) for name in MODULES}
-    for name in MODULES:
+    for name in (*MODULES, *HEAVY_MODULES):
         sys.modules.pop(name, None)
 
 
@@ -61,7 +63,7 @@ def test_a_mean_of_several_seeds_has_its_deviation_and_the_worst(benchmarks):
     assert page.scores(runs) == ["0.375 (0.177), 0.250", "0.625 (0.177), 0.500", "< 0.01"]
 
 
-@pytest.mark.parametrize("name", ["vade", "clustering_peers", "studies"])
+@pytest.mark.parametrize("name", ["vade", "clusters", "studies"])
 def test_rows_of_runs_are_planned(benchmarks, name):
     file, plan = f"{name}.jsonl", benchmarks["plan"]
     rows = benchmarks["record"].read_runs(plan.RESULTS / file)
@@ -81,6 +83,20 @@ def test_a_run_replaces_that_of_the_same_row_and_seed(benchmarks, tmp_path):
     assert record.read_runs(path) == {"a": {0: runs[2]}, "b": {9: runs[1] | {"score": 1.0}, 10: runs[0]}}
     assert list(record.read_runs(path)["b"]) == [9, 10]
     assert len(path.read_text().splitlines()) == 3
+
+
+def test_settings_of_baselines_are_the_best_of_their_grids(benchmarks):
+    clusters, ranked = importlib.import_module("clusters"), benchmarks["cluster_tables"].ranked_settings
+    tried = {(method, group): rows for method in clusters.GRIDS for group, rows in ranked(method).items()}
+    assert {group for _, group in tried} == {"tables", "images"}
+    for (method, group), rows in tried.items():
+        assert clusters.SETTINGS[method][group] == rows[0][0], (method, group)
+
+
+def test_benchmarks_of_clusterers_are_planned_for_sets_that_can_be_made(benchmarks):
+    plan, sets = benchmarks["plan"], importlib.import_module("sets").SETS
+    assert {*plan.SMALL_SETS, *plan.IMAGE_SETS, *plan.NEW_SETS} == {*sets}
+    assert {sets[name].role for name in plan.NEW_SETS} == {"opened last"}
 
 
 def test_benchmarks_are_scripts_that_exist(benchmarks):
