@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import skip_init
 
@@ -25,6 +26,8 @@ ACTIVATIONS = {
     "leaky_relu": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
 }
+
+EPS = 1e-5  # added to variances, the default of torch's batch normalization
 
 
 class NetworkConfig(NamedTuple):
@@ -160,6 +163,42 @@ class Affine(nn.Module):
     def forward(self, x):
         """Return the mapped samples (n, d)."""
         return torch.addcmul(self.offset, self.scale, x)
+
+
+class LatentNorm(nn.Module):
+    """Batch normalization of posterior means until `freeze`, and the same map for all samples afterwards.
+
+    Means have mean 0 and variance 1 in every batch (Zhu et al. 2020), so that no latent dimension collapses to the
+    prior. Log-scales are not changed. It is no layer of torch's, whose statistics would be computed again where those
+    of batch normalization are.
+
+    Parameters
+    ----------
+    n_components : int
+        Size d of a latent code.
+    """
+
+    def __init__(self, n_components):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(n_components))
+        self.register_buffer("running_var", torch.ones(n_components))
+        self.is_frozen = False
+
+    def forward(self, statistics):
+        """Return means and log-scales (n, 2 d)."""
+        mean, log_scale = statistics.chunk(2, dim=-1)
+        from_batch = self.training and not self.is_frozen
+        return torch.cat([F.batch_norm(mean, self.running_mean, self.running_var, training=from_batch), log_scale], -1)
+
+    def freeze(self):
+        """Take the running statistics from now on, in training too."""
+        self.is_frozen = True
+
+    def to_affine(self):
+        """Return the map of the running statistics as an `Affine` of means and log-scales."""
+        scale = (self.running_var + EPS).rsqrt()
+        offset = -self.running_mean * scale
+        return Affine(torch.cat([scale, torch.ones_like(scale)]), torch.cat([offset, torch.zeros_like(offset)]))
 
 
 class LogScaleHead(nn.Module):
