@@ -4,14 +4,14 @@
     python benchmarks/vae_clusters.py --choose --data FOLDER --sets digits segment --seeds 100 101
     python benchmarks/vae_clusters.py --table
 
-FOLDER has a file for each data set, with arrays X_train, X_test, y_train and y_test; integers are divided by the largest
-of X_train. Networks and mixtures are fitted to X_train without labels; labels of X_test only score. V-measures are those
-of ``TorchGMM(k)`` ("gmm"), of ``TorchGMM(k, n_init=10, reg_covar=1e-2)`` ("steady") and of scikit-learn's k-means with
-ten initializations ("kmeans"), each on the samples, on principal components and on latent codes. "elbo" is the score of
-X_test in nats, "units" the number of latent dimensions in use, "seconds" those of the network's fit.
+FOLDER has a file for each data set, with arrays X_train, X_test, y_train and y_test; integers are divided by the
+largest of X_train. Networks and mixtures are fitted to X_train without labels; labels of X_test only score. V-measures
+are those of ``TorchGMM(k)`` ("gmm"), of ``TorchGMM(k, n_init=10, reg_covar=1e-2)`` ("steady") and of scikit-learn's
+k-means with ten initializations ("kmeans"), each on the samples, on principal components and on latent codes. "elbo" is
+the score of X_test in nats, "units" the number of latent dimensions in use, "seconds" those of the network's fit.
 
-``--choose`` runs the settings from which the defaults were chosen: on the development sets digits, satellite, segment and
-pbmc alone, with seeds from 100 on. Other sets, and seeds below 100, decided nothing.
+``--choose`` runs the settings from which the defaults were chosen: on the development sets digits, satellite, segment
+and pbmc alone, with seeds from 100 on. Other sets, and seeds below 100, decided nothing.
 """
 
 import argparse

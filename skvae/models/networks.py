@@ -27,7 +27,7 @@ ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
 }
 
-EPS = 1e-5  # added to variances, the default of torch's batch normalization
+EPS, MOMENTUM = 1e-5, 0.1  # those of torch's batch normalization
 
 
 class NetworkConfig(NamedTuple):
@@ -182,13 +182,25 @@ class LatentNorm(nn.Module):
         super().__init__()
         self.register_buffer("running_mean", torch.zeros(n_components))
         self.register_buffer("running_var", torch.ones(n_components))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
         self.is_frozen = False
 
     def forward(self, statistics):
         """Return means and log-scales (n, 2 d)."""
         mean, log_scale = statistics.chunk(2, dim=-1)
-        from_batch = self.training and not self.is_frozen
-        return torch.cat([F.batch_norm(mean, self.running_mean, self.running_var, training=from_batch), log_scale], -1)
+        if not self.training or self.is_frozen:
+            mean = F.batch_norm(mean, self.running_mean, self.running_var)
+        else:
+            mean = F.batch_norm(mean, None, None, training=True)
+            self._track(statistics.detach()[:, : mean.shape[1]].float())
+        return torch.cat([mean, log_scale], -1)
+
+    def _track(self, mean):
+        """Update the running statistics; those of the first batches are their means, without initial values."""
+        self.num_batches_tracked += 1
+        share = (1 / self.num_batches_tracked).clamp(min=MOMENTUM)
+        self.running_mean.lerp_(mean.mean(0), share)
+        self.running_var.lerp_(mean.var(0), share)
 
     def freeze(self):
         """Take the running statistics from now on, in training too."""
