@@ -90,7 +90,7 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         first epochs, before the decoder uses them, and many never come back.
 
     latent_norm_epochs : int or "auto", default="auto"
-        Epochs at the beginning in which batch normalization gives the mean of q(z | x) variance 1 in each latent
+        Epochs at the beginning in which batch normalization gives the mean of q(z | x) variance 1/2 in each latent
         dimension (Zhu et al. 2020); afterwards this map is fixed, and nothing keeps a dimension in use that costs more
         than it explains. More dimensions remain in use, and clusters of the latent codes agree better with classes,
         with about the same evidence lower bound. "auto" is a tenth of ``max_epochs``, rounded down. 0 if the

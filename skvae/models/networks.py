@@ -28,6 +28,7 @@ ACTIVATIONS = {
 }
 
 EPS, MOMENTUM = 1e-5, 0.1  # those of torch's batch normalization
+NORMALIZED_VARIANCE = 0.5  # of posterior means at the beginning of a training
 
 
 class NetworkConfig(NamedTuple):
@@ -168,9 +169,9 @@ class Affine(nn.Module):
 class LatentNorm(nn.Module):
     """Batch normalization of posterior means until `freeze`, and the same map for all samples afterwards.
 
-    Means have mean 0 and variance 1 in every batch (Zhu et al. 2020), so that no latent dimension collapses to the
-    prior. Log-scales are not changed. It is no layer of torch's, whose statistics would be computed again where those
-    of batch normalization are.
+    Means have mean 0 and variance 1/2 in every batch (Zhu et al. 2020), so that no latent dimension collapses to the
+    prior; latent codes have the variance 1 of the prior if that of the posteriors is 1/2, too. Log-scales are not
+    changed. It is no layer of torch's, whose statistics would be computed again where those of batch normalization are.
 
     Parameters
     ----------
@@ -193,7 +194,7 @@ class LatentNorm(nn.Module):
         else:
             mean = F.batch_norm(mean, None, None, training=True)
             self._track(statistics.detach()[:, : mean.shape[1]].float())
-        return torch.cat([mean, log_scale], -1)
+        return torch.cat([math.sqrt(NORMALIZED_VARIANCE) * mean, log_scale], -1)
 
     def _track(self, mean):
         """Update the running statistics; those of the first batches are their means, without initial values."""
@@ -208,7 +209,7 @@ class LatentNorm(nn.Module):
 
     def to_affine(self):
         """Return the map of the running statistics as an `Affine` of means and log-scales."""
-        scale = (self.running_var + EPS).rsqrt()
+        scale = math.sqrt(NORMALIZED_VARIANCE) * (self.running_var + EPS).rsqrt()
         offset = -self.running_mean * scale
         return Affine(torch.cat([scale, torch.ones_like(scale)]), torch.cat([offset, torch.zeros_like(offset)]))
 

@@ -115,7 +115,7 @@ def test_warm_up_begins_without_the_kl(X):
         assert row["train_loss"] == pytest.approx(share * row["train_kl"] - row["train_log_likelihood"], rel=1e-4)
 
 
-def test_latent_norm_gives_every_dimension_unit_variance_at_first(X):
+def test_latent_norm_gives_every_dimension_a_variance_at_first(X):
     """Where little is in ten dimensions, some are unused without it; afterwards the encoder ends in a fixed map."""
     settings = {"hidden_layer_sizes": (32,), "max_epochs": 20, "kl_warmup_epochs": 0, "random_state": 0}
     variances = []
@@ -127,7 +127,7 @@ def test_latent_norm_gives_every_dimension_unit_variance_at_first(X):
                 variances.append(model.posterior(torch.tensor(X, dtype=torch.float32)).mean.var(0, correction=0))
 
     vae = VAEEmbedder(10, latent_norm_epochs=20, callbacks=[Variances()], **settings).fit(X)
-    assert all(0.2 < variance < 5 for epoch in variances[5:] for variance in epoch.tolist())
+    assert all(0.1 < variance < 2.5 for epoch in variances[5:] for variance in epoch.tolist())
     assert vae.active_units_ == 10
     assert np.allclose(vae.transform(X).var(0), variances[-1], rtol=1e-4)
     assert isinstance(vae.module_.encoder[-1], Affine)

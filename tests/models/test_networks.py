@@ -287,7 +287,7 @@ def test_latent_norm_of_a_batch_and_frozen(generator):
     norm, statistics = LatentNorm(K), 3 * torch.randn(500, 2 * K, generator=generator) + 1
     normalized = norm(statistics)
     assert_close(normalized[:, :K].mean(0), torch.zeros(K), atol=1e-5, rtol=0)
-    assert_close(normalized[:, :K].std(0, correction=0), torch.ones(K), atol=1e-4, rtol=0)
+    assert_close(normalized[:, :K].std(0, correction=0), torch.full((K,), math.sqrt(0.5)), atol=1e-4, rtol=0)
     assert torch.equal(normalized[:, K:], statistics[:, K:])
     norm.freeze()
     before = copy.deepcopy(norm.state_dict())
