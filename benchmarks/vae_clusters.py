@@ -78,7 +78,7 @@ def embed(name, settings, X, X_test, seed):
     if settings is None:
         return X, X_test, {}
     if isinstance(settings, int):
-        pca = PCA(min(settings, X.shape[1]), random_state=seed).fit(X)
+        pca = PCA(min(settings, *X.shape), random_state=seed).fit(X)
         return pca.transform(X), pca.transform(X_test), {}
     cls = AutoencoderEmbedder if name.startswith("autoencoder") else VAEEmbedder
     started = time.perf_counter()
@@ -104,13 +104,18 @@ def measure(name, settings, data, seed):
 
 
 def show(path):
-    """Print a Markdown table of the means over seeds, for each data set and setting."""
+    """Print a Markdown table of the means over seeds, for each data set and setting; seeds that chose are apart."""
     columns = ("gmm", "steady", "kmeans", "elbo", "units", "seconds")
     print("| data set | embedding | seeds | " + " | ".join(columns) + " |\n" + "|--" * (3 + len(columns)) + "|")
-    for row, runs in read_runs(path).items():
+    rows = read_runs(path).items()
+    chosen = [(row, [runs[seed] for seed in runs if seed >= 100]) for row, runs in rows]
+    reported = [(row, [runs[seed] for seed in runs if seed < 100]) for row, runs in rows]
+    for row, runs in [*reported, *((f"{row} (choice)", runs) for row, runs in chosen)]:
+        if not runs:
+            continue
         cells = []
         for column in columns:
-            values = [run[column] for run in runs.values() if run.get(column) is not None]
+            values = [run[column] for run in runs if run.get(column) is not None]
             digits = 3 if column in ("gmm", "steady", "kmeans") else 1
             cells.append(f"{statistics.mean(values):.{digits}f}" if values else "")
         print(f"| {' | '.join([*row.split(': '), str(len(runs)), *cells])} |")
