@@ -57,6 +57,7 @@ CHOICES = {
     "gaussian_features": {"likelihood": "gaussian_features", **BEFORE},
     "continuous_bernoulli": {"likelihood": "continuous_bernoulli", **BEFORE},
     "warm-up 30": {"kl_warmup_epochs": 30, "latent_norm_epochs": 0},
+    "normalized, warm-up 10": {"kl_warmup_epochs": 10, "latent_norm_epochs": 10},
     "70 epochs": {"max_epochs": 70},
     "VAE, beta 0.1, batch norm": {"beta": 0.1, "batch_norm": True},
     "autoencoder, batch norm": {"batch_norm": True},

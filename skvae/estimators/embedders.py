@@ -15,7 +15,9 @@ from ..models import Flat, StandardNormal
 from ._elbo import ELBOMixin, draw_generator, draw_samples, elbo_at_points, fill_missing
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, SinglePhaseEmbedder
 from ._embedder_training import augmentation, user_callbacks
+from ._fit import row_count
 
+MIN_SAMPLES = 1_000  # from which a training begins, by default, as `INITIAL_SHARE` says
 INITIAL_SHARE = 10  # one in so many epochs has, by default, a smaller weight of the KL and normalized codes
 MIN_STEPS = 500  # iterations after which latent codes should carry information
 ACTIVE_VARIANCE = 0.01  # of posterior means, above which a latent dimension is in use (Burda et al. 2016)
@@ -86,15 +88,16 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
 
     kl_warmup_epochs : int or "auto", default="auto"
         Epochs over which this weight grows linearly from zero. "auto" is a tenth of ``max_epochs``, rounded down, and 0
-        if the training continues from earlier networks. Without it, latent dimensions collapse to the prior in the
-        first epochs, before the decoder uses them, and many never come back.
+        with fewer than 1,000 samples or if the training continues from earlier networks. Without it, latent dimensions
+        collapse to the prior in the first epochs, before the decoder uses them, and many never come back.
 
     latent_norm_epochs : int or "auto", default="auto"
         Epochs at the beginning in which batch normalization gives the mean of q(z | x) variance 1/2 in each latent
         dimension (Zhu et al. 2020); afterwards this map is fixed, and nothing keeps a dimension in use that costs more
         than it explains. More dimensions remain in use, and clusters of the latent codes agree better with classes,
-        with about the same evidence lower bound. "auto" is a tenth of ``max_epochs``, rounded down. 0 if the
-        training continues from earlier networks, and with an ``encoder`` of your own.
+        with about the same evidence lower bound. "auto" is a tenth of ``max_epochs``, rounded down, and 0 with
+        fewer than 1,000 samples, whose held-out evidence lower bound falls because networks overfit sooner. Networks
+        that are trained further are not normalized again, and an ``encoder`` of your own never is.
 
     free_bits : float, default=0.0
         Nats of KL that each latent dimension may have without cost, in the mean over a batch.
@@ -273,8 +276,9 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         return StandardNormal()
 
     def _fit_networks(self, model, data, max_epochs):
-        # Networks that were trained before know how to use the codes.
-        n_auto = 0 if data.resume else max_epochs // INITIAL_SHARE
+        # Networks that were trained before know how to use the codes, and those of few samples overfit sooner.
+        is_plain = data.resume or row_count(data.rows) < MIN_SAMPLES
+        n_auto = 0 if is_plain else max_epochs // INITIAL_SHARE
         warmup = n_auto if self.kl_warmup_epochs == "auto" else self.kl_warmup_epochs
         n_normalized = n_auto if self.latent_norm_epochs == "auto" else self.latent_norm_epochs
         n_normalized = 0 if data.resume or self.encoder is not None else n_normalized
