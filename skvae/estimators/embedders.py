@@ -95,9 +95,9 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         Epochs at the beginning in which batch normalization gives the mean of q(z | x) variance 1/2 in each latent
         dimension (Zhu et al. 2020); afterwards this map is fixed, and nothing keeps a dimension in use that costs more
         than it explains. More dimensions remain in use, and clusters of the latent codes agree better with classes.
-        The held-out evidence lower bound is about the same for images, and lower for some small tables. "auto" is a tenth of ``max_epochs``, rounded down, and 0 with
-        fewer than 1,000 samples, whose held-out evidence lower bound falls because networks overfit sooner. Networks
-        that are trained further are not normalized again, and an ``encoder`` of your own never is.
+        The held-out evidence lower bound is about the same for images, and lower for some small tables.
+        "auto" is a tenth of ``max_epochs``, rounded down, and 0 with fewer than 1,000 samples, which networks overfit
+        sooner. Networks that are trained further are not normalized again, and an ``encoder`` of your own never is.
 
     free_bits : float, default=0.0
         Nats of KL that each latent dimension may have without cost, in the mean over a batch.
