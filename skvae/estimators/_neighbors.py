@@ -30,18 +30,14 @@ class NeighborGraph(NamedTuple):
     n_neighbors: int  # that were searched
 
 
-def neighbor_features(model, rows, device, batch_size, seed):
+def neighbor_features(model, data):
     """Return the features in which neighbours are searched: inputs of the encoder, or their principal components.
 
     Parameters
     ----------
     model : LatentModel
-    rows : Tensor or LazyRows of shape (n, d)
-    device : torch.device
-    batch_size : int
-        Rows that are converted at once.
-    seed : int
-        Seeds the principal components.
+    data : TrainingData
+        Its seed is that of the principal components, which are those of the rows of all processes.
 
     Returns
     -------
@@ -49,14 +45,15 @@ def neighbor_features(model, rows, device, batch_size, seed):
     """
 
     def inputs(stored):
-        return _encoder_inputs(model.likelihood, standardized(model, stored.to(device))).cpu().numpy()
+        return _encoder_inputs(model.likelihood, standardized(model, stored.to(data.device))).cpu().numpy()
 
     with torch.inference_mode():
-        sample = inputs(subsample(rows, MAX_PCA_ROWS)[:])
+        part = inputs(subsample(data.rows, max(1, MAX_PCA_ROWS // data.group.size))[:])
+        sample = data.group.all_gather(torch.from_numpy(part)).numpy()
         project = np.asarray
         if sample.shape[1] > MAX_FEATURES and len(sample) > MAX_FEATURES:
-            project = PCA(MAX_FEATURES, random_state=seed).fit(sample).transform
-        parts = [project(inputs(part)) for part in rows.split(batch_size)]
+            project = PCA(MAX_FEATURES, random_state=data.seed).fit(sample).transform
+        parts = [project(inputs(part)) for part in data.rows.split(data.inference_batch_size)]
     return np.concatenate(parts).astype(np.float32, copy=False)
 
 

@@ -53,7 +53,7 @@ def neighborhood(model, data, n_neighbors, holds_out):
         Of its samples.
     held_out : HeldOut or None
     """
-    features = neighbor_features(model, data.rows, data.device, data.inference_batch_size, data.seed)
+    features = neighbor_features(model, data)
     held_out = None
     if holds_out:
         train, rest = hold_out_indices(len(data.rows), data.seed)

@@ -98,7 +98,9 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
 
 
 def hold_out_indices(n_rows, seed):
-    """Return the indices of rows to train on, and of a random share of the rows to hold out."""
+    """Return the indices of rows to train on, and of a random share of the rows to hold out; a single row is both."""
+    if n_rows == 1:
+        return torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_rows)))
     order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
     return order[n_held_out:], order[:n_held_out]
