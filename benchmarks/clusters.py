@@ -31,7 +31,7 @@ import cluster_tables
 import numpy as np
 import torch
 from record import append_run, environment, read_runs
-from sets import DEVELOPMENT, OPENED_LAST, SETS, load
+from sets import DEVELOPMENT, OPENED_LAST, SETS, UNBALANCED, load
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import v_measure_score
@@ -56,8 +56,10 @@ STEPS = {  # parts of methods, by name; a method is a sequence of them
     "VAEEmbedder + TorchGMM, defaults": ("VAE", "mixture"),
     "VAEEmbedder + TorchGMM": ("VAE", "mixture"),
     "VaDEClusterer": ("VaDE",),
+    **dict.fromkeys(cluster_tables.INITS, ("VaDE",)),
 }
-ADVISED = {"reg_covar": 1e-2, "n_init": 10}  # settings of the guide for the mixture of a VAE's latent codes
+# Settings of the guide for clusters of a VAE's latent codes.
+ADVISED = {"beta": 0.1, "batch_norm": True, "reg_covar": 1e-2, "n_init": 10}
 
 
 def combinations(**values):
@@ -118,6 +120,7 @@ SETTINGS = {method: {"tables": {}, "images": {}} for method in STEPS} | {
         "images": {},
     },
     "VAEEmbedder + TorchGMM": {"tables": ADVISED, "images": ADVISED},
+    **{method: {"tables": settings, "images": settings} for method, settings in cluster_tables.INITS.items()},
 }
 
 
@@ -156,9 +159,15 @@ def make_mixture(k, seed, n_features, reg_covar=None, n_init=None, covariance_ty
     return TorchGMM(k, random_state=seed, **chosen)
 
 
+def make_vae(seed, **rest):
+    """Return our embedder, with its defaults or the settings of the guide."""
+    return VAEEmbedder(random_state=seed, **{name: rest[name] for name in USED["VAE"] if name in rest})
+
+
 def make_vade(k, seed, image_shape, **rest):
-    """Return our clusterer with its defaults."""
-    return VaDEClusterer(k, image_shape=image_shape, random_state=seed)
+    """Return our clusterer with its defaults, but for the initialization where this is set."""
+    init = {"init": rest["init"]} if "init" in rest else {}
+    return VaDEClusterer(k, image_shape=image_shape, random_state=seed, **init)
 
 
 MAKERS = {
@@ -167,13 +176,14 @@ MAKERS = {
     "PCA": make_pca,
     "UMAP": make_umap,
     "autoencoder": make_autoencoder,
-    "VAE": lambda seed, **rest: VAEEmbedder(random_state=seed),
+    "VAE": make_vae,
     "VaDE": make_vade,
 }
 USED = {  # settings that a step reads
     "PCA": ("n_components",),
     "UMAP": ("n_neighbors", "n_dims"),
     "autoencoder": ("layers", "iterations"),
+    "VAE": ("beta", "batch_norm"),
     "mixture": ("reg_covar", "n_init", "covariance_type"),
 }
 
@@ -342,7 +352,9 @@ def arguments():
     args = parser.parse_args()
     if args.sets is None:
         role = [name for name, data in SETS.items() if data.role == DEVELOPMENT]
-        args.sets = role if args.tune else [name for name, data in SETS.items() if data.role != OPENED_LAST]
+        args.sets = (
+            role if args.tune else [name for name, data in SETS.items() if data.role not in (OPENED_LAST, UNBALANCED)]
+        )
     if args.tune and (others := [name for name in args.sets if SETS[name].role != DEVELOPMENT]):
         parser.error(f"--tune is for development sets; {', '.join(others)} are not.")
     return args
