@@ -1,6 +1,5 @@
 """The graph of nearest neighbours of samples: its weights, the pairs that training draws, and its embedding."""
 
-import importlib.util
 import math
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from ..fitting.neighbors import NeighborPairs, embed_neighbors
 from ..models import MaskedLikelihood
 
 MAX_FEATURES, MAX_PCA_ROWS = 50, 10_000  # principal components in which neighbours are searched, rows that they are of
-MAX_EXACT = 20_000  # rows from which an approximate search is faster
+MAX_REFERENCES = 10_000  # rows among which neighbours are searched
 MAX_EDGES = 4  # neighbours of a row from which pairs are drawn, as a multiple of those that were searched
 EMBEDDING_DIM = 10
 
@@ -57,7 +56,7 @@ def neighbor_features(model, data):
     return np.concatenate(parts).astype(np.float32, copy=False)
 
 
-def neighbor_graph(features, n_neighbors, seed):
+def neighbor_graph(features, n_neighbors):
     """Return the graph of neighbours with the weights of UMAP (McInnes et al. 2018, section 3.1).
 
     An edge from a row has the weight ``exp(-(distance - smallest distance) / s)``, with s such that the weights of its
@@ -68,8 +67,6 @@ def neighbor_graph(features, n_neighbors, seed):
     ----------
     features : ndarray of shape (n, d)
     n_neighbors : int
-    seed : int
-        Seeds the approximate search, if there are many rows.
 
     Returns
     -------
@@ -80,27 +77,17 @@ def neighbor_graph(features, n_neighbors, seed):
     n_neighbors = min(n_neighbors, n_distinct - 1)
     if n_neighbors < 1:
         return NeighborGraph(csr_array((n_distinct, n_distinct)), first, inverse, 0)
-    distances, indices = nearest_neighbors(features[first], n_neighbors, seed)
+    distances, indices = nearest_neighbors(features[first], n_neighbors)
     weights = fuzzy_weights(distances)
     edges = np.repeat(np.arange(n_distinct), n_neighbors), indices.ravel()
     directed = csr_array((weights.ravel(), edges), shape=(n_distinct, n_distinct))
     return NeighborGraph(csr_array(directed + directed.T - directed * directed.T), first, inverse, n_neighbors)
 
 
-def nearest_neighbors(features, n_neighbors, seed):
-    """Return distances and indices of the nearest neighbours of each row (n, n_neighbors), without the row itself.
-
-    More than 20,000 rows are searched approximately by pynndescent, if it is installed: its time grows almost linearly,
-    that of the exact search with the square of the rows.
-    """
-    if len(features) > MAX_EXACT and importlib.util.find_spec("pynndescent"):
-        from pynndescent import NNDescent
-
-        index = NNDescent(features, n_neighbors=n_neighbors + 1, random_state=seed % 2**31)
-        indices, distances = index.neighbor_graph
-    else:
-        distances, indices = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(features).kneighbors(features)
-    # The row itself is the nearest one, or nearly so where rounding or the approximation have it elsewhere or not.
+def nearest_neighbors(features, n_neighbors):
+    """Return distances and indices of the nearest neighbours of each row (n, n_neighbors), without the row itself."""
+    distances, indices = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(features).kneighbors(features)
+    # The row itself is the nearest one, or nearly so where rounding has it elsewhere.
     is_self = indices == np.arange(len(features))[:, None]
     is_self[~is_self.any(1), -1] = True
     shape = (len(features), n_neighbors)
@@ -148,6 +135,40 @@ def neighbor_pairs(graph, max_edges=None):
         torch.from_numpy(first[neighbors][inverse].astype(np.int64)),
         torch.from_numpy(cumulative[inverse].astype(np.float32)),
     )
+
+
+def pairs_with_references(features, references, graph):
+    """Return the `NeighborPairs` of all rows, whose neighbours are references.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, p)
+    references : ndarray of shape (m,)
+        Indices of the rows among which neighbours are searched, in ascending order.
+    graph : NeighborGraph
+        That of the references.
+
+    Returns
+    -------
+    pairs : NeighborPairs
+    """
+    own = neighbor_pairs(graph)
+    others = np.setdiff1d(np.arange(len(features)), references, assume_unique=True)
+    if not len(others):
+        return own
+    n_neighbors = min(max(1, graph.n_neighbors), len(references))
+    search = NearestNeighbors(n_neighbors=n_neighbors).fit(features[references])
+    distances, nearest = search.kneighbors(features[others])
+    weights = fuzzy_weights(distances.astype(np.float64))
+    is_copy = (distances == 0) & (distances[:, -1:] > 0)  # an equal row says nothing about clusters
+    weights[is_copy] = 0.0
+    width = max(n_neighbors, own.indices.shape[1])
+    indices, cumulative = np.zeros((len(features), width), np.int64), np.ones((len(features), width), np.float32)
+    indices[references, : own.indices.shape[1]] = references[own.indices.numpy()]
+    cumulative[references, : own.indices.shape[1]] = own.cumulative.numpy()
+    indices[others, :n_neighbors] = references[nearest]
+    cumulative[others, :n_neighbors] = weights.cumsum(1) / weights.sum(1, keepdims=True)
+    return NeighborPairs(torch.from_numpy(indices), torch.from_numpy(cumulative))
 
 
 def embed_graph(graph, seed):

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,25 +13,33 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 from ..fitting.distributed import ProcessGroup
+from ..fitting.neighbors import NeighborPairs
 from ..fitting.rows import select_rows
 from ..fitting.vade import HeldOut, hold_out_indices, partition_mixture, soft_mixtures
 from ..models import COVARIANCES, Mixture
-from ._neighbors import NeighborGraph, embed_graph, neighbor_features, neighbor_graph
+from ._neighbors import (
+    MAX_REFERENCES,
+    NeighborGraph,
+    embed_graph,
+    neighbor_features,
+    neighbor_graph,
+    pairs_with_references,
+)
 from .gmm import TorchGMM
 
 REG_COVAR = 1e-3  # of a mixture over latent codes of unit variance
-MAX_PARTITION = 10_000  # samples of which partitions are made
 N_PARTITIONS = 10  # initializations of k-means, or of EM, for a partition
 PARTITION_REG_COVAR = 1e-2  # of a mixture in the embedding of the graph, whose spread is some units
 HELD_OUT_NEIGHBORS = 5  # of a held-out sample
 
 
-@dataclass
-class Neighborhood:
-    """Training samples as features, and the graph of their neighbours."""
+class Neighborhood(NamedTuple):
+    """Training samples as features, and the neighbours of each among references, at most 10,000 of them."""
 
     features: np.ndarray  # (n, p)
-    graph: NeighborGraph
+    references: np.ndarray  # (m,), indices
+    graph: NeighborGraph  # of the references
+    pairs: NeighborPairs
 
 
 def neighborhood(model, data, n_neighbors, holds_out):
@@ -63,7 +72,13 @@ def neighborhood(model, data, n_neighbors, holds_out):
         indices = torch.from_numpy(search.kneighbors(held_out_features, return_distance=False))
         held_out = HeldOut(*(select_rows(data.rows, part) for part in (rest, train[indices.flatten()])))
         data = replace(data, rows=select_rows(data.rows, train))
-    return data, Neighborhood(features, neighbor_graph(features, n_neighbors, data.seed)), held_out
+    references = np.arange(len(features))
+    if len(features) > MAX_REFERENCES:
+        rng = np.random.default_rng(data.seed)
+        references = np.sort(rng.permutation(len(features))[:MAX_REFERENCES])
+    graph = neighbor_graph(features[references], n_neighbors)
+    pairs = pairs_with_references(features, references, graph)
+    return data, Neighborhood(features, references, graph, pairs), held_out
 
 
 @dataclass
@@ -100,7 +115,7 @@ class Initialization:
 
     def kmeans(self):
         """Partition the samples by k-means."""
-        return self._of_partition(self._kmeans(self._sample.features))
+        return self._of_partition(self._kmeans(self._references[0]))
 
     def neighbor_kmeans(self):
         """Partition the embedding of the graph of neighbours by k-means."""
@@ -115,27 +130,25 @@ class Initialization:
         return KMeans(self.n_clusters, n_init=N_PARTITIONS, random_state=self.seed).fit_predict(x)
 
     @cached_property
-    def _indices(self):
-        """Indices of the samples of this process of which partitions are made."""
-        step = -(-self.group.size * len(self.z) // MAX_PARTITION)
-        return torch.arange(0, len(self.z), max(1, step))
-
-    @cached_property
-    def _sample(self):
-        """A `Neighborhood` of samples of all processes."""
-        if self.group.size == 1 and len(self._indices) == len(self.z):
-            return self.neighborhood
-        features = self.group.all_gather(torch.from_numpy(self.neighborhood.features[self._indices.numpy()])).numpy()
-        return Neighborhood(features, neighbor_graph(features, self.neighborhood.graph.n_neighbors, self.seed))
+    def _references(self):
+        """Features and latent codes of the references, of all processes, and their graph."""
+        features, references, graph, _ = self.neighborhood
+        indices = torch.from_numpy(references).to(self.z.device)
+        if self.group.size == 1:
+            return features[references], self.z[indices], graph
+        part = slice(None, None, self.group.size)  # as many as of one process
+        features = self.group.all_gather(torch.from_numpy(features[references[part]])).numpy()
+        z = self.group.all_gather(self.z[indices[part]])
+        return features, z, neighbor_graph(features, graph.n_neighbors)
 
     @cached_property
     def _embedding(self):
-        return embed_graph(self._sample.graph, self.seed)
+        return embed_graph(self._references[2], self.seed)
 
     def _of_partition(self, labels):
-        """Return the mixture of a partition of the sample; of several processes, that of the first."""
-        z, labels = self.group.all_gather(self.z[self._indices.to(self.z.device)]), torch.from_numpy(labels)
-        labels = self.group.broadcast(labels.long().to(z.device))
+        """Return the mixture of a partition of the references; of several processes, that of the first."""
+        z = self._references[1]
+        labels = self.group.broadcast(torch.from_numpy(labels).long().to(z.device))
         return [partition_mixture(z, labels, self.n_clusters, COVARIANCES[self.covariance_type])]
 
 

@@ -38,7 +38,6 @@ from ._elbo import ELBOMixin, draw_generator, draw_samples
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, BaseEmbedder
 from ._embedder_training import augmentation, history_of, prepare_samples, train, training_plan, user_callbacks
 from ._fit import check_index, fit_method, row_count
-from ._neighbors import neighbor_pairs
 from ._networks import pretrained_model
 from ._vade_init import INITS, Initialization, Neighborhood, neighborhood
 from .export import EncoderWithClusters
@@ -128,9 +127,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
 
     n_neighbors : int, default=15
         Number of nearest neighbours, by Euclidean distance between the inputs of the encoder, or between their first 50
-        principal components if there are more features. More than 20,000 samples are searched approximately if
-        pynndescent is installed (``pip install skvae[neighbors]``), otherwise exactly, in quadratic time. 0 makes pairs
-        of augmented views alone, as for samples that are read from files.
+        principal components if there are more features. They are searched among all samples, or among 10,000 at random
+        if there are more. 0 makes pairs of augmented views alone, as for samples that are read from files.
 
     init : {"auto", "gmm", "kmeans", "neighbor_kmeans", "neighbor_gmm", "random"}, default="auto"
         Initial mixture: of latent codes, by EM ("gmm"), or with the means and covariances of a partition, that of the
@@ -601,9 +599,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
             view_of=view_of,
             callbacks=(*ours, *user_callbacks(self)),
         )
-        pairs = None
-        if weight and relation.has_neighbors:
-            pairs = neighbor_pairs(relation.neighborhood.graph).to(data.device)
+        pairs = relation.neighborhood.pairs.to(data.device) if weight and relation.has_neighbors else None
         generator = group.rank_generator(torch.Generator(data.device).manual_seed(data.seed + 1))
         net = fit_module(model, plan, replace(data, generator=generator, neighbors=pairs))
         return net, prune
