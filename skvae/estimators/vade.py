@@ -46,7 +46,7 @@ AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.
 CONSISTENCY = 0.4  # weight of the consistency of pairs for each feature, in nats
 PRUNED = ((1 / 6, 0.3), (5 / 12, 0.0))  # share of the iterations, share of random mixtures that stay (at least one)
 PRUNED_INITS = ((1 / 6, 0.5), (5 / 12, 0.0))  # the same of other initializations
-SELECTION_SHARE = 0.25  # of the weight of consistency, where held-out samples choose
+SELECTION_SHARE = 0.25  # of the weight of consistency, where held-out samples choose among mixtures of one training
 AUTO_INITS = ("gmm", "kmeans", "neighbor_kmeans", "neighbor_gmm")  # that are tried where there are neighbours
 SMALL_DATASET = 1_000  # samples: below, there are fewer epochs
 MIN_CLUSTER_SHARE = 0.1  # of the mean size of clusters, below which one counts as empty
@@ -228,9 +228,9 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
 
     held_out_scores_ : dict of str to float
         If initializations were compared, the objective of trained networks on held-out samples, in nats, by the
-        initialization that was chosen for them: the mean ELBO, and 0.1 for each feature times the mutual information
-        between the clusters of samples and of their neighbours, both augmented if training is. Other initializations
-        were dropped before.
+        initialization that was chosen for them: the mean ELBO, and ``consistency_`` times the mutual information between
+        the clusters of samples and of their neighbours, both augmented if training is. Other initializations were
+        dropped before.
 
     init_losses_ : list of list of float
         Losses of the mixtures, without the reconstruction that they share, each time that some were dropped.
@@ -509,8 +509,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         names = list(chain(*([name] * len(mixtures[name]) for name in names)))
         score = 0.0
         if relation.held_out is not None:
-            weight = SELECTION_SHARE * relation.weight
-            score = held_out_objective(model, relation.held_out, data, weight, relation.view_of)
+            score = held_out_objective(model, relation.held_out, data, relation.weight, relation.view_of)
         return Candidate(model, net, names[prune.survivors_[0]], prune.scores_, score)
 
     def _pretrain(self, model, data):

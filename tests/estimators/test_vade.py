@@ -289,7 +289,7 @@ def test_held_out_scores_are_elbos_and_agreement_of_neighbors(groups, monkeypatc
     monkeypatch.setattr("skvae.fitting.vade.mean_elbo", elbo)
     monkeypatch.setattr(module, "held_out_objective", objective)
     vade = fit_quietly(VaDEClusterer(4, **SMALL), groups[0])
-    assert vade.held_out_scores_[vade.init_] == pytest.approx(elbos[0] + 0.1 * 20 * agreements[0], rel=1e-5)
+    assert vade.held_out_scores_[vade.init_] == pytest.approx(elbos[0] + 0.4 * 20 * agreements[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -298,7 +298,7 @@ def test_the_higher_score_of_held_out_samples_decides(better, images, monkeypatc
     models, sizes = [], []
 
     def score(model, held_out, data, weight, view_of):
-        assert weight == pytest.approx(0.1 * 64)
+        assert weight == 0.4 * 64
         assert len(data.rows) == 180
         models.append(weights_of_module(model))
         sizes.append(len(held_out.rows))
