@@ -228,9 +228,9 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
 
     held_out_scores_ : dict of str to float
         If initializations were compared, the objective of trained networks on held-out samples, in nats, by the
-        initialization that was chosen for them: the mean ELBO, and ``consistency_`` times the mutual information between
-        the clusters of samples and of their neighbours, both augmented if training is. Other initializations were
-        dropped before.
+        initialization that was chosen for them: the mean ELBO, and ``consistency_`` times the mutual information of the
+        clusters of samples and of their neighbours, both augmented if training is. Other initializations were dropped
+        before.
 
     init_losses_ : list of list of float
         Losses of the mixtures, without the reconstruction that they share, each time that some were dropped.
