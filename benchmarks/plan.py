@@ -79,6 +79,7 @@ ARRAY_API = {"SCIPY_ARRAY_API": "1"}
 GMMS = ("pomegranate", "tgmm", "torchgmm")
 SMALL_SETS = ("digits", "satellite", "segment", "pbmc", "wine", "cancer", "penbased", "texture", "optdigits")
 NEW_SETS = ("austen", "tissues", "olive", "vowel", "capitals")
+UNBALANCED_SETS = ("digits_1_to_10", "digits_1_to_100")
 IMAGE_SETS = ("mnist10k", "fashion10k", "mnist", "fashion", "letters")
 STUDIES = (
     "a, tanh vae and mixture",
@@ -138,6 +139,7 @@ BENCHMARKS = {
     "clusters, baselines, new sets": clusters(NEW_SETS, BASELINES, 60),
     "clusters": clusters(SMALL_SETS, OURS, 60),
     "clusters, images": clusters(IMAGE_SETS, OURS, 300),
+    "clusters, unbalanced": clusters(UNBALANCED_SETS, (*BASELINES, *OURS), 60),
     "clusters, new sets": clusters(NEW_SETS, OURS, 60),
     "memory": single("memory", 10, "memory"),
     "partial_fit": single("partial_fit", 15, "partial_fit", data=(MNIST,)),
