@@ -167,10 +167,11 @@ def reports(estimator):
     """Return the short fitted attributes by which an estimator describes its fit."""
     results = {}
     for name, value in vars(estimator).items():
+        value = value.item() if isinstance(value, np.generic) else value
         public = name.endswith("_") and not name.startswith("_")
         if public and isinstance(value, bool | int | float | str | dict | list):
             text = json.dumps(value, default=repr)
-            if len(text) <= 2_000:
+            if len(text) <= 1_000:
                 results[name] = json.loads(text)
     return results
 
