@@ -18,7 +18,9 @@ BASELINES = (
 )
 OURS = ("VAEEmbedder + TorchGMM, defaults", "VAEEmbedder + TorchGMM", "VaDEClusterer")
 METHODS = (*BASELINES, *OURS)
-ROLES = ("development", "held back", "opened last")
+# `VaDEClusterer` with each of the initializations that it compares.
+INITS = {f"VaDEClusterer, init={init}": {"init": init} for init in ("gmm", "kmeans", "neighbor_kmeans", "neighbor_gmm")}
+ROLES = ("development", "held back", "opened last", "unbalanced")
 REFERENCE = "UMAP + mixture"
 MARGIN = 0.02  # of V, within which a method counts as equal to the best baseline
 
@@ -29,7 +31,36 @@ def read(path=RUNS):
     by_cell = {(runs[0]["set"], runs[0]["method"]): runs for runs in rows}
     roles = {runs[0]["set"]: runs[0]["role"] for runs in rows}
     names = sorted(roles, key=lambda name: (ROLES.index(roles[name]), name))
-    return {name: {m: by_cell[name, m] for m in METHODS if (name, m) in by_cell} for name in names}
+    methods = (*METHODS, *INITS)
+    return {name: {m: by_cell[name, m] for m in methods if (name, m) in by_cell} for name in names}
+
+
+def initializations(path=RUNS):
+    """Return the table of the V of each initialization of VaDE, and how often the choice is near the best one.
+
+    Only sets and seeds with all initializations count. The objectives are those of the same networks and samples held
+    out, as the choice by one training of all mixtures replaces a training for each.
+    """
+    lines, n_right, n_all = [], 0, 0
+    for name, cells in read(path).items():
+        runs = {method: {run["seed"]: run["v_measure"] for run in cells.get(method, ())} for method in INITS}
+        chosen = {run["seed"]: run for run in cells.get("VaDEClusterer", ())}
+        seeds = set(chosen).intersection(*runs.values())
+        if not seeds:
+            continue
+        best = {seed: max(values[seed] for values in runs.values()) for seed in seeds}
+        right = sum(chosen[seed]["v_measure"] >= best[seed] - MARGIN for seed in seeds)
+        n_right, n_all = n_right + right, n_all + len(seeds)
+        inits = sorted(chosen[seed]["reports"]["init_"] for seed in seeds)
+        counts = ", ".join(f"{init} {inits.count(init)}" for init in dict.fromkeys(inits))
+        values = [[values[seed] for seed in seeds] for values in runs.values()]
+        values = [*values, [chosen[seed]["v_measure"] for seed in seeds], [*best.values()]]
+        cells = (f"{statistics.mean(part):.3f}" for part in values)
+        lines.append([name, len(seeds), *cells, counts, f"{right} of {len(seeds)}"])
+    if lines:
+        lines.append(["all", n_all, *[""] * 7, f"{n_right} of {n_all}"])
+    names = [settings["init"] for settings in INITS.values()]
+    return table(["set", "seeds", *names, "chosen", "best", "chosen initializations", f"within {MARGIN}"], lines)
 
 
 def mean(runs, score="v_measure"):
@@ -38,7 +69,7 @@ def mean(runs, score="v_measure"):
 
 
 def present(by_set):
-    """Return the methods that have runs."""
+    """Return the methods that have runs, without the initializations of VaDE."""
     return [method for method in METHODS if any(method in methods for methods in by_set.values())]
 
 

@@ -11,9 +11,9 @@ same principal components, `UMAP.transform` or encoder. Every method gets the tr
 V-measure, accuracy that of the best match of clusters and classes; minutes are those of the processor in `fit`.
 
 ``--tune`` runs the grid of each baseline (`GRIDS`) on "development" sets, with seeds that are not reported. The setting
-with the best mean V over the sets of a group, tables or images, is entered in `SETTINGS` and serves all sets of the
-group. A run is a line of a ``.jsonl`` file, and only missing runs are made. Without ``--sets``, all sets are run but
-those "opened last".
+with the best mean V over the sets of a group, tables or images, serves all sets of the group, once ``--freeze`` has
+written it to a file. A run is a line of a ``.jsonl`` file, and only missing runs are made. Without ``--sets``, all sets
+are run but those "opened last" or "unbalanced".
 
 The data are in the subfolder "sets" of the folder that the environment variable SKVAE_DATA_HOME names, or in
 ``--data``. UMAP is best installed into an environment of its own: ``pip install umap-learn``.
@@ -32,7 +32,7 @@ import cluster_tables
 import numpy as np
 import torch
 from record import append_run, environment, read_record, read_runs, write_record
-from sets import DEVELOPMENT, OPENED_LAST, SETS, load
+from sets import DEVELOPMENT, OPENED_LAST, SETS, UNBALANCED, load
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import v_measure_score
@@ -57,8 +57,10 @@ STEPS = {  # parts of methods, by name; a method is a sequence of them
     "VAEEmbedder + TorchGMM, defaults": ("VAE", "mixture"),
     "VAEEmbedder + TorchGMM": ("VAE", "mixture"),
     "VaDEClusterer": ("VaDE",),
+    **dict.fromkeys(cluster_tables.INITS, ("VaDE",)),
 }
-ADVISED = {"reg_covar": 1e-2, "n_init": 10}  # settings of the guide for the mixture of a VAE's latent codes
+# Settings of the guide for clusters of a VAE's latent codes.
+ADVISED = {"beta": 0.1, "batch_norm": True, "reg_covar": 1e-2, "n_init": 10}
 
 
 def combinations(**values):
@@ -101,6 +103,9 @@ def grid_of(method, name):
     return grid
 
 
+OWN_SETTINGS = {"VAEEmbedder + TorchGMM": ADVISED} | cluster_tables.INITS  # of our methods, where not the defaults
+
+
 def make_umap(n_neighbors=15, n_dims=2, **rest):
     """Return UMAP without a minimal distance; with a seed it uses one thread."""
     from umap import UMAP
@@ -136,9 +141,15 @@ def make_mixture(k, seed, n_features, reg_covar=None, n_init=None, covariance_ty
     return TorchGMM(k, random_state=seed, **chosen)
 
 
+def make_vae(seed, **rest):
+    """Return our embedder, with its defaults or the settings of the guide."""
+    return VAEEmbedder(random_state=seed, **{name: rest[name] for name in USED["VAE"] if name in rest})
+
+
 def make_vade(k, seed, image_shape, **rest):
-    """Return our clusterer with its defaults."""
-    return VaDEClusterer(k, image_shape=image_shape, random_state=seed)
+    """Return our clusterer with its defaults, but for the initialization where this is set."""
+    init = {"init": rest["init"]} if "init" in rest else {}
+    return VaDEClusterer(k, image_shape=image_shape, random_state=seed, **init)
 
 
 MAKERS = {
@@ -147,13 +158,14 @@ MAKERS = {
     "PCA": make_pca,
     "UMAP": make_umap,
     "autoencoder": make_autoencoder,
-    "VAE": lambda seed, **rest: VAEEmbedder(random_state=seed),
+    "VAE": make_vae,
     "VaDE": make_vade,
 }
 USED = {  # settings that a step reads
     "PCA": ("n_components",),
     "UMAP": ("n_neighbors", "n_dims"),
     "autoencoder": ("layers", "iterations"),
+    "VAE": ("beta", "batch_norm"),
     "mixture": ("reg_covar", "n_init", "covariance_type"),
 }
 
@@ -294,9 +306,9 @@ def freeze(args):
 
 
 def settings_of(method, name, path):
-    """Return the settings of a method on a set: those of the guide for ours, else the frozen ones."""
+    """Return the settings of a method on a set, which are frozen for those with a grid."""
     if method not in GRIDS:
-        return ADVISED if method == "VAEEmbedder + TorchGMM" else {}
+        return OWN_SETTINGS.get(method, {})
     frozen = read_record(path).get(method, {})
     if group_of(name) not in frozen:
         raise ValueError(f"{method} has no settings for {group_of(name)}; run --tune and --freeze first.")
@@ -345,7 +357,9 @@ def arguments():
     args = parser.parse_args()
     if args.sets is None:
         role = [name for name, data in SETS.items() if data.role == DEVELOPMENT]
-        args.sets = role if args.tune else [name for name, data in SETS.items() if data.role != OPENED_LAST]
+        args.sets = (
+            role if args.tune else [name for name, data in SETS.items() if data.role not in (OPENED_LAST, UNBALANCED)]
+        )
     if args.tune and (others := [name for name in args.sets if SETS[name].role != DEVELOPMENT]):
         parser.error(f"--tune is for development sets; {', '.join(others)} are not.")
     return args

@@ -218,23 +218,6 @@ def vade():
     return table(head, lines)
 
 
-def vade_weights():
-    """Scores of both weights of consistency that were tried."""
-    rows, lines = runs_of_rows("vade"), []
-    for row in (row for row in VADE_ROWS if row in rows):
-        runs = [run for run in rows[row] if len(run.get("held_out_scores", ())) > 1 and "arms" in run]
-        if not runs:
-            continue
-        cells = []
-        for arm in (0, 1):
-            values = [run["arms"][arm][1]["v_measure"] for run in runs]
-            held_out = statistics.mean(run["held_out_scores"][arm][1] for run in runs)
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}), {held_out:.1f}")
-        lines.append([row, len(runs), *cells, f"{sum(run['weight'] > 0 for run in runs)} of {len(runs)}"])
-    head = ["plain: V, held-out score", "with the term: V, held-out score", "the term was chosen"]
-    return table(["data", "seeds", *head], lines)
-
-
 def large_files():
     """Speed and memory of methods on a large file."""
     lines = []
@@ -293,7 +276,6 @@ TABLES = {
     "vae, quality": vae_quality,
     "vae, tables": vae_tables,
     "vade": vade,
-    "vade, weights": vade_weights,
     "clusters": cluster_tables.overview,
     "clusters, accuracy": lambda: cluster_tables.overview("accuracy"),
     "clusters, minutes": cluster_tables.minutes,

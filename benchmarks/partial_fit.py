@@ -52,7 +52,8 @@ def kmeans(k, seed, n_passes):
 
 def vae(k, seed, n_passes):
     """Return a VAE, with an epoch for each pass."""
-    return VAEEmbedder(k, **NETWORK, max_epochs=n_passes, random_state=seed)
+    whole = {"kl_warmup_epochs": 0, "latent_norm_epochs": 0}  # as a stream has it
+    return VAEEmbedder(k, **NETWORK, **whole, max_epochs=n_passes, random_state=seed)
 
 
 def score(results, X):

@@ -12,7 +12,8 @@ Each set becomes a file of four arrays, ``X_train``, ``X_test``, ``y_train`` and
 SKVAE_DATA_HOME or in ``--output``. Images are uint8; `load` divides them by their largest possible value. Tables are
 float32, a quarter of the samples is for the test, drawn in each class, and scalers and projections are fitted to the
 training samples alone. The role of a set says what it may decide: settings are chosen on "development" sets, never on
-those that are "held back"; on sets "opened last" no clusterer ran before all settings were frozen.
+those that are "held back"; on sets "opened last" no clusterer ran before all settings were frozen. "Unbalanced" are
+digits of which some are rare in training; tests have all digits in equal shares.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from skvae.datasets import fetch_fashion_mnist, fetch_mnist
 
 PARTS = ("X_train", "X_test", "y_train", "y_test")
-DEVELOPMENT, HELD_BACK, OPENED_LAST = "development", "held back", "opened last"
+DEVELOPMENT, HELD_BACK, OPENED_LAST, UNBALANCED = "development", "held back", "opened last", "unbalanced"
 QUARTER = "75/25 in each class, seed 0"
 R_LIBRARY = "usr/lib/R/site-library"
 WORDS_OF_A_PAGE = 300
@@ -173,6 +174,20 @@ def optdigits(packages):
     return X_train, X_test, *labels
 
 
+def unbalanced_digits(ratio):
+    """Return the maker of optdigits with classes of different size: from all samples to one of ``ratio``."""
+
+    def make(packages):
+        X_train, X_test, y_train, y_test = optdigits(packages)
+        rng = np.random.default_rng(0)
+        counts = np.bincount(y_train).min() / np.geomspace(1, ratio, 10)
+        chosen = [rng.permutation(np.flatnonzero(y_train == c))[: round(counts[c])] for c in range(10)]
+        chosen = rng.permutation(np.concatenate(chosen))
+        return X_train[chosen], X_test, y_train[chosen], y_test
+
+    return make
+
+
 def mlbench_table(name, label, *left_out):
     """Return the maker of a standardized table of mlbench."""
 
@@ -267,6 +282,8 @@ SETS = {
     "mnist": DataSet(HELD_BACK, MNIST, GIVEN, 10, images(mnist), IMAGES, 255),
     "fashion": DataSet(HELD_BACK, FASHION, GIVEN, 10, images(fashion), IMAGES, 255),
     "letters": DataSet(HELD_BACK, FONTS, BY_DESIGN, 10, letters, IMAGES, 255),
+    "digits_1_to_10": DataSet(UNBALANCED, KEEL, QUARTER, 10, unbalanced_digits(10)),
+    "digits_1_to_100": DataSet(UNBALANCED, KEEL, QUARTER, 10, unbalanced_digits(100)),
     "austen": DataSet(OPENED_LAST, AUSTEN, QUARTER, 6, austen),
     "tissues": DataSet(OPENED_LAST, DSLABS, QUARTER, 7, tissues),
     "olive": DataSet(OPENED_LAST, DSLABS, QUARTER, 9, olive),

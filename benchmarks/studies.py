@@ -43,6 +43,7 @@ from skvae.metrics import clustering_accuracy_score, reconstruction_error, struc
 from skvae.models.likelihoods import Gaussian
 
 N_PIXELS = 784
+FROM_THE_START = {"kl_warmup_epochs": 0, "latent_norm_epochs": 0}  # the loss of the studies, in all epochs
 STEP = 4.5  # of study (d), on the mean over a batch of the squared distance of a row to its centre
 CONV = {"image_shape": (28, 28), "channels": (16, 32)}
 WIDE_CONV = {"image_shape": (28, 28), "channels": (32, 64), "max_epochs": 20, "batch_size": 32}
@@ -78,7 +79,7 @@ def run_three_digits(seed):
         EpochScores({"mse": mean_squared_error, "ssim": ssim}, watched),
         LatentSnapshots(np.concatenate([X_train, X_test]), epochs=[2, 5, 10, 20, 30, 40]),
     ]
-    vae = VAEEmbedder(2, **settings, callbacks=callbacks, random_state=seed).fit(X_train)
+    vae = VAEEmbedder(2, **settings, **FROM_THE_START, callbacks=callbacks, random_state=seed).fit(X_train)
     accuracies, snapshots = {}, LatentSnapshots.of(vae)
     for epoch, codes in zip(snapshots.epochs.tolist(), snapshots.codes, strict=True):
         gmm = TorchGMM(3, init_params="labels", weights_init=[1 / 3] * 3, precisions_init=[10 * np.eye(2)] * 3)
@@ -97,7 +98,7 @@ def run_relu(seed):
     X, y, X_test, y_test = images()
     X_train, X_named, _, y_named = train_test_split(X, y, test_size=10_000, stratify=y, random_state=seed)
     settings = {"n_components": 8, "hidden_layer_sizes": (392, 196, 98), "beta": 3, "lr": 5e-4, "batch_size": 32}
-    vae = VAEEmbedder(**settings, max_epochs=100, random_state=seed).fit(X_train)
+    vae = VAEEmbedder(**settings, **FROM_THE_START, max_epochs=100, random_state=seed).fit(X_train)
     codes, named, test = (vae.transform(rows) for rows in (X_train, X_named, X_test))
     results = {"settings": settings | {"max_epochs": 100}, "active_units": vae.active_units_}
     results |= {"elbo": vae.score(X_test), "mse": reconstruction_error(vae, X_test)}
@@ -193,7 +194,7 @@ def run_vae(**settings):
 
     def run(seed):
         X, _, X_test, _ = images()
-        vae = VAEEmbedder(**settings, lr=1e-3, batch_size=128, random_state=seed).fit(X)
+        vae = VAEEmbedder(**settings, **FROM_THE_START, lr=1e-3, batch_size=128, random_state=seed).fit(X)
         model, generator = vae.module_, torch.Generator().manual_seed(seed)
         with torch.inference_mode():
             q = model.posterior(model.standardize(torch.from_numpy(X_test)))

@@ -51,12 +51,14 @@ else:
 # %%
 # Fit and score
 # -------------
-# Neither step sees the labels. k-means on the pixels runs beside the pipeline for comparison.
+# Neither step sees the labels. A small weight of the KL (``beta``), batch normalization, several initializations of the
+# mixture and a larger ``reg_covar`` are better for clusters than the defaults. k-means on the pixels runs beside the
+# pipeline for comparison.
 
 started = time.perf_counter()
 pipeline = Pipeline(
     [
-        ("vae", VAEEmbedder(10, batch_norm=True, max_epochs=max_epochs, random_state=args.seed, verbose=1)),
+        ("vae", VAEEmbedder(10, beta=0.1, batch_norm=True, max_epochs=max_epochs, random_state=args.seed, verbose=1)),
         ("gmm", TorchGMM(10, n_init=10, reg_covar=1e-2, random_state=args.seed)),
     ]
 )

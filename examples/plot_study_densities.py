@@ -86,6 +86,7 @@ class PixelGaussian(Gaussian):
 
 
 training = {"max_epochs": epochs, "lr": 1e-3, "batch_size": 128, "random_state": args.seed}
+training |= {"kl_warmup_epochs": 0, "latent_norm_epochs": 0}  # the ELBO from the first epoch
 models = {
     "VAE, perceptrons": VAEEmbedder(2, hidden_layer_sizes=(512, 256), **training),
     "VAE, convolutions": VAEEmbedder(2, image_shape=image_shape, channels=(16, 32), **training),

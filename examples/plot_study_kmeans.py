@@ -110,7 +110,7 @@ for (name, kmeans), (above, below) in zip(fits.items(), axes.T, strict=True):
 
 networks = {"image_shape": image_shape, "channels": (16, 32), "batch_size": 64, "max_epochs": epochs}
 autoencoder = AutoencoderEmbedder(10, **networks, random_state=args.seed).fit(X_train)
-vae = VAEEmbedder(10, **networks, random_state=args.seed).fit(X_train)
+vae = VAEEmbedder(10, **networks, kl_warmup_epochs=0, latent_norm_epochs=0, random_state=args.seed).fit(X_train)
 for name, model in (("autoencoder", autoencoder), ("variational autoencoder", vae)):
     deviations = model.transform(X_test).std(axis=0)
     print(

@@ -63,6 +63,8 @@ vae = VAEEmbedder(
     lr=5e-4,
     batch_size=32,
     max_epochs=epochs,
+    kl_warmup_epochs=0,
+    latent_norm_epochs=0,
     random_state=args.seed,
 ).fit(X_train)
 print(f"{len(X_train)} training images, {epochs} epochs, {vae.active_units_} of 8 latent dimensions in use")

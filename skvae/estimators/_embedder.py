@@ -392,9 +392,8 @@ class SinglePhaseEmbedder(BaseEmbedder):
             lr_schedule=self.lr_schedule,
             patience=self.n_iter_no_change if self.early_stopping else None,
             tol=self.tol,
-            callbacks=user_callbacks(self),
             validation_advice="validation samples in fit (early_stopping=True, or X_val=...)",
-            **settings,
+            **{"callbacks": user_callbacks(self), **settings},
         )
 
 

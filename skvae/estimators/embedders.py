@@ -6,15 +6,19 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..fitting.distributed import current_group
+from ..fitting.latent_norm import begin_latent_norm, end_latent_norm
 from ..fitting.training import fit_module
 from ..models import Flat, StandardNormal
 from ._elbo import ELBOMixin, draw_generator, draw_samples, elbo_at_points, fill_missing
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, SinglePhaseEmbedder
-from ._embedder_training import augmentation
+from ._embedder_training import augmentation, user_callbacks
+from ._fit import row_count
 
+MIN_SAMPLES = 1_000  # from which a training begins, by default, as `INITIAL_SHARE` says
+INITIAL_SHARE = 10  # one in so many epochs has, by default, a smaller weight of the KL and normalized codes
 MIN_STEPS = 500  # iterations after which latent codes should carry information
 ACTIVE_VARIANCE = 0.01  # of posterior means, above which a latent dimension is in use (Burda et al. 2016)
 
@@ -82,8 +86,18 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
     beta : float, default=1.0
         Weight of the KL term in the training loss.
 
-    kl_warmup_epochs : int, default=0
-        Epochs over which this weight grows linearly from zero.
+    kl_warmup_epochs : int or "auto", default="auto"
+        Epochs over which this weight grows linearly from zero. "auto" is a tenth of ``max_epochs``, rounded down, and 0
+        with fewer than 1,000 samples or if the training continues from earlier networks. Without it, latent dimensions
+        collapse to the prior in the first epochs, before the decoder uses them, and many never come back.
+
+    latent_norm_epochs : int or "auto", default="auto"
+        Epochs at the beginning in which batch normalization gives the mean of q(z | x) variance 1/2 in each latent
+        dimension (Zhu et al. 2020); afterwards this map is fixed, and nothing keeps a dimension in use that costs more
+        than it explains. More dimensions remain in use, and clusters of the latent codes agree better with classes.
+        The held-out evidence lower bound is about the same for images, and lower for some small tables.
+        "auto" is a tenth of ``max_epochs``, rounded down, and 0 with fewer than 1,000 samples, which networks overfit
+        sooner. Networks that are trained further are not normalized again, and an ``encoder`` of your own never is.
 
     free_bits : float, default=0.0
         Nats of KL that each latent dimension may have without cost, in the mean over a batch.
@@ -201,6 +215,8 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
     ----------
     D. P. Kingma and M. Welling, Auto-Encoding Variational Bayes, 2014 (equation 10).
 
+    Q. Zhu et al., A batch normalized inference network keeps the KL vanishing away, 2020.
+
     Examples
     --------
     >>> from sklearn.datasets import load_digits
@@ -218,7 +234,8 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
     _parameter_constraints: ClassVar[dict] = {
         **SinglePhaseEmbedder._parameter_constraints,
         "beta": [NOT_NEGATIVE],
-        "kl_warmup_epochs": [Interval(Integral, 0, None, closed="left")],
+        "kl_warmup_epochs": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
+        "latent_norm_epochs": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
         "free_bits": [NOT_NEGATIVE],
         "n_draws": [POSITIVE_INT],
     }
@@ -229,7 +246,8 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         return np.ones(1), np.zeros((1, self._n_features_out)), np.eye(self._n_features_out)[None]
 
     beta: float = 1.0
-    kl_warmup_epochs: int = 0
+    kl_warmup_epochs: int | str = "auto"
+    latent_norm_epochs: int | str = "auto"
     free_bits: float = 0.0
     n_draws: int = 1
 
@@ -258,15 +276,28 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         return StandardNormal()
 
     def _fit_networks(self, model, data, max_epochs):
+        # Networks that were trained before know how to use the codes, and those of few samples overfit sooner.
+        is_plain = data.resume or row_count(data.rows) < MIN_SAMPLES
+        n_auto = 0 if is_plain else max_epochs // INITIAL_SHARE
+        warmup = n_auto if self.kl_warmup_epochs == "auto" else self.kl_warmup_epochs
+        n_normalized = n_auto if self.latent_norm_epochs == "auto" else self.latent_norm_epochs
+        n_normalized = 0 if data.resume or self.encoder is not None else n_normalized
+        callbacks = user_callbacks(self)
+        if n_normalized:
+            callbacks = (begin_latent_norm(model, self.n_components, n_normalized), *callbacks)
         plan = self._plan(
             max_epochs,
+            callbacks=callbacks,
             view_of=augmentation(self, model.likelihood),
             beta=self.beta,
-            kl_warmup_epochs=self.kl_warmup_epochs,
+            kl_warmup_epochs=warmup,
             free_bits=self.free_bits,
             n_draws=self.n_draws,
         )
-        return fit_module(model, plan, data)
+        net = fit_module(model, plan, data)
+        if n_normalized:
+            end_latent_norm(model)
+        return net
 
     def _set_latent_statistics(self, q, X):
         self.kl_per_dimension_ = StandardNormal().kl_parts(q, q.mean).cpu().double().mean(0).numpy()

@@ -3,9 +3,9 @@
 import copy
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,29 +22,32 @@ from ..fitting.distributed import current_group
 from ..fitting.training import fit_module
 from ..fitting.vade import (
     ConsistencyDecay,
+    HeldOut,
     PruneMixtures,
-    held_out_score,
-    hold_out_rows,
+    held_out_objective,
+    held_out_terms,
     limit_inference_batches,
+    neighbor_views,
     one_cycle,
     scale_codes,
-    soft_mixtures,
     two_views,
 )
 from ..fitting.warnings import warn
-from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Mixture, Support
+from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Support
 from ._elbo import ELBOMixin, draw_generator, draw_samples
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, BaseEmbedder
 from ._embedder_training import augmentation, history_of, prepare_samples, train, training_plan, user_callbacks
 from ._fit import check_index, fit_method, row_count
 from ._networks import pretrained_model
+from ._vade_init import INITS, Initialization, Neighborhood, neighborhood
 from .export import EncoderWithClusters
-from .gmm import TorchGMM
 
 AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.3}  # of views in joint training
-CONSISTENCY = 0.4  # weight of the consistency of views for each feature, in nats
-PRUNED = ((1 / 6, 0.3), (5 / 12, 0.0))  # share of the iterations, share of the mixtures that stay (at least one)
-REG_COVAR = 1e-3  # of a mixture over latent codes of unit variance
+CONSISTENCY = 0.4  # weight of the consistency of pairs for each feature, in nats
+PRUNED = ((1 / 6, 0.3), (5 / 12, 0.0))  # share of the iterations, share of random mixtures that stay (at least one)
+PRUNED_INITS = ((1 / 6, 0.5), (5 / 12, 0.0))  # the same of other initializations
+SELECTION_SHARE = 0.25  # of the weight of consistency, where held-out samples choose among mixtures of one training
+AUTO_INITS = ("gmm", "kmeans", "neighbor_kmeans", "neighbor_gmm")  # that are tried where there are neighbours
 SMALL_DATASET = 1_000  # samples: below, there are fewer epochs
 MIN_CLUSTER_SHARE = 0.1  # of the mean size of clusters, below which one counts as empty
 
@@ -54,8 +57,9 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     """Variational deep embedding: a variational autoencoder whose prior is a Gaussian mixture.
 
     The networks and the mixture maximize one evidence lower bound (Jiang et al. 2017). An autoencoder is trained first,
-    and the mixture is initialized on its latent codes. With ``consistency``, augmented views of a sample should also
-    fall into the same cluster; held-out samples decide whether this helps, without labels.
+    and mixtures are initialized on its latent codes. With ``consistency``, a sample and one of its nearest neighbours
+    should also fall into the same cluster, after augmentation if there is one; held-out samples choose among the
+    initializations, without labels.
 
     Parameters
     ----------
@@ -77,7 +81,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         "hybrid" if there is an ``image_shape``, else "mlp".
 
     hidden_layer_sizes : int, tuple of int or "auto", default="auto"
-        Widths of the encoder's hidden layers; the decoder has them in reverse. "auto" is (500, 500, 2000) for "mlp",
+        Widths of the encoder's hidden layers; the decoder has them in reverse. "auto" is (256, 256) for "mlp",
         none for "conv" and, in the decoder alone, (512, 256) for "hybrid".
 
     head_layer_sizes : int or tuple of int, default=()
@@ -116,15 +120,26 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         ``image_shape``.
 
     consistency : float or "auto", default="auto"
-        Weight of the mutual information between the clusters of two augmented views of a sample, in nats. It assumes
-        that clusters are invariant to the augmentation, and of similar size. 0 is plain VaDE. "auto" trains with 0.4
-        for each feature and with 0, both from the same autoencoder, and chooses the one with the better objective of
-        the last iterations on held-out samples (the ELBO, and a tenth of that weight times the mutual information); it
-        is 0 without augmentation.
+        Weight of the mutual information between the clusters of the two samples of a pair, in nats: of a sample and one
+        of its nearest neighbours, of two augmented views of a sample, or, with both, of augmented views of a sample and
+        of itself or a neighbour. It assumes that clusters are regions of close samples, invariant to the augmentation,
+        and of similar size. 0 is plain VaDE. "auto" is 0.4 for each feature, or 0 without pairs.
+
+    n_neighbors : int, default=15
+        Number of nearest neighbours, by Euclidean distance between the inputs of the encoder, or between their first 50
+        principal components if there are more features. They are searched among all samples, or among 10,000 at random
+        if there are more. 0 makes pairs of augmented views alone, as for samples that are read from files.
+
+    init : {"auto", "gmm", "kmeans", "neighbor_kmeans", "neighbor_gmm", "random"}, default="auto"
+        Initial mixture: of latent codes, by EM ("gmm"), or with the means and covariances of a partition, that of the
+        samples by k-means ("kmeans"), or that of an embedding of their neighbours, as UMAP makes it, by k-means
+        or by a Gaussian mixture ("neighbor_kmeans", "neighbor_gmm"); "random" are ``n_init`` mixtures of wide
+        components at random codes, the worst of which are dropped. "auto" trains the first four together and drops the
+        worst by the objective of held-out samples; with augmentation, it also trains networks with "random" ones, and
+        chooses by the same objective. It is "gmm" with ``consistency=0``, and "random" without neighbours.
 
     n_init : int, default=20
-        Number of initial mixtures. With ``consistency`` all are trained together on the same latent codes and the worst
-        are dropped; otherwise it is the number of initializations of EM.
+        Number of initializations of EM for "gmm", or of mixtures for "random".
 
     pretrained : AutoencoderEmbedder or VAEEmbedder, default=None
         A fitted embedder whose networks and likelihood are copied, instead of pretraining. Clones are not fitted: in a
@@ -208,9 +223,14 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     consistency_ : float
         The weight that was used.
 
-    held_out_scores_ : dict of float to float
-        With ``consistency="auto"``, the score of each weight on held-out samples, in nats: their mean ELBO, and a tenth
-        of the larger weight times the mutual information between their views.
+    init_ : str
+        The initialization that was used, or chosen.
+
+    held_out_scores_ : dict of str to float
+        If initializations were compared, the objective of trained networks on held-out samples, in nats, by the
+        initialization that was chosen for them: the mean ELBO, and ``consistency_`` times the mutual information of the
+        clusters of samples and of their neighbours, both augmented if training is. Other initializations were dropped
+        before.
 
     init_losses_ : list of list of float
         Losses of the mixtures, without the reconstruction that they share, each time that some were dropped.
@@ -249,7 +269,10 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     ----------
     Z. Jiang, Y. Zheng, H. Tan, B. Tang and H. Zhou, Variational deep embedding: an unsupervised and generative approach
     to clustering, IJCAI 2017. X. Ji, J. F. Henriques and A. Vedaldi, Invariant information clustering for unsupervised
-    image classification and segmentation, ICCV 2019 (equation 3, the mutual information between views).
+    image classification and segmentation, ICCV 2019 (equation 3, the mutual information). L. McInnes, J. Healy and J.
+    Melville, UMAP: uniform manifold approximation and projection for dimension reduction, 2018 (section 3, the graph of
+    neighbours and its embedding). L. Yang, N.-M. Cheung, J. Li and J. Fang, Deep clustering by Gaussian mixture
+    variational autoencoders with graph embedding, ICCV 2019.
 
     Examples
     --------
@@ -267,7 +290,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     _latent_dim_parameter = "latent_dim"
     _min_samples = "n_clusters"
     _image_architecture = "hybrid"
-    _auto_sizes: ClassVar[dict] = {"mlp": (500, 500, 2000), "conv": (), "hybrid": (512, 256)}
+    _auto_sizes: ClassVar[dict] = {"mlp": (256, 256), "conv": (), "hybrid": (512, 256)}
 
     _parameter_constraints: ClassVar[dict] = {
         **BaseEmbedder._parameter_constraints,
@@ -279,6 +302,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         "beta": [NOT_NEGATIVE],
         "augment": [*BaseEmbedder._parameter_constraints["augment"], StrOptions({"auto"})],
         "consistency": [NOT_NEGATIVE, StrOptions({"auto"})],
+        "n_neighbors": [Interval(Integral, 0, None, closed="left")],
+        "init": [StrOptions({"auto", *INITS})],
         "n_init": [POSITIVE_INT],
         "pretrained": [HasMethods(["transform", "inverse_transform"]), None],
         "pretrain_epochs": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
@@ -287,7 +312,13 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     _fitted_schema: ClassVar[dict] = {
         **{"weights_": "k", "means_": "km", "covariances_": "...", "cluster_centers_": "kd", "labels_": ("n", "iu")},
         **{"lower_bound_": float, "lower_bounds_": list, "n_effective_clusters_": float, "_confidence": float},
-        **{"pretrain_history_": list, "init_losses_": list, "held_out_scores_": dict, "consistency_": float},
+        **{
+            "pretrain_history_": list,
+            "init_losses_": list,
+            "held_out_scores_": dict,
+            "consistency_": float,
+            "init_": str,
+        },
     }
 
     def _export_module(self, dtype):
@@ -302,6 +333,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     beta: float = 1.0
     augment: str | Callable | None = "auto"
     consistency: float | str = "auto"
+    n_neighbors: int = 15
+    init: str = "auto"
     n_init: int = 20
     pretrained: Any = None
     pretrain_epochs: int | str = "auto"
@@ -439,33 +472,45 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         return Flat(n_statistics=2)
 
     def _fit_networks(self, model, data, max_epochs):
-        """Pretrain, initialize mixtures, train and prune them; held-out samples choose the weight of consistency."""
-        view_of, n_samples = augmentation(self, model.likelihood, **AFFINE_LIMITS), row_count(data.rows)
+        """Pretrain, initialize mixtures, train and prune them; held-out samples choose among the initializations."""
+        view_of = augmentation(self, model.likelihood, **AFFINE_LIMITS)
+        relation = self._choose_relation(view_of, data)
         if data.resume:
             check_same_mixture(self)
-            check_has_views(self.consistency_, view_of)
-            return self._train_jointly(model, data, max_epochs, view_of, self.consistency_).net
-        weights = consistency_weights(self, view_of, n_samples)
-        data, held_out = hold_out_rows(data) if len(weights) > 1 else (data, None)
+            data, relation = self._search_neighbors(model, data, relation, holds_out=False)
+            return self._train_jointly(model, data, max_epochs, relation)[0]
+        arms, self.consistency_ = self._arms(relation), relation.weight
+        holds_out = max(len(arms), len(arms[0])) > 1
+        data, relation = self._search_neighbors(model, data, relation, holds_out)
         data = self._pretrain(model, data)
+        settings = {"n_clusters": self.n_clusters, "covariance_type": self.covariance_type, "n_init": self.n_init}
         z = scale_codes(model, data)
+        init = Initialization(**settings, z=z, seed=data.seed, group=data.group, neighborhood=relation.neighborhood)
         candidates = []
-        for weight in weights:
-            copied = copy.deepcopy(model)
-            copied.prior = self._initial_prior(z, data.seed, weight)
-            candidate = self._train_jointly(copied, data, max_epochs, view_of, weight)
-            data = limit_inference_batches(data, candidate.net, self.batch_size)
-            if held_out is not None:
-                score = held_out_score(candidate.model, held_out, data, view_of, max(weights))
-                candidate = candidate._replace(score=score)
-            candidates.append(candidate)
-        best = candidates[0] if held_out is None else max(candidates, key=lambda candidate: candidate.score)
-        self.consistency_ = best.consistency
-        self.held_out_scores_ = {each.consistency: each.score for each in candidates if each.score is not None}
-        self.init_losses_ = best.losses
+        for names in arms:
+            copied = copy.deepcopy(model) if len(arms) > 1 else model
+            candidates.append(self._train_arm(copied, data, max_epochs, relation, init, names))
+            data = limit_inference_batches(data, candidates[-1].net, self.batch_size)
+        best = max(candidates, key=lambda candidate: candidate.score)
+        self.init_, self.init_losses_ = best.init, best.losses
+        self.held_out_scores_ = {each.init: each.score for each in candidates if relation.held_out is not None}
         for name in ("encoder", "decoder", "likelihood", "prior"):
             setattr(model, name, getattr(best.model, name))
         return best.net
+
+    def _train_arm(self, model, data, max_epochs, relation, init, names):
+        """Train networks with the mixtures of some initializations, of which one stays; return a `Candidate`."""
+        mixtures = {name: init.make(name) for name in names}
+        is_sampled = self.responsibilities == "sampled"
+        model.prior = GaussianMixturePrior(
+            list(chain(*mixtures.values())), COVARIANCES[self.covariance_type], sampled=is_sampled
+        )
+        net, prune = self._train_jointly(model, data, max_epochs, relation._replace(compares=len(names) > 1))
+        names = list(chain(*([name] * len(mixtures[name]) for name in names)))
+        score = 0.0
+        if relation.held_out is not None:
+            score = held_out_objective(model, relation.held_out, data, relation.weight, relation.view_of)
+        return Candidate(model, net, names[prune.survivors_[0]], prune.scores_, score)
 
     def _pretrain(self, model, data):
         """Train the networks as an autoencoder, in place; return the data, in smaller batches if memory was short."""
@@ -486,44 +531,77 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         self.pretrain_history_ = history_of(net, 0)
         return limit_inference_batches(data, net, self.batch_size)
 
-    def _initial_prior(self, z, seed, consistency):
-        """Return mixtures over latent codes: many soft ones if views choose among them, else one fitted by EM."""
-        family = COVARIANCES[self.covariance_type]
-        if consistency:
-            generator = torch.Generator().manual_seed(seed)
-            mixtures = soft_mixtures(z, self.n_init, self.n_clusters, family, generator, REG_COVAR, current_group())
-        else:
-            device = "cpu" if z.device.type == "mps" else z.device  # which has no float64
-            settings = {"covariance_type": self.covariance_type, "n_init": self.n_init, "reg_covar": REG_COVAR}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # it is an initialization
-                gmm = TorchGMM(self.n_clusters, **settings, device=device, random_state=seed).fit(z.cpu().numpy())
-            parts = (np.log(gmm.weights_), gmm.means_, gmm.covariances_, gmm.precisions_cholesky_)
-            mixtures = [Mixture(*(torch.as_tensor(part, dtype=z.dtype, device=z.device) for part in parts))]
-        return GaussianMixturePrior(mixtures, family, sampled=self.responsibilities == "sampled")
+    def _choose_relation(self, view_of, data):
+        """Return the pairs whose clusters should agree, and the weight of this; without neighbours yet."""
+        has_neighbors = self.n_neighbors > 0 and getattr(data.rows, "run_length", 1) == 1
+        weight = self.consistency_ if data.resume else self.consistency
+        if weight == "auto":
+            n_samples = sum(data.group.all_gather_int(len(data.rows)))
+            can_pair = (has_neighbors or view_of is not None) and n_samples >= 2 * self.n_clusters
+            weight = CONSISTENCY * self.n_features_in_ if can_pair else 0.0
+        elif weight > 0 and not has_neighbors and view_of is None:
+            raise ValueError(
+                f"consistency={weight:g} compares pairs of samples, but there are none: neighbours are not searched in "
+                "files, nor with n_neighbors=0, and there are no augmented views; set augment ('affine' for images "
+                "with an image_shape, or a callable), or consistency=0."
+            )
+        if self.init not in ("auto", "gmm", "random") and not has_neighbors:
+            raise ValueError(
+                f"init={self.init!r} needs the neighbours of samples, which are not searched in files, nor with "
+                "n_neighbors=0; set n_neighbors, or init='gmm'."
+            )
+        return Relation(float(weight), view_of, has_neighbors)
 
-    def _train_jointly(self, model, data, max_epochs, view_of, consistency):
-        """Train networks and mixtures in place; return them as a `Candidate`."""
-        n_mixtures, group = len(model.prior.means), data.group
+    def _arms(self, relation):
+        """Return the names of the initializations to try; those of an arm share their networks."""
+        if self.init != "auto":
+            return ((self.init,),)
+        if relation.weight == 0:
+            return (("gmm",),)
+        if not relation.has_neighbors:
+            return (("random",),)
+        return (AUTO_INITS,) if relation.view_of is None else (AUTO_INITS, ("random",))
+
+    def _search_neighbors(self, model, data, relation, holds_out):
+        """Return the data without samples held out, and the relation with the neighbours of the others."""
+        names = () if data.resume else chain(*self._arms(relation))
+        if not relation.has_neighbors or (relation.weight == 0 and set(names) <= {"gmm", "random"}):
+            return data, relation._replace(has_neighbors=False)
+        data, found, held_out = neighborhood(model, data, self.n_neighbors, holds_out)
+        return data, relation._replace(neighborhood=found, held_out=held_out)
+
+    def _train_jointly(self, model, data, max_epochs, relation):
+        """Train networks and mixtures in place, and drop all mixtures but one; return the net."""
+        weight, view_of, group = relation.weight, relation.view_of, data.group
+        n_mixtures, score = len(model.prior.means), None
         n_steps = max_epochs * count_steps(group.all_gather_int(len(data.rows)), self.batch_size)
-        stages = [(max(1, round(share * n_steps)), max(1, round(part * n_mixtures))) for share, part in PRUNED]
-        prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [], group)
+        pruned = PRUNED_INITS if relation.compares else PRUNED
+        stages = [(max(1, round(share * n_steps)), max(1, round(part * n_mixtures))) for share, part in pruned]
+        if relation.compares:
+
+            def score():
+                kl, agreement = held_out_terms(model, relation.held_out, data, relation.view_of)
+                return SELECTION_SHARE * weight * agreement - self.beta * kl
+
+        prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [], group, score)
         is_one_epoch = data.resume and max_epochs == 1  # of a stream of batches
-        ours = (prune, ConsistencyDecay(n_steps)) if consistency and not is_one_epoch else (prune,)
+        ours = (prune, ConsistencyDecay(n_steps)) if weight and not is_one_epoch else (prune,)
+        if weight:
+            view_of = functools.partial(neighbor_views if relation.has_neighbors else two_views, view_of)
         plan = training_plan(
             self,
             max_epochs,
             lr=self.lr,
             lr_schedule=None if is_one_epoch else one_cycle,
             beta=self.beta,
-            consistency=consistency,
-            view_of=functools.partial(two_views, view_of) if consistency else view_of,
+            consistency=weight,
+            view_of=view_of,
             callbacks=(*ours, *user_callbacks(self)),
         )
-        # A generator of its own, so that the result does not depend on the other candidates.
+        pairs = relation.neighborhood.pairs.to(data.device) if weight and relation.has_neighbors else None
         generator = group.rank_generator(torch.Generator(data.device).manual_seed(data.seed + 1))
-        net = fit_module(model, plan, replace(data, generator=generator))
-        return Candidate(model, net, consistency, prune.scores_)
+        net = fit_module(model, plan, replace(data, generator=generator, neighbors=pairs))
+        return net, prune
 
     def _choose_epochs(self, epochs, n_samples, n_iterations, min_epochs):
         """Resolve "auto": about ``n_iterations``, in at least ``min_epochs``."""
@@ -564,14 +642,25 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         )
 
 
+class Relation(NamedTuple):
+    """Pairs of samples that should fall into the same cluster."""
+
+    weight: float  # of the mutual information of the clusters of pairs
+    view_of: Callable | None  # augmented views
+    has_neighbors: bool  # whether pairs are neighbours
+    neighborhood: Neighborhood | None = None
+    held_out: HeldOut | None = None
+    compares: bool = False  # whether held-out samples choose among the mixtures
+
+
 class Candidate(NamedTuple):
     """A trained model, among those of which held-out samples choose one."""
 
     model: LatentModel
     net: NeuralNet
-    consistency: float  # weight of the mutual information between views
+    init: str  # that was chosen
     losses: list  # of the mixtures, each time that some were dropped
-    score: float | None = None  # on held-out samples
+    score: float  # on held-out samples
 
 
 def check_same_mixture(estimator):
@@ -586,15 +675,6 @@ def check_same_mixture(estimator):
         )
 
 
-def check_has_views(consistency, view_of):
-    """Raise if there are no augmented views to be consistent."""
-    if consistency > 0 and view_of is None:
-        raise ValueError(
-            f"consistency={consistency:g} compares views of rows, but there are none; set augment ('affine' for images "
-            "with an image_shape, or a callable), or consistency=0."
-        )
-
-
 def uses_views(estimator):
     """Return whether the networks will see augmented views, by the parameters alone."""
     if not isinstance(estimator.augment, str):
@@ -602,16 +682,6 @@ def uses_views(estimator):
     likelihood = estimator.likelihood if estimator.pretrained is None else pretrained_model(estimator).likelihood
     likelihood = LIKELIHOODS.get(likelihood) if isinstance(likelihood, str) else likelihood
     return estimator.image_shape is not None and not Support(*getattr(likelihood, "support", ())).integers
-
-
-def consistency_weights(estimator, view_of, n_samples):
-    """Return the weights of consistency to try; held-out samples choose if there are several."""
-    if estimator.consistency != "auto":
-        check_has_views(estimator.consistency, view_of)
-        return (float(estimator.consistency),)
-    if view_of is None or n_samples < 2 * estimator.n_clusters:  # too few to hold out any
-        return (0.0,)
-    return (0.0, CONSISTENCY * estimator.n_features_in_)
 
 
 def most_probable_cluster(model, x):

@@ -36,6 +36,8 @@ class TrainingBatches:
     In a process group, all processes have the same number of batches, each a part of a batch of all rows. The target
     of a batch is then the weight of its loss, otherwise it is empty; a process without rows left yields a placeholder
     of two rows and weight 0.
+
+    With ``neighbors``, ``view_of`` is also called with a neighbour of each row, drawn anew.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class TrainingBatches:
         view_of=None,
         n_block=None,
         group=SINGLE_PROCESS,
+        neighbors=None,
     ):
         self.rows = dataset.rows
         n_rows = group.all_gather_int(len(self.rows))
@@ -55,7 +58,7 @@ class TrainingBatches:
         self.sizes = batch_sizes(len(self.rows), self.n_batches).tolist()
         self.weights = step_weights(n_rows, self.n_batches, group)
         self.noise_shape, self.generator = noise_shape, generator
-        self.standardize, self.view_of = standardize, view_of
+        self.standardize, self.view_of, self.neighbors = standardize, view_of, neighbors
         is_on_device = not is_lazy(self.rows) and self.rows.device.type == generator.device.type
         self.n_block = n_block or (1 if is_on_device else batches_per_block(self.rows, batch_size))
 
@@ -69,7 +72,7 @@ class TrainingBatches:
         for block_sizes, indices in zip(sizes, shuffled_indices(self.rows, generator, [*map(sum, sizes)]), strict=True):
             block = _copied_rows(self.rows, indices, device)
             parts = block.split(block_sizes)
-            for part in parts:
+            for part, rows in zip(parts, indices.split(block_sizes), strict=True):
                 # The last bits of sums depend on where memory begins: batches of a block are copied as single ones are.
                 stored = part if len(parts) == 1 else part.clone()
                 u = self.standardize(stored if len(stored) else self.rows[:2].to(block.device))
@@ -78,10 +81,18 @@ class TrainingBatches:
                     "noise": torch.randn(len(u), *self.noise_shape, generator=generator, device=device),
                 }
                 if self.view_of is not None:
-                    batch["view"] = self.view_of(u, generator)
+                    batch["view"] = self.view_of(u, *self._neighbors_of(rows), generator)
                 yield batch, u[:0] if self.weights is None else self.weights[step]
                 step += 1
             del block, parts, part, stored  # before the next block is read
+
+    def _neighbors_of(self, rows):
+        """Return a neighbour of each row of a batch, in a list; an empty list if rows are not paired."""
+        if self.neighbors is None:
+            return []
+        rows = rows if len(rows) else torch.arange(2)
+        drawn = self.neighbors.draw(rows, self.generator)
+        return [self.standardize(_copied_rows(self.rows, drawn, self.generator.device))]
 
 
 class ValidationBatches:

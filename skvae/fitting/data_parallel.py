@@ -9,6 +9,7 @@ from skorch.callbacks import Callback
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..models.networks import LatentNorm
 from .devices import is_out_of_memory
 
 # Statistics of batch normalisation are shared after an epoch, not in each step; torch calls this by two names.
@@ -129,7 +130,7 @@ class JointLosses(Callback):
 
 def average_batch_norm(model, n_rows, group):
     """Average the statistics of batch normalization over processes, weighted by their numbers of rows."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm | LatentNorm)]
     parts = [part for module in norms for part in module.buffers(recurse=False)]
     if group.size == 1 or not parts:
         return

@@ -34,7 +34,7 @@ class NegativeELBO(nn.Module):
     """Loss of a batch: mean over samples of ``beta * kl - log_likelihood``, in nats.
 
     With ``beta = 1`` it is minus the evidence lower bound; other values are the beta-VAE of Higgins et al. 2017. Where
-    samples have two augmented views, ``consistency`` times the mutual information between these is subtracted. In
+    samples are paired, ``consistency`` times the mutual information of clusters between the pairs is subtracted. In
     training the KL may be warmed up by ``kl_scale``, and each latent dimension has ``free_bits`` nats without cost, in
     the mean over the batch (Kingma et al. 2016, equation 15).
     """
@@ -166,8 +166,8 @@ class JointNet(JointSteps, EpochNet):
 class ELBOTerms(Callback):
     """Record the mean log-likelihood and KL of each epoch, without waiting for the device at each batch.
 
-    They are means over the training samples, and over the validation samples if there are any. With two augmented
-    views, the mutual information between them is recorded, too, of the mixture that has most of it.
+    They are means over the training samples, and over the validation samples if there are any. Of pairs, the
+    mutual information of clusters is recorded, too, of the mixture that has most of it.
 
     Parameters
     ----------
@@ -289,6 +289,7 @@ def make_net(model, plan, data, n_steps, callbacks):
         iterator_train__standardize=partial(standardized, model),
         iterator_train__view_of=plan.view_of,
         iterator_train__group=data.group,
+        iterator_train__neighbors=data.neighbors,
         # Without this skorch would hold out a fifth of the rows.
         train_split=None if data.validation_rows is None else predefined_split(RowDataset(data.validation_rows)),
         callbacks=_net_callbacks(plan, n_steps, callbacks, data.group),

@@ -18,6 +18,7 @@ from .data_parallel import JointOutOfMemory, average_batch_norm
 from .devices import is_out_of_memory, seeded_rng_state
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .early_stopping import EarlyStopping, should_stop, was_stopped_by_skorch
+from .neighbors import NeighborPairs
 from .net import load_optimizer_state, make_net
 from .rows import LazyRows
 from .warnings import warn
@@ -46,7 +47,7 @@ class Plan:
     max_grad_norm: float | None = None
     patience: int | None = None  # of early stopping on validation rows
     tol: float = 1e-4
-    view_of: Callable | None = None  # (u, generator) -> augmented views for the encoder
+    view_of: Callable | None = None  # (u, generator) -> augmented views for the encoder; (u, neighbour, generator)
     recompute_batch_norm: bool = True  # whether statistics are those of samples, and not of views, at the end
     bf16: bool = False
     compile: bool | str = False
@@ -72,6 +73,7 @@ class TrainingData:
     group: ProcessGroup = SINGLE_PROCESS  # the processes that have shards of the rows
     optimizer_state: dict | None = None  # of an earlier training
     checkpoint: Checkpoint | JointCheckpoint | None = None
+    neighbors: NeighborPairs | None = None  # of the rows, from which ``view_of`` makes pairs
     resume: bool = False  # whether the model was trained before, and is to be trained further
     inference_batch_size: int = 1_024  # rows that the networks take at once, outside of training
 
@@ -202,7 +204,7 @@ class _EpochLoop:
     def _halve_learning_rate(self, record, last_good):
         """Go back to the last good epoch with half the learning rate, once; raise the second time."""
         terms = {"log-likelihood": record["train_log_likelihood"], "KL": record["train_kl"]}
-        broken = [name for name, value in terms.items() if not math.isfinite(value)] or ["agreement of views"]
+        broken = [name for name, value in terms.items() if not math.isfinite(value)] or ["agreement of pairs"]
         problem = (
             f"The training loss became {record['train_loss']} in epoch {record['epoch']}, by its {' and '.join(broken)}"
             f" (log-likelihood {terms['log-likelihood']:.6g}, KL {terms['KL']:.6g})"

@@ -2,18 +2,19 @@
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..models import Mixture
 from ..models.networks import Affine, LogScaleHead
+from ..models.priors import information
 from .batches import standardized
 from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
 from .evaluation import mean_elbo, posterior_of
 from .lloyd import draw_distinct_rows
-from .rows import select_rows
 from .weighted_rows import WeightedRows
 
 # Names in pickles of version 0.1.0 that hold modules of users; that of `Affine` is the same.
@@ -23,7 +24,9 @@ POSTERIOR_SHARE = 0.1  # initial variance of posteriors, of that of the codes
 WINDOW = 100  # iterations over which mixtures are compared
 LAST_SHARE = 0.25  # of the training, at the end, with a smaller weight of the consistency of views
 LAST_WEIGHT = 0.1  # factor of this weight
-HELD_OUT_SHARE, MAX_HELD_OUT = 0.1, 5_000  # rows that choose the weight of consistency
+HELD_OUT_SHARE, MAX_HELD_OUT = 0.1, 5_000  # rows that choose among initial mixtures
+OWN_SHARE = 0.5  # of pairs of augmented views that are of one row, and not of neighbours
+PARTITION_REG_COVAR = 1e-2  # of the covariances of a partition of codes with unit variance
 
 
 def standardize_codes(model, mean, log_scale, group=SINGLE_PROCESS):
@@ -94,12 +97,13 @@ def soft_mixtures(z, n_mixtures, n_components, family, generator, reg_covar=1e-3
     return [Mixture(weights, mean, covariance.expand(shape), factor.expand(shape)) for mean in means]
 
 
-def hold_out_rows(data):
-    """Return the data without a random share of its rows, and these."""
-    n_rows = len(data.rows)
+def hold_out_indices(n_rows, seed):
+    """Return the indices of rows to train on, and of a random share of the rows to hold out; a single row is both."""
+    if n_rows == 1:
+        return torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_rows)))
-    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(data.seed)).to(data.rows.device)
-    return replace(data, rows=select_rows(data.rows, order[n_held_out:])), select_rows(data.rows, order[:n_held_out])
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    return order[n_held_out:], order[:n_held_out]
 
 
 def limit_inference_batches(data, net, batch_size):
@@ -109,18 +113,86 @@ def limit_inference_batches(data, net, batch_size):
     return replace(data, inference_batch_size=min(data.inference_batch_size, net.batch_size))
 
 
-def held_out_score(model, rows, data, view_of, weight):
-    """Return the objective at the end of the training on held-out rows: the ELBO, and consistency of views."""
+def partition_mixture(z, labels, n_components, family):
+    """Return the mixture whose components have the means and the covariances of the codes of each label.
+
+    A label without codes gets the mean and the covariance of all.
+
+    Parameters
+    ----------
+    z : Tensor of shape (n, d)
+        Codes of unit variance.
+    labels : Tensor of shape (n,)
+    n_components : int
+    family : Covariance
+
+    Returns
+    -------
+    mixture : Mixture
+    """
+    parts = [z[labels == label] for label in range(n_components)]
+    parts = [part if len(part) else z for part in parts]
+    ridge = PARTITION_REG_COVAR * family.identity(z, z.shape[1])
+    means = torch.stack([part.mean(0) for part in parts])
+    covariances = torch.cat(
+        [family.scatter(part - mean) / len(part) + ridge for part, mean in zip(parts, means, strict=True)]
+    )
+    counts = torch.bincount(labels, minlength=n_components).clamp(min=1)
+    return Mixture((counts / counts.sum()).to(z).log(), means, covariances, family.factor(covariances)[0])
+
+
+class HeldOut(NamedTuple):
+    """Rows that choose among initial mixtures, and training rows that are their neighbours."""
+
+    rows: torch.Tensor  # (m, d)
+    neighbors: torch.Tensor  # (m * q, d), q of each row in turn
+
+
+def held_out_terms(model, held_out, data, view_of=None):
+    """Return terms of the objective of each mixture on held-out rows, in nats.
+
+    Parameters
+    ----------
+    model : LatentModel
+    held_out : HeldOut
+    data : TrainingData
+    view_of : callable, (u, generator) -> views, optional
+        Augmentation of both sides of a pair, as in training.
+
+    Returns
+    -------
+    kl : Tensor of shape (h,)
+        Divergence from the prior.
+    agreement : Tensor of shape (h,)
+        Mutual information of clusters between rows and their neighbours.
+    """
+    n_neighbors, was_training = len(held_out.neighbors) // len(held_out.rows), model.training
     generator = torch.Generator(data.device).manual_seed(data.seed)
-    means = [[], []]
-    with torch.inference_mode():
+
+    def responsibilities(rows):
+        parts = []
         for stored in rows.split(data.inference_batch_size):
-            views = two_views(view_of, standardized(model, stored.to(data.device)), generator)
-            for which in range(2):
-                means[which].append(model.posterior(views[:, which]).mean)
-        agreement = model.prior.agreement(*(data.group.all_gather(torch.cat(parts)) for parts in means))[0].item()
-    elbo = mean_elbo(model, rows, data.device, batch_size=data.inference_batch_size, group=data.group)
-    return elbo + LAST_WEIGHT * weight * agreement
+            u = standardized(model, stored.to(data.device))
+            u = u if view_of is None else view_of(u, generator)
+            parts.append(model.prior.log_responsibilities(model.posterior(u).mean).exp())
+        return torch.cat(parts)
+
+    model.eval()
+    with torch.inference_mode():
+        q = posterior_of(model, held_out.rows, data.device, data.inference_batch_size)
+        resp, other = responsibilities(held_out.rows), responsibilities(held_out.neighbors)
+        joint = torch.einsum("nhi,nhj->hij", resp, other.unflatten(0, (-1, n_neighbors)).mean(1))
+        kl = model.prior.kl_parts(q, q.mean).sum(0) * resp.shape[1]
+        kl, joint, n_rows = data.group.all_reduce_sum(kl, joint, len(resp))
+        terms = (kl / n_rows).clone(), information(joint / n_rows).clone()
+    model.train(was_training)
+    return terms
+
+
+def held_out_objective(model, held_out, data, weight, view_of=None):
+    """Return the ELBO of held-out rows, and the weighted mutual information with their neighbours, in nats."""
+    elbo = mean_elbo(model, held_out.rows, data.device, batch_size=data.inference_batch_size, group=data.group)
+    return elbo + weight * held_out_terms(model, held_out, data, view_of)[1].item()
 
 
 def scale_codes(model, data):
@@ -135,11 +207,20 @@ def two_views(view_of, u, generator):
     return view_of(u.repeat(2, 1), generator).unflatten(0, (2, len(u))).transpose(0, 1)
 
 
+def neighbor_views(view_of, u, neighbors, generator):
+    """Return each row and a neighbour (n, 2, d), or augmented views, of which every other pair is of the row alone."""
+    if view_of is None:
+        return torch.stack([u, neighbors], 1)
+    is_own = torch.rand(len(u), 1, generator=generator, device=u.device) < OWN_SHARE
+    pairs = torch.cat([u, torch.where(is_own, u, neighbors)])
+    return view_of(pairs, generator).unflatten(0, (2, len(u))).transpose(0, 1)
+
+
 class PruneMixtures(Resumable):
     """Drop the mixtures with the largest loss after some iterations.
 
     Their losses share the reconstruction, so that the other terms are compared: the divergence from the prior, less the
-    mutual information between augmented views. No labels are used.
+    mutual information of clusters between pairs; or scores of held-out rows. No labels are used.
 
     Parameters
     ----------
@@ -148,14 +229,17 @@ class PruneMixtures(Resumable):
         Iterations after which mixtures are dropped, and numbers of mixtures that stay.
     group : ProcessGroup
         The processes that train.
+    score : callable, () -> Tensor (h,), optional
+        Scores of the mixtures, equal in all processes; without it, losses of the last iterations are compared.
     """
 
-    def __init__(self, prior, stages, group=SINGLE_PROCESS):
-        self.prior, self.stages, self.group = prior, stages, group
+    def __init__(self, prior, stages, group=SINGLE_PROCESS, score=None):
+        self.prior, self.stages, self.group, self.score = prior, stages, group, score
 
     def on_train_begin(self, net, **kwargs):
         """Reset the state."""
         self.step_, self.begun_, self.losses_, self.scores_ = 0, 0, [], []
+        self.survivors_ = list(range(len(self.prior.means)))
 
     def on_batch_end(self, net, training, y_pred, **kwargs):
         """Record the losses of a batch, and drop mixtures at the end of a stage."""
@@ -179,7 +263,7 @@ class PruneMixtures(Resumable):
     def state(self, net):
         """Return the state that `resume` needs."""
         state = {name: getattr(self, name) for name in ("step_", "begun_")}
-        lists = {"losses_": list(self.losses_), "scores_": list(self.scores_)}
+        lists = {name: list(getattr(self, name)) for name in ("losses_", "scores_", "survivors_")}
         return state | lists | {"n_mixtures": len(self.prior.means)}
 
     def resume(self, net, state):
@@ -191,6 +275,7 @@ class PruneMixtures(Resumable):
                 net.optimizer_, self.prior.keep(torch.zeros(n_mixtures, dtype=torch.long, device=device))
             )
         self.step_, self.begun_, self.scores_ = state["step_"], state["begun_"], list(state["scores_"])
+        self.survivors_ = list(state["survivors_"])
         self.losses_ = [loss.to(device) for loss in state["losses_"]]
 
     def on_train_end(self, net, **kwargs):
@@ -199,10 +284,15 @@ class PruneMixtures(Resumable):
             self._drop(net, 1)
 
     def _drop(self, net, n_remaining):
-        window = min(WINDOW, math.ceil(len(self.losses_) / 2))
-        scores = self._shared(torch.stack(self.losses_[-window:]).mean(0))
-        replace_parameters(net.optimizer_, self.prior.keep(scores.argsort()[:n_remaining]))
-        self.scores_.append(scores.tolist())
+        if self.score is None:
+            window = min(WINDOW, math.ceil(len(self.losses_) / 2))
+            losses = self._shared(torch.stack(self.losses_[-window:]).mean(0))
+        else:
+            losses = -self.score()
+        best = losses.argsort()[:n_remaining]
+        replace_parameters(net.optimizer_, self.prior.keep(best))
+        self.scores_.append(losses.tolist())
+        self.survivors_ = [self.survivors_[index] for index in best.tolist()]
         self.begun_, self.losses_ = self.step_, []
 
     def _shared(self, losses):

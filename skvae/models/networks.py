@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import skip_init
 
@@ -25,6 +26,9 @@ ACTIVATIONS = {
     "leaky_relu": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
 }
+
+EPS, MOMENTUM = 1e-5, 0.1  # those of torch's batch normalization
+NORMALIZED_VARIANCE = 0.5  # of posterior means at the beginning of a training
 
 
 class NetworkConfig(NamedTuple):
@@ -160,6 +164,54 @@ class Affine(nn.Module):
     def forward(self, x):
         """Return the mapped samples (n, d)."""
         return torch.addcmul(self.offset, self.scale, x)
+
+
+class LatentNorm(nn.Module):
+    """Batch normalization of posterior means until `freeze`, and the same map for all samples afterwards.
+
+    Means have mean 0 and variance 1/2 in every batch (Zhu et al. 2020), so that no latent dimension collapses to the
+    prior; latent codes have the variance 1 of the prior if that of the posteriors is 1/2, too. Log-scales are not
+    changed. It is no layer of torch's, whose statistics would be computed again where those of batch normalization are.
+
+    Parameters
+    ----------
+    n_components : int
+        Size d of a latent code.
+    """
+
+    def __init__(self, n_components):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(n_components))
+        self.register_buffer("running_var", torch.ones(n_components))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+        self.is_frozen = False
+
+    def forward(self, statistics):
+        """Return means and log-scales (n, 2 d)."""
+        mean, log_scale = statistics.chunk(2, dim=-1)
+        if not self.training or self.is_frozen:
+            mean = F.batch_norm(mean, self.running_mean, self.running_var)
+        else:
+            mean = F.batch_norm(mean, None, None, training=True)
+            self._track(statistics.detach()[:, : mean.shape[1]].float())
+        return torch.cat([math.sqrt(NORMALIZED_VARIANCE) * mean, log_scale], -1)
+
+    def _track(self, mean):
+        """Update the running statistics; those of the first batches are their means, without initial values."""
+        self.num_batches_tracked += 1
+        share = (1 / self.num_batches_tracked).clamp(min=MOMENTUM)
+        self.running_mean.lerp_(mean.mean(0), share)
+        self.running_var.lerp_(mean.var(0), share)
+
+    def freeze(self):
+        """Take the running statistics from now on, in training too."""
+        self.is_frozen = True
+
+    def to_affine(self):
+        """Return the map of the running statistics as an `Affine` of means and log-scales."""
+        scale = math.sqrt(NORMALIZED_VARIANCE) * (self.running_var + EPS).rsqrt()
+        offset = -self.running_mean * scale
+        return Affine(torch.cat([scale, torch.ones_like(scale)]), torch.cat([offset, torch.zeros_like(offset)]))
 
 
 class LogScaleHead(nn.Module):

@@ -153,16 +153,8 @@ class GaussianMixturePrior(nn.Module):
         return self._log_joint(z, torch.zeros_like(z)).log_softmax(-1)
 
     def agreement(self, one, other):
-        """Return the mutual information of components between two augmented views in nats, for each mixture (h,).
-
-        Its maximum is the logarithm of the number of components, where views agree with certainty on components of
-        equal size (Ji et al. 2019, equation 3).
-        """
-        resp = [self.log_responsibilities(z).exp() for z in (one, other)]
-        joint = torch.einsum("nhi,nhj->hij", *resp) / len(one)
-        joint = ((joint + joint.mT) / 2).clamp(min=1e-9)
-        log_margin = joint.sum(-1).log()
-        return (joint * (joint.log() - log_margin[:, :, None] - log_margin[:, None])).sum((1, 2))
+        """Return the `mutual_information` of components between the latent codes of pairs, for each mixture (h,)."""
+        return mutual_information(*(self.log_responsibilities(z).exp() for z in (one, other)))
 
     def sample(self, noise, components):
         """Return latent codes of components (n,), from standard normal noise (n, d)."""
@@ -178,3 +170,24 @@ class GaussianMixturePrior(nn.Module):
         factors = self.family.exp_factor(self.log_factors)
         log_prob = self.family.expected_log_prob(mean, variance, self.means.flatten(0, 1), factors.flatten(0, 1))
         return log_prob.unflatten(1, (n_mixtures, n_components)) + self.logits.log_softmax(-1)
+
+
+def mutual_information(resp, other):
+    """Return the mutual information of components between the two sides of pairs in nats, for each mixture (h,).
+
+    Its maximum is the logarithm of the number of components, where both sides agree with certainty on components of
+    equal size (Ji et al. 2019, equation 3).
+
+    Parameters
+    ----------
+    resp, other : Tensor of shape (n, h, k)
+        Responsibilities of the first and of the second side.
+    """
+    return information(torch.einsum("nhi,nhj->hij", resp, other) / len(resp))
+
+
+def information(joint):
+    """Return the mutual information of joint distributions (h, k, k), made symmetric, in nats (h,)."""
+    joint = ((joint + joint.mT) / 2).clamp(min=1e-9)
+    log_margin = joint.sum(-1).log()
+    return (joint * (joint.log() - log_margin[:, :, None] - log_margin[:, None])).sum((1, 2))

@@ -25,7 +25,7 @@ from . import (
 from .counts import Categorical
 from .covariances import Mixture
 from .likelihoods import FixedGaussian, Standardized
-from .networks import Affine, Dropout, Flatten, Heads, LogScaleHead, Unflatten
+from .networks import Affine, Dropout, Flatten, Heads, LatentNorm, LogScaleHead, Unflatten
 
 FIELDS = ("kind", "settings", "arrays", "parts", "frozen", "channels_last", "training")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64)  # of parameters and buffers
@@ -117,6 +117,14 @@ def build_affine(settings, parts, shapes):
     return Affine(torch.empty(shapes["scale"]), torch.empty(shapes["offset"]))
 
 
+def build_latent_norm(settings, parts, shapes):
+    """Build the normalization of as many latent dimensions as its arrays have."""
+    check_names("settings", settings, ("is_frozen",))
+    norm = LatentNorm(*shapes["running_mean"])
+    norm.is_frozen = settings["is_frozen"]
+    return norm
+
+
 def build_log_scale_head(parts):
     """Build an encoder with the layer that returns log-scales."""
     check_names("parts", parts, ("encoder", "log_scale"))
@@ -177,6 +185,7 @@ OURS = [
     container(LogScaleHead, build_log_scale_head),
     assembly(LatentModel, "encoder", "decoder", "likelihood", "prior"),
     Serializer(Affine, lambda module: {}, build_affine),
+    Serializer(LatentNorm, lambda module: {"is_frozen": module.is_frozen}, build_latent_norm),
     Serializer(GaussianMixturePrior, prior_settings, build_mixture_prior),
     Serializer(Categorical, lambda module: {"n_categories": module.n_categories}, build_categorical),
     *(

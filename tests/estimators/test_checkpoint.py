@@ -39,6 +39,7 @@ def slow_to_stop():
 
 EMBEDDERS = {
     "VAE": VAEEmbedder(2, lr_schedule="cosine", kl_warmup_epochs=3, callbacks=[StopOnce()], **SMALL),
+    "VAE, normalized": VAEEmbedder(2, latent_norm_epochs=3, kl_warmup_epochs=2, callbacks=[StopOnce()], **SMALL),
     "VAE with early stopping": VAEEmbedder(2, early_stopping=True, n_iter_no_change=3, callbacks=[StopOnce()], **SMALL),
     "VAE with early stopping of skorch": VAEEmbedder(
         2, callbacks=[("stop", StopOnce()), ("early", slow_to_stop())], **SMALL | {"max_epochs": 12}

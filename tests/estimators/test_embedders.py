@@ -184,7 +184,9 @@ SHARED = {
     "random_state": (1, {}),
 }
 CHANGES = {
-    VAEEmbedder: SHARED | {"beta": (5.0, {}), "kl_warmup_epochs": (3, {}), "free_bits": (0.5, {}), "n_draws": (3, {})},
+    VAEEmbedder: SHARED
+    | {"beta": (5.0, {}), "kl_warmup_epochs": (3, {}), "latent_norm_epochs": (2, {}), "free_bits": (0.5, {})}
+    | {"n_draws": (3, {})},
     AutoencoderEmbedder: SHARED | {"corruption": (0.3, {})},
 }
 CASES = [(cls, name) for cls, changes in CHANGES.items() for name in changes]

@@ -1,5 +1,6 @@
 """How embedders are trained, and what they say of their codes."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -18,6 +19,7 @@ from skvae import AutoencoderEmbedder, TorchGMM, TorchPPCA, VAEEmbedder
 from skvae.estimators import _embedder_training
 from skvae.fitting import batches
 from skvae.models import LatentModel
+from skvae.models.networks import Affine
 
 over_embedders = pytest.mark.parametrize("cls", [VAEEmbedder, AutoencoderEmbedder])
 
@@ -111,6 +113,56 @@ def test_warm_up_begins_without_the_kl(X):
     assert max(kls) > 1.3 * kls[-1]
     for row, share in zip(slow.history_, [*(np.arange(1, 51) / 51), *[1.0] * 10], strict=True):
         assert row["train_loss"] == pytest.approx(share * row["train_kl"] - row["train_log_likelihood"], rel=1e-4)
+
+
+def test_latent_norm_gives_every_dimension_a_variance_at_first(X):
+    """Where little is in ten dimensions, some are unused without it; afterwards the encoder ends in a fixed map."""
+    settings = {"hidden_layer_sizes": (32,), "max_epochs": 20, "kl_warmup_epochs": 0, "random_state": 0}
+    variances = []
+
+    class Variances(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            model = copy.deepcopy(net.module_).eval()
+            with torch.inference_mode():
+                variances.append(model.posterior(torch.tensor(X, dtype=torch.float32)).mean.var(0, correction=0))
+
+    vae = VAEEmbedder(10, latent_norm_epochs=20, callbacks=[Variances()], **settings).fit(X)
+    assert all(0.1 < variance < 2.5 for epoch in variances[5:] for variance in epoch.tolist())
+    assert vae.active_units_ == 10
+    assert np.allclose(vae.transform(X).var(0), variances[-1], rtol=1e-4)
+    assert isinstance(vae.module_.encoder[-1], Affine)
+    assert VAEEmbedder(10, latent_norm_epochs=0, **settings).fit(X).active_units_ < 10
+    freed = VAEEmbedder(10, latent_norm_epochs=5, **settings | {"max_epochs": 40, "beta": 20.0}).fit(X)
+    assert freed.active_units_ < 10
+
+
+def test_the_beginning_is_a_tenth_of_the_epochs_from_1000_samples(X):
+    settings = {"hidden_layer_sizes": (8,), "random_state": 0}
+    many = np.concatenate([X, X, X])
+    for X, max_epochs, n_epochs in ((many[:1000], 9, 0), (many[:1000], 25, 2), (many[:999], 25, 0)):
+        auto = VAEEmbedder(2, max_epochs=max_epochs, **settings).fit(X)
+        explicit = {"kl_warmup_epochs": n_epochs, "latent_norm_epochs": n_epochs}
+        same = VAEEmbedder(2, max_epochs=max_epochs, **explicit, **settings).fit(X)
+        assert auto.loss_curve_ == same.loss_curve_
+        assert np.array_equal(auto.transform(X), same.transform(X))
+
+
+def test_networks_that_are_trained_further_are_not_normalized_again(X):
+    settings = {"hidden_layer_sizes": (8,), "max_epochs": 20, "warm_start": True, "random_state": 0}
+    vae = VAEEmbedder(2, latent_norm_epochs=5, **settings).fit(X)
+    encoder = vae.module_.encoder
+    auto = copy.deepcopy(vae).fit(X)
+    none = copy.deepcopy(vae).set_params(kl_warmup_epochs=0, latent_norm_epochs=0).fit(X)
+    assert np.array_equal(auto.transform(X), none.transform(X))
+    assert len(auto.module_.encoder) == len(encoder) == 2
+
+
+def test_encoders_of_the_user_are_not_normalized(X):
+    def linear(n_inputs, n_outputs):
+        return torch.nn.Linear(n_inputs, n_outputs)
+
+    vae = VAEEmbedder(2, encoder=linear, latent_norm_epochs=1, max_epochs=2, random_state=0).fit(X)
+    assert isinstance(vae.module_.encoder, torch.nn.Linear)
 
 
 @over_embedders

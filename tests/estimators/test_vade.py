@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import fit_quietly, global_states, mirrored, same_weights, weights_of
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_blobs
@@ -26,8 +27,10 @@ from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.data.weights import resample_by_weight
 from skvae.estimators import vade as module
 from skvae.fitting.evaluation import mean_elbo
+from skvae.fitting.vade import held_out_objective
 from skvae.models import LIKELIHOODS, NETWORKS
 from skvae.models.networks import NetworkConfig
+from skvae.models.priors import mutual_information
 
 SMALL = {
     "latent_dim": 2,
@@ -39,7 +42,13 @@ SMALL = {
     "random_state": 0,
 }
 IMAGES = SMALL | {"image_shape": (8, 8), "channels": (4,)}
-FROZEN = {"optimizer": "sgd", "lr": 1e-12, "max_epochs": 1, "batch_norm": False}  # what it starts from, as it is
+FROZEN = {
+    "optimizer": "sgd",
+    "lr": 1e-12,
+    "max_epochs": 1,
+    "batch_norm": False,
+    "consistency": 0,
+}  # what it starts from
 WEIGHTED_FORMS = {
     "plain": SMALL,
     "diagonal": SMALL | {"covariance_type": "diag"},
@@ -78,9 +87,9 @@ def test_shapes_and_attributes(fitted, groups):
     assert fitted.n_iter_ == len(fitted.history_) == len(fitted.lower_bounds_) == len(fitted.loss_curve_) == 20
     assert len(fitted.pretrain_history_) == 20
     assert fitted.lower_bound_ == fitted.lower_bounds_[-1]
-    assert fitted.consistency_ == 0
-    assert fitted.held_out_scores_ == {}
-    assert fitted.init_losses_ == []
+    assert fitted.consistency_ == 0.4 * 20
+    assert list(fitted.held_out_scores_) == [fitted.init_]
+    assert [len(losses) for losses in fitted.init_losses_] == [4, 2]
     assert_array_equal(fitted.get_feature_names_out(), ["vadeclusterer0", "vadeclusterer1"])
 
 
@@ -210,65 +219,97 @@ def test_shapes_of_hybrid_networks(n_outputs, settings, heads):
     assert decoder(codes[:, :2]).shape == (3, n_outputs)
 
 
-def test_agreement_needs_views(groups):
-    with pytest.raises(ValueError, match=r"consistency=1 compares views of rows, but there are none; set augment"):
-        VaDEClusterer(4, consistency=1.0, **SMALL).fit(groups[0])
+def test_consistency_needs_pairs(groups):
+    with pytest.raises(ValueError, match=r"consistency=1 compares pairs of samples, but there are none: .*set augment"):
+        VaDEClusterer(4, consistency=1.0, n_neighbors=0, **SMALL).fit(groups[0])
     with pytest.raises(ValueError, match="but there are none"):
-        VaDEClusterer(4, consistency=1.0, augment=None, **IMAGES).fit(np.zeros((20, 64)))
+        VaDEClusterer(4, consistency=1.0, augment=None, n_neighbors=0, **IMAGES).fit(np.zeros((20, 64)))
 
 
-def test_agreement_is_tried_where_there_are_views(images):
+@pytest.mark.parametrize("init", ["kmeans", "neighbor_kmeans", "neighbor_gmm"])
+def test_partitions_need_neighbors(init, groups):
+    with pytest.raises(ValueError, match=f"init='{init}' needs the neighbours of samples"):
+        VaDEClusterer(4, init=init, n_neighbors=0, **SMALL).fit(groups[0])
+
+
+@pytest.mark.parametrize("weight", ["auto", 0.0])
+@pytest.mark.parametrize("init", ["gmm", "kmeans", "neighbor_kmeans", "neighbor_gmm", "random"])
+def test_every_initialization(init, weight, groups):
+    X, y = groups
+    settings = SMALL | {"pretrain_epochs": 20, "max_epochs": 20, "n_init": 10}
+    vade = fit_quietly(VaDEClusterer(4, init=init, consistency=weight, **settings), X)
+    assert vade.init_ == init
+    assert vade.held_out_scores_ == {}
+    assert [len(losses) for losses in vade.init_losses_] == ([10, 3] if init == "random" else [])
+    assert adjusted_rand_score(y, vade.labels_) > 0.9
+
+
+@pytest.mark.parametrize("init", ["kmeans", "neighbor_kmeans", "neighbor_gmm"])
+def test_partitions_are_the_initial_clusters(init, groups):
+    X, y = groups
+    vade = fit_quietly(VaDEClusterer(4, init=init, **SMALL | FROZEN), X)
+    assert adjusted_rand_score(y, vade.labels_) > 0.95
+    counts = np.bincount(vade.labels_) / len(X)
+    assert_allclose(vade.weights_, counts, atol=0.02)
+
+
+def test_pairs_of_tables_and_of_images(images):
     vade = fit_quietly(VaDEClusterer(3, **IMAGES), images)
-    assert list(vade.held_out_scores_) == [0.0, pytest.approx(0.4 * 64)]
-    assert vade.consistency_ == max(vade.held_out_scores_, key=vade.held_out_scores_.get)
+    assert vade.consistency_ == 0.4 * 64
+    assert "random" in vade.held_out_scores_
+    assert len(vade.held_out_scores_) == 2
+    assert vade.init_ == max(vade.held_out_scores_, key=vade.held_out_scores_.get)
     assert len(vade.module_.prior.means) == 1
     table = fit_quietly(VaDEClusterer(3, augment=None, **IMAGES), images)
-    assert table.consistency_ == 0
-    assert table.held_out_scores_ == {}
+    assert table.consistency_ == 0.4 * 64
+    assert list(table.held_out_scores_) == [table.init_]
+    assert [len(losses) for losses in table.init_losses_] == [4, 2]
+    views = fit_quietly(VaDEClusterer(3, n_neighbors=0, **IMAGES), images)
+    assert views.held_out_scores_ == {}
+    assert views.init_ == "random"
+    plain = fit_quietly(VaDEClusterer(3, n_neighbors=0, augment=None, **IMAGES), images)
+    assert (plain.consistency_, plain.init_) == (0.0, "gmm")
 
 
-def test_held_out_scores_are_bounds_and_agreement_of_views(images, monkeypatch):
-    """The score is the objective of the last iterations, in which the weight of consistency is a tenth."""
-    bounds, agreements = [], []
+def test_held_out_scores_are_elbos_and_agreement_of_neighbors(groups, monkeypatch):
+    elbos, agreements = [], []
 
-    def bound(model, rows, device, **options):
-        bounds.append(mean_elbo(model, rows, device))
-        views = [rotated(rows), rows]
-        agreements.append(model.prior.agreement(*(model.posterior(view).mean for view in views))[0].item())
-        return bounds[-1]
+    def elbo(model, rows, device, **options):
+        elbos.append(mean_elbo(model, rows, device))
+        return elbos[-1]
 
-    def rotated(rows):
-        return rows.unflatten(1, (8, 8)).flip(1, 2).flatten(1)
+    def objective(model, held_out, data, weight, view_of):
+        near = cdist(held_out.rows, data.rows).argsort(1)[:, :5]
+        assert_array_equal(held_out.neighbors, data.rows[near.ravel()])
+        resp = model.prior.log_responsibilities(model.posterior(held_out.rows).mean).exp()
+        other = model.prior.log_responsibilities(model.posterior(held_out.neighbors).mean).exp()
+        agreements.append(mutual_information(resp, other.unflatten(0, (-1, 5)).mean(1)).item())
+        return held_out_objective(model, held_out, data, weight, view_of)
 
-    def views(u, generator):  # of two copies, the first is turned
-        return torch.cat([rotated(u[: len(u) // 2]), u[len(u) // 2 :]])
-
-    monkeypatch.setattr("skvae.fitting.vade.mean_elbo", bound)
-    vade = fit_quietly(VaDEClusterer(3, **IMAGES | {"augment": views}), images)
-    expected = [one + 0.1 * 0.4 * 64 * other for one, other in zip(bounds, agreements, strict=True)]
-    assert list(vade.held_out_scores_.values()) == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setattr("skvae.fitting.vade.mean_elbo", elbo)
+    monkeypatch.setattr(module, "held_out_objective", objective)
+    vade = fit_quietly(VaDEClusterer(4, **SMALL), groups[0])
+    assert vade.held_out_scores_[vade.init_] == pytest.approx(elbos[0] + 0.4 * 20 * agreements[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("better", [0, 1])
-def test_the_higher_score_of_held_out_rows_decides(better, images, monkeypatch):
+def test_the_higher_score_of_held_out_samples_decides(better, images, monkeypatch):
     scores = iter([1.0 - better, float(better)])
     models, sizes = [], []
 
-    def score(model, rows, data, view_of, weight):
+    def score(model, held_out, data, weight, view_of):
         assert weight == 0.4 * 64
         assert len(data.rows) == 180
         models.append(weights_of_module(model))
-        sizes.append(len(rows))
+        sizes.append(len(held_out.rows))
         return next(scores)
 
-    monkeypatch.setattr(module, "held_out_score", score)
+    monkeypatch.setattr(module, "held_out_objective", score)
     vade = fit_quietly(VaDEClusterer(3, **IMAGES), images)
-    assert vade.consistency_ == [0.0, 0.4 * 64][better]
-    assert vade.held_out_scores_ == {0.0: 1.0 - better, 0.4 * 64: float(better)}
+    assert (vade.init_ == "random") == bool(better)
+    assert list(vade.held_out_scores_.values()) == [1.0 - better, float(better)]
     assert sizes == [20, 20]
     assert same_weights(vade, models[better])
-    assert ("train_agreement" in vade.history_[-1]) == bool(better)
-    assert bool(vade.init_losses_) == bool(better)
 
 
 def weights_of_module(model):
@@ -276,12 +317,11 @@ def weights_of_module(model):
 
 
 @pytest.mark.parametrize("weight", [0, 2.5])
-def test_given_weight_of_the_agreement(weight, images):
+def test_weight_of_the_consistency(weight, images):
     vade = fit_quietly(VaDEClusterer(3, consistency=weight, **IMAGES), images)
     assert vade.consistency_ == weight
-    assert vade.held_out_scores_ == {}
     assert len(vade.module_.prior.means) == 1
-    assert [len(losses) for losses in vade.init_losses_] == ([3] if weight else [])
+    assert bool(vade.held_out_scores_) == bool(weight)
     assert ("train_agreement" in vade.history_[0]) == bool(weight)
 
 
@@ -290,10 +330,27 @@ def test_views_of_tables(groups):
         return u + 0.1 * torch.randn(u.shape, generator=generator)
 
     vade = fit_quietly(VaDEClusterer(4, augment=view, **SMALL), groups[0])
-    assert list(vade.held_out_scores_) == [0.0, 0.4 * 20]
+    assert len(vade.held_out_scores_) == 2
     one, two = (fit_quietly(VaDEClusterer(4, augment=view, consistency=c, **SMALL), groups[0]) for c in (0, 3))
     assert not same_weights(one, two)
     assert two.history_[-1]["train_agreement"] > 0.5
+
+
+def test_files_have_no_neighbors(groups, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "X.h5", "w") as file:
+        X = file.create_dataset("X", data=groups[0])
+        vade = fit_quietly(VaDEClusterer(4, **SMALL), X)
+        assert (vade.consistency_, vade.init_) == (0.0, "gmm")
+        with pytest.raises(ValueError, match="neighbours are not searched in files"):
+            VaDEClusterer(4, consistency=1.0, **SMALL).fit(X)
+
+
+def test_sparse_samples_have_the_neighbors_of_dense_ones(groups):
+    X = np.maximum(groups[0], 0)
+    dense, sparse = (fit_quietly(VaDEClusterer(4, **SMALL), each) for each in (X, csr_array(X)))
+    assert sparse.init_ == dense.init_
+    assert_array_equal(sparse.labels_, dense.labels_)
 
 
 @pytest.mark.parametrize("n_rows", [30, 64, 150])
@@ -404,7 +461,7 @@ def test_no_pretraining(groups):
 
 def test_warm_start_goes_on(groups):
     X, _ = groups
-    vade = fit_quietly(VaDEClusterer(4, warm_start=True, **SMALL), X)
+    vade = fit_quietly(VaDEClusterer(4, warm_start=True, consistency=0.0, **SMALL), X)
     first, history = vade.score(X), vade.pretrain_history_
     net = weights_of(vade)
     fit_quietly(vade, X)
@@ -413,7 +470,7 @@ def test_warm_start_goes_on(groups):
     assert vade.pretrain_history_ == history
     assert vade.score(X) > first
     assert not same_weights(vade, net)
-    cold = fit_quietly(VaDEClusterer(4, **SMALL), X)
+    cold = fit_quietly(VaDEClusterer(4, consistency=0.0, **SMALL), X)
     assert same_weights(fit_quietly(cold, X), net)
 
 
@@ -422,7 +479,7 @@ def test_warm_start_with_agreement(images):
     fit_quietly(vade, images)
     assert vade.consistency_ == 2.0
     assert "train_agreement" in vade.history_[-1]
-    assert len(vade.init_losses_) == 1, "mixtures were chosen in the first training"
+    assert len(vade.held_out_scores_) == 2, "mixtures were chosen in the first training"
 
 
 @pytest.mark.parametrize(
@@ -438,7 +495,7 @@ def test_warm_start_with_another_mixture_is_an_error(change, groups):
 def test_warm_start_without_views(images):
     vade = fit_quietly(VaDEClusterer(3, warm_start=True, consistency=2.0, **IMAGES), images)
     with pytest.raises(ValueError, match="views"):
-        fit_quietly(vade.set_params(augment=None), images)
+        fit_quietly(vade.set_params(augment=None, n_neighbors=0), images)
 
 
 def test_passes_over_batches(groups):
@@ -560,9 +617,9 @@ def test_dead_clusters_are_named(groups):
 
 
 def test_clusters_that_are_all_alike_are_told():
-    """Soft mixtures begin so, and nothing was learned."""
+    """Random mixtures begin so, and nothing was learned."""
     X = np.random.default_rng(0).normal(size=(200, 4))
-    vade = VaDEClusterer(5, consistency=1.0, augment=lambda u, generator: u, **SMALL | FROZEN)
+    vade = VaDEClusterer(5, init="random", **SMALL | FROZEN)
     with pytest.warns(ConvergenceWarning, match="Clusters overlap: the mean of the largest resp"):
         vade.fit(X)
 
@@ -624,7 +681,9 @@ CHANGES = {
     "beta": (5.0, {}),
     "augment": (mirrored, {"consistency": 0}),
     "consistency": (5.0, AGREEING),
-    "n_init": (1, AGREEING),
+    "n_neighbors": (3, {}),
+    "init": ("random", {}),
+    "n_init": (1, {"init": "random"}),
     "pretrain_epochs": (2, {}),
     "max_epochs": (2, {}),
     "batch_size": (32, {}),

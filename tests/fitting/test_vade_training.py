@@ -14,8 +14,14 @@ from skvae.fitting.net import NegativeELBO
 from skvae.fitting.training import Plan, TrainingData, fit_module
 from skvae.fitting.vade import (
     ConsistencyDecay,
+    HeldOut,
     PruneMixtures,
+    held_out_objective,
+    held_out_terms,
+    hold_out_indices,
+    neighbor_views,
     one_cycle,
+    partition_mixture,
     replace_parameters,
     soft_mixtures,
     standardize_codes,
@@ -30,6 +36,7 @@ from skvae.models import (
     LatentModel,
 )
 from skvae.models.networks import LogScaleHead, NetworkConfig
+from skvae.models.priors import mutual_information
 
 D, M, K = 2, 4, 3
 over_kinds = pytest.mark.parametrize("kind", ["full", "diag"])
@@ -183,6 +190,75 @@ def test_mixtures_with_the_lowest_loss_stay(kind, views, rows):
     assert len(prune.scores_) == 2
     assert len(model.prior.means) == 1
     assert not torch.equal(model.prior.means, after.means[9]), "what stayed was not trained"
+
+
+def test_mixtures_with_the_highest_score_stay(rows):
+    model = make_model(make_prior())
+    scores = iter([torch.tensor([1.0, 4.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])])
+    prune = PruneMixtures(model.prior, [(4, 3), (10, 1)], score=lambda: next(scores))
+    train(model, rows, prune)
+    assert prune.scores_ == [[-1.0, -4.0, -2.0, -3.0], [-1.0, -2.0, -3.0]]
+    assert prune.survivors_ == [2], "indices are those of the initial mixtures"
+
+
+@over_kinds
+def test_mixture_of_a_partition(kind, rows):
+    labels = torch.tensor([0, 2, 2, 0] * 10)
+    mixture = partition_mixture(rows, labels, K, COVARIANCES[kind])
+    assert_close(mixture.log_weights.exp(), torch.tensor([20, 1, 20]) / 41)
+    for label, part in ((0, rows[labels == 0]), (1, rows), (2, rows[labels == 2])):
+        assert_close(mixture.means[label], part.mean(0))
+        covariance = torch.cov(part.T, correction=0) + 0.01 * torch.eye(M)
+        expected = covariance if kind == "full" else covariance.diagonal()
+        assert_close(mixture.covariances[label], expected)
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 30, 100_000])
+def test_rows_held_out_are_others(n_rows):
+    train_rows, held_out = hold_out_indices(n_rows, seed=0)
+    assert len(held_out) == min(5_000, max(1, n_rows // 10))
+    if n_rows > 1:
+        assert torch.equal(torch.cat([train_rows, held_out]).sort().values, torch.arange(n_rows))
+    assert not torch.equal(hold_out_indices(100, 0)[1], hold_out_indices(100, 1)[1])
+
+
+def test_pairs_of_neighbors(generator):
+    u, neighbors = torch.zeros(1_000, 3), torch.ones(1_000, 3)
+    assert torch.equal(neighbor_views(None, u, neighbors, generator), torch.stack([u, neighbors], 1))
+    views = neighbor_views(lambda u, generator: u + 2, u, neighbors, generator)
+    assert (views[:, 0] == 2).all()
+    assert 0.4 < (views[:, 1, 0] == 2).float().mean() < 0.6, "half of the pairs are of one row"
+
+
+def test_terms_of_held_out_rows(rows):
+    model = make_model(make_prior(n_mixtures=2))
+    held_out = HeldOut(rows[:5], rows[5:15])
+    data = TrainingData(rows, torch.Generator(), torch.device("cpu"))
+    model.train()
+    kl, agreement = held_out_terms(model, held_out, data)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        q, near = model.posterior(rows[:5]), model.posterior(rows[5:15])
+        assert_close(kl, 2 * model.prior.kl_parts(q, q.mean).mean(0))
+        resp = model.prior.log_responsibilities(near.mean).exp().unflatten(0, (5, 2)).mean(1)
+        assert_close(agreement, mutual_information(model.prior.log_responsibilities(q.mean).exp(), resp))
+        weighted = held_out_objective(make_model(make_prior(n_mixtures=1)), held_out, data, 2.0)
+        elbo = held_out_objective(make_model(make_prior(n_mixtures=1)), held_out, data, 0.0)
+    assert weighted > elbo
+
+
+def test_augmented_terms_are_repeatable(rows):
+    model = make_model(make_prior())
+    data = TrainingData(rows, torch.Generator(), torch.device("cpu"))
+
+    def noisy(u, generator):
+        return u + torch.randn(u.shape, generator=generator)
+
+    one, two, plain = (held_out_terms(model, HeldOut(rows, rows), data, view) for view in (noisy, noisy, None))
+    assert torch.equal(one[1], two[1])
+    assert not torch.equal(one[1], plain[1])
+    assert torch.equal(one[0], plain[0]), "the divergence is that of the rows"
 
 
 def test_a_mixture_that_fits_wins(rows):

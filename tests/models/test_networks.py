@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from skvae.models import ACTIVATIONS, NETWORKS
 from skvae.models import networks as networks_module
 from skvae.models.images import check_image_shape
-from skvae.models.networks import Dropout, NetworkConfig, conv, mlp, row_width, set_generator
+from skvae.models.networks import Dropout, LatentNorm, NetworkConfig, conv, mlp, row_width, set_generator
 
 K = 3
 IMAGE = {"image_shape": (2, 5, 6), "channels": (4, 3)}
@@ -281,3 +281,17 @@ def test_width_of_users_networks():
     assert row_width(nn.Sequential(nn.GRU(4, 9), Last()), 4) == 9
     assert row_width(nn.Sequential(nn.Identity(), Last()), 4) == 4
     assert repr(Dropout(0.3)) == "Dropout(p=0.3)"
+
+
+def test_latent_norm_of_a_batch_and_frozen(generator):
+    norm, statistics = LatentNorm(K), 3 * torch.randn(500, 2 * K, generator=generator) + 1
+    normalized = norm(statistics)
+    assert_close(normalized[:, :K].mean(0), torch.zeros(K), atol=1e-5, rtol=0)
+    assert_close(normalized[:, :K].std(0, correction=0), torch.full((K,), math.sqrt(0.5)), atol=1e-4, rtol=0)
+    assert torch.equal(normalized[:, K:], statistics[:, K:])
+    norm.freeze()
+    before = copy.deepcopy(norm.state_dict())
+    row = norm(statistics[:1])  # as it is among others
+    assert_close(row, normalized[:1], atol=0.01, rtol=0)
+    assert_close(norm.eval()(statistics), norm.to_affine()(statistics))
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())

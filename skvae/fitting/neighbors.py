@@ -1,0 +1,84 @@
+"""Pairs of neighbouring rows, which training draws, and an embedding in which neighbours are close."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CURVE = (
+    1.9328,
+    0.7905,
+)  # a, b of 1 / (1 + a r^(2b)), close to exp(-r): similarities of UMAP without a minimal distance
+EMBEDDING_STEPS, EMBEDDING_LR = 400, 0.2
+N_NEGATIVES = 5  # random rows for each neighbour, from which the embedding moves a row away
+
+
+class NeighborPairs(NamedTuple):
+    """Neighbours of each row, from which the second row of a pair is drawn."""
+
+    indices: Tensor  # (n, m)
+    cumulative: Tensor  # (n, m), sums of the weights of the neighbours; the last one of each row is 1
+
+    def draw(self, rows, generator):
+        """Draw a neighbour of each row by the weights.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (b,)
+            Indices.
+        generator : torch.Generator
+
+        Returns
+        -------
+        neighbors : Tensor of shape (b,)
+        """
+        device = self.indices.device
+        draws = torch.rand(len(rows), 1, generator=generator, device=generator.device).to(device)
+        column = (self.cumulative[rows.to(device)] < draws).sum(1, keepdim=True).clamp_(max=self.indices.shape[1] - 1)
+        return self.indices[rows.to(device)].gather(1, column)[:, 0]
+
+    def to(self, device):
+        """Return the pairs on a device."""
+        return NeighborPairs(self.indices.to(device), self.cumulative.to(device))
+
+
+def embed_neighbors(z, pairs, weights, generator):
+    """Move rows close to their neighbours and away from others: the objective of UMAP, without a network.
+
+    All rows move in every step, towards a neighbour that is drawn by its weight, and away from random rows (McInnes et
+    al. 2018, section 3.2).
+
+    Parameters
+    ----------
+    z : Tensor of shape (n, d)
+        Initial positions.
+    pairs : NeighborPairs
+    weights : Tensor of shape (n,)
+        Weights of the rows.
+    generator : torch.Generator
+
+    Returns
+    -------
+    z : Tensor of shape (n, d)
+    """
+    z, rows = z.clone().requires_grad_(), torch.arange(len(z))
+    weights = weights / weights.mean().clamp(min=1e-12)
+    optimizer = torch.optim.Adam([z], lr=EMBEDDING_LR)
+    for step in range(EMBEDDING_STEPS):
+        optimizer.param_groups[0]["lr"] = EMBEDDING_LR * (1 - step / EMBEDDING_STEPS)
+        others = z[pairs.draw(rows, generator)]
+        loss = -F.logsigmoid(_logit_similarity(z, others))
+        for _ in range(N_NEGATIVES):
+            random = others[torch.randperm(len(z), generator=generator)]
+            loss = loss - F.logsigmoid(-_logit_similarity(z, random))
+        optimizer.zero_grad()
+        (loss * weights).sum().mul(0.01).backward()
+        optimizer.step()
+    return z.detach()
+
+
+def _logit_similarity(z, other):
+    a, b = CURVE
+    return -(math.log(a) + b * ((z - other).square().sum(1) + 1e-6).log())
