@@ -7,6 +7,7 @@ from markdown_tables import table, worst
 from record import RESULTS, read_runs
 
 RUNS, TUNING = RESULTS / "clusters.jsonl", RESULTS / "clusters_tuning.jsonl"
+SETTINGS = RESULTS / "clusters_settings.json"
 BASELINES = (
     "k-means",
     "mixture",

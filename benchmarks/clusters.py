@@ -1,6 +1,7 @@
 """Clusterers on the data sets of `sets.py`: V-measure and accuracy on held-out samples, by seed.
 
     python benchmarks/clusters.py --tune --sets digits satellite segment pbmc
+    python benchmarks/clusters.py --freeze --methods "UMAP + mixture"
     python benchmarks/clusters.py --sets digits satellite --methods k-means "UMAP + mixture" --seeds 5
     python benchmarks/clusters.py --tables
     python benchmarks/clusters.py --tuning-table
@@ -10,9 +11,9 @@ same principal components, `UMAP.transform` or encoder. Every method gets the tr
 V-measure, accuracy that of the best match of clusters and classes; minutes are those of the processor in `fit`.
 
 ``--tune`` runs the grid of each baseline (`GRIDS`) on "development" sets, with seeds that are not reported. The setting
-with the best mean V over the sets of a group, tables or images, is entered in `SETTINGS` and serves all sets of the
-group. A run is a line of a ``.jsonl`` file, and only missing runs are made. Without ``--sets``, all sets are run but
-those "opened last".
+with the best mean V over the sets of a group, tables or images, serves all sets of the group, once ``--freeze`` has
+written it to a file. A run is a line of a ``.jsonl`` file, and only missing runs are made. Without ``--sets``, all sets
+are run but those "opened last" or "unbalanced".
 
 The data are in the subfolder "sets" of the folder that the environment variable SKVAE_DATA_HOME names, or in
 ``--data``. UMAP is best installed into an environment of its own: ``pip install umap-learn``.
@@ -30,7 +31,7 @@ from pathlib import Path
 import cluster_tables
 import numpy as np
 import torch
-from record import append_run, environment, read_runs
+from record import append_run, environment, read_record, read_runs, write_record
 from sets import DEVELOPMENT, OPENED_LAST, SETS, UNBALANCED, load
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -102,26 +103,7 @@ def grid_of(method, name):
     return grid
 
 
-SETTINGS = {method: {"tables": {}, "images": {}} for method in STEPS} | {
-    "mixture": {
-        "tables": {"covariance_type": "tied", "reg_covar": 0.1, "n_init": 10},
-        "images": {},
-    },
-    "PCA + mixture": {
-        "tables": {"n_components": 0.9, "reg_covar": 0.1, "n_init": 1},
-        "images": {},
-    },
-    "UMAP + k-means": {
-        "tables": {"n_neighbors": 15, "n_dims": 10},
-        "images": {},
-    },
-    "UMAP + mixture": {
-        "tables": {"n_neighbors": 15, "n_dims": 10, "reg_covar": 0.1, "n_init": 10},
-        "images": {},
-    },
-    "VAEEmbedder + TorchGMM": {"tables": ADVISED, "images": ADVISED},
-    **{method: {"tables": settings, "images": settings} for method, settings in cluster_tables.INITS.items()},
-}
+OWN_SETTINGS = {"VAEEmbedder + TorchGMM": ADVISED} | cluster_tables.INITS  # of our methods, where not the defaults
 
 
 def make_umap(n_neighbors=15, n_dims=2, **rest):
@@ -197,10 +179,11 @@ def reports(estimator):
     """Return the short fitted attributes by which an estimator describes its fit."""
     results = {}
     for name, value in vars(estimator).items():
+        value = value.item() if isinstance(value, np.generic) else value
         public = name.endswith("_") and not name.startswith("_")
         if public and isinstance(value, bool | int | float | str | dict | list):
             text = json.dumps(value, default=repr)
-            if len(text) <= 2_000:
+            if len(text) <= 1_000:
                 results[name] = json.loads(text)
     return results
 
@@ -312,6 +295,26 @@ def tune(args):
             print(f"{name}, seed {seed}: {len(cells)} runs, {time.process_time() / 60:.1f} min so far", flush=True)
 
 
+def freeze(args):
+    """Write the best settings of the grids of the requested methods, by group of sets."""
+    frozen = read_record(args.settings)
+    for method in args.methods:
+        for group, rows in cluster_tables.ranked_settings(method, args.tuning).items():
+            frozen.setdefault(method, {})[group] = rows[0][0]
+            print(f"{method}, {group}: {rows[0][0]}")
+    write_record(args.settings, {method: frozen[method] for method in sorted(frozen)})
+
+
+def settings_of(method, name, path):
+    """Return the settings of a method on a set, which are frozen for those with a grid."""
+    if method not in GRIDS:
+        return OWN_SETTINGS.get(method, {})
+    frozen = read_record(path).get(method, {})
+    if group_of(name) not in frozen:
+        raise ValueError(f"{method} has no settings for {group_of(name)}; run --tune and --freeze first.")
+    return frozen[group_of(name)]
+
+
 def run_missing(args):
     """Make the missing runs, all methods of a set and seed together."""
     for seed, name in itertools.product(args.seeds, args.sets):
@@ -319,7 +322,7 @@ def run_missing(args):
         methods = [method for method in args.methods if seed not in done.get(row_of(name, method), {})]
         runner = Runner(name, seed, args.data) if methods else None
         for method in methods:
-            settings = SETTINGS[method][group_of(name)]
+            settings = settings_of(method, name, args.settings)
             head = environment(args.threads, "umap-learn") | {"row": row_of(name, method), "seed": seed}
             record = head | {**about(name), "method": method, "settings": settings} | runner.run(method, settings)
             append_run(args.output, record)
@@ -340,6 +343,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--tune", action="store_true", help="run the grids of the baselines on development sets")
+    action.add_argument("--freeze", action="store_true", help="write the best settings of the grids, and run nothing")
     action.add_argument("--tables", action="store_true", help="print the tables of recorded runs, and run nothing")
     action.add_argument("--tuning-table", action="store_true", help="print the best settings of the grids")
     parser.add_argument("--sets", nargs="+", choices=[*SETS], metavar="NAME", help="those not opened last by default")
@@ -349,6 +353,7 @@ def arguments():
     parser.add_argument("--data", type=Path, help='folder of the sets; by default "sets" below SKVAE_DATA_HOME')
     parser.add_argument("--output", type=Path, default=cluster_tables.RUNS)
     parser.add_argument("--tuning", type=Path, default=cluster_tables.TUNING)
+    parser.add_argument("--settings", type=Path, default=cluster_tables.SETTINGS)
     args = parser.parse_args()
     if args.sets is None:
         role = [name for name, data in SETS.items() if data.role == DEVELOPMENT]
@@ -363,6 +368,9 @@ def arguments():
 def main():
     """Tune, run or print."""
     args = arguments()
+    if args.freeze:
+        freeze(args)
+        return
     if args.tables or args.tuning_table:
         if args.tables:
             show(args)

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster_tables import BASELINES, OURS
+from cluster_tables import BASELINES, INITS, METHODS, OURS
 from record import RESULTS, read_record, read_runs
 
 MNIST, FASHION, LETTERS = (f"{name}.npz" for name in ("mnist", "fashion_mnist", "letters"))
@@ -141,6 +141,8 @@ BENCHMARKS = {
     "clusters, images": clusters(IMAGE_SETS, OURS, 300),
     "clusters, unbalanced": clusters(UNBALANCED_SETS, (*BASELINES, *OURS), 60),
     "clusters, new sets": clusters(NEW_SETS, OURS, 60),
+    "clusters, unbalanced": clusters(UNBALANCED_SETS, METHODS, 20),
+    "clusters, initializations": clusters(SMALL_SETS, INITS, 60),
     "memory": single("memory", 10, "memory"),
     "partial_fit": single("partial_fit", 15, "partial_fit", data=(MNIST,)),
     "shuffled runs": single("shuffled_runs", 45, "shuffled_runs", data=(MNIST,)),

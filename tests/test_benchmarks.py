@@ -86,11 +86,15 @@ def test_a_run_replaces_that_of_the_same_row_and_seed(benchmarks, tmp_path):
 
 
 def test_settings_of_baselines_are_the_best_of_their_grids(benchmarks):
-    clusters, ranked = importlib.import_module("clusters"), benchmarks["cluster_tables"].ranked_settings
-    tried = {(method, group): rows for method in clusters.GRIDS for group, rows in ranked(method).items()}
-    assert {group for _, group in tried} == {"tables", "images"}
-    for (method, group), rows in tried.items():
-        assert clusters.SETTINGS[method][group] == rows[0][0], (method, group)
+    tables, record = benchmarks["cluster_tables"], benchmarks["record"]
+    frozen = record.read_record(tables.SETTINGS)
+    assert frozen
+    for method, groups in frozen.items():
+        ranked = tables.ranked_settings(method)
+        assert groups == {group: ranked[group][0][0] for group in groups}, method
+    runs = [run for runs in record.read_runs(tables.RUNS).values() for run in runs.values()]
+    for run in (run for run in runs if run["method"] in tables.BASELINES[1:]):
+        assert run["settings"] == frozen[run["method"]][run["group"]], run["row"]
 
 
 def test_benchmarks_of_clusterers_are_planned_for_sets_that_can_be_made(benchmarks):
