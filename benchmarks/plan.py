@@ -139,7 +139,6 @@ BENCHMARKS = {
     "clusters, baselines, new sets": clusters(NEW_SETS, BASELINES, 60),
     "clusters": clusters(SMALL_SETS, OURS, 60),
     "clusters, images": clusters(IMAGE_SETS, OURS, 300),
-    "clusters, unbalanced": clusters(UNBALANCED_SETS, (*BASELINES, *OURS), 60),
     "clusters, new sets": clusters(NEW_SETS, OURS, 60),
     "clusters, unbalanced": clusters(UNBALANCED_SETS, METHODS, 20),
     "clusters, initializations": clusters(SMALL_SETS, INITS, 60),
