@@ -14,7 +14,8 @@ from ..fitting.batches import standardized, subsample
 from ..fitting.neighbors import NeighborPairs, embed_neighbors
 from ..models import MaskedLikelihood
 
-MAX_FEATURES, MAX_PCA_ROWS = 50, 10_000  # principal components in which neighbours are searched, rows that they are of
+MAX_FEATURES = 50  # principal components in which neighbours are searched
+MIN_PCA_ROWS, MAX_PCA_ROWS, MAX_PCA_VALUES = 1_000, 10_000, 2**26  # rows that components are of, and their values
 MAX_REFERENCES = 10_000  # rows among which neighbours are searched
 MAX_EDGES = 4  # neighbours of a row from which pairs are drawn, as a multiple of those that were searched
 EMBEDDING_DIM = 10
@@ -47,8 +48,9 @@ def neighbor_features(model, data):
         return _encoder_inputs(model.likelihood, standardized(model, stored.to(data.device))).cpu().numpy()
 
     with torch.inference_mode():
-        part = inputs(subsample(data.rows, max(1, MAX_PCA_ROWS // data.group.size))[:])
-        sample = data.group.all_gather(torch.from_numpy(part)).numpy()
+        n_rows = max(MIN_PCA_ROWS, min(MAX_PCA_ROWS, MAX_PCA_VALUES // data.rows.shape[1])) // data.group.size
+        part = [inputs(rows) for rows in subsample(data.rows, max(1, n_rows)).split(data.inference_batch_size)]
+        sample = data.group.all_gather(torch.from_numpy(np.concatenate(part))).numpy()
         project = np.asarray
         if sample.shape[1] > MAX_FEATURES and len(sample) > MAX_FEATURES:
             project = PCA(MAX_FEATURES, random_state=data.seed).fit(sample).transform

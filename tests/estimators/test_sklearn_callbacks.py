@@ -15,7 +15,7 @@ SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 3, "random_state": 0}
 EMBEDDERS = [
     VAEEmbedder(2, **SMALL),
     AutoencoderEmbedder(2, **SMALL),
-    VaDEClusterer(2, latent_dim=2, n_init=2, pretrain_epochs=2, **SMALL),
+    VaDEClusterer(2, latent_dim=2, n_init=2, n_neighbors=0, pretrain_epochs=2, **SMALL),
 ]
 OTHERS = [TorchGMM(2, random_state=0), TorchPPCA(2), TorchMiniBatchKMeans(2, random_state=0)]
 over_embedders = pytest.mark.parametrize("embedder", EMBEDDERS, ids=lambda embedder: type(embedder).__name__)
