@@ -22,7 +22,7 @@ IMAGES = RNG.uniform(size=(128, 64))
 COUNTS = RNG.poisson(abs(FEW))
 SMALL = {"hidden_layer_sizes": (8,), "random_state": 0}
 VADE = SMALL | {"latent_dim": 2, "pretrain_epochs": 1, "n_init": 2, "batch_size": 64}
-VIEWS = {"image_shape": (8, 8), "architecture": "mlp", "augment": "affine", "consistency": 1.0}
+VIEWS = {"image_shape": (8, 8), "architecture": "mlp", "augment": "affine", "consistency": 1.0, "init": "random"}
 
 
 @pytest.fixture(autouse=True)

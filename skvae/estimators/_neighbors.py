@@ -160,8 +160,9 @@ def pairs_with_references(features, references, graph):
     search = NearestNeighbors(n_neighbors=n_neighbors).fit(features[references])
     distances, nearest = search.kneighbors(features[others])
     weights = fuzzy_weights(distances.astype(np.float64))
-    is_copy = (distances == 0) & (distances[:, -1:] > 0)  # an equal row says nothing about clusters
-    weights[is_copy] = 0.0
+    is_equal = [(features[references[column]] == features[others]).all(1) for column in nearest.T]
+    is_equal = np.stack(is_equal, 1)
+    weights[is_equal & ~is_equal.all(1, keepdims=True)] = 0.0  # an equal row says nothing about clusters
     width = max(n_neighbors, own.indices.shape[1])
     indices, cumulative = np.zeros((len(features), width), np.int64), np.ones((len(features), width), np.float32)
     indices[references, : own.indices.shape[1]] = references[own.indices.numpy()]

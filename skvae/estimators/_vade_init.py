@@ -66,11 +66,9 @@ def neighborhood(model, data, n_neighbors, holds_out):
     held_out = None
     if holds_out:
         train, rest = hold_out_indices(len(data.rows), data.seed)
-        near = min(HELD_OUT_NEIGHBORS, len(train))
         held_out_features, features = features[rest.numpy()], features[train.numpy()]
-        search = NearestNeighbors(n_neighbors=near).fit(features)
-        indices = torch.from_numpy(search.kneighbors(held_out_features, return_distance=False))
-        held_out = HeldOut(*(select_rows(data.rows, part) for part in (rest, train[indices.flatten()])))
+        near = train[torch.from_numpy(nearest_of_others(features, held_out_features, HELD_OUT_NEIGHBORS).flatten())]
+        held_out = HeldOut(select_rows(data.rows, rest), select_rows(data.rows, near))
         data = replace(data, rows=select_rows(data.rows, train))
     references = np.arange(len(features))
     if len(features) > MAX_REFERENCES:
@@ -79,6 +77,19 @@ def neighborhood(model, data, n_neighbors, holds_out):
     graph = neighbor_graph(features[references], n_neighbors)
     pairs = pairs_with_references(features, references, graph)
     return data, Neighborhood(features, references, graph, pairs), held_out
+
+
+def nearest_of_others(features, others, n_neighbors):
+    """Return the indices of the nearest of the distinct rows (m, n_neighbors), but for equal ones.
+
+    Repeated samples may be on both sides.
+    """
+    distinct, first = np.unique(features, axis=0, return_index=True)
+    n_neighbors = min(n_neighbors, len(first))
+    n_searched = min(n_neighbors + 1, len(first))
+    indices = NearestNeighbors(n_neighbors=n_searched).fit(distinct).kneighbors(others, return_distance=False)
+    is_equal = (distinct[indices[:, 0]] == others).all(1, keepdims=True)
+    return first[np.where(is_equal, indices[:, -n_neighbors:], indices[:, :n_neighbors])]
 
 
 @dataclass

@@ -16,6 +16,7 @@ from skvae.estimators._neighbors import (
     neighbor_pairs,
     pairs_with_references,
 )
+from skvae.estimators._vade_init import nearest_of_others
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,14 @@ def test_copies_of_references_are_not_their_pairs(blobs):
     equal = np.zeros((30, 2), np.float32)
     pairs = pairs_with_references(equal, np.arange(10), neighbor_graph(equal[:10], 5))
     assert torch.isfinite(pairs.cumulative).all()
+
+
+def test_neighbors_of_held_out_samples_are_other_samples(blobs):
+    X = np.concatenate([blobs[0][:100], blobs[0][:10], blobs[0][:10]])
+    others = np.concatenate([blobs[0][:10], blobs[0][150:160]])
+    nearest = nearest_of_others(X, others, 3)
+    distances = cdist(others, blobs[0][:100])
+    distances[distances < 1e-6] = np.inf
+    assert_array_equal(np.sort(nearest, 1), np.sort(distances.argsort(1)[:, :3], 1))
+    assert nearest_of_others(X[:2], others, 3).shape == (20, 2)
+    assert nearest_of_others(X[:1], X[:1], 3).shape == (1, 1)

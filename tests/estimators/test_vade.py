@@ -49,6 +49,7 @@ FROZEN = {
     "batch_norm": False,
     "consistency": 0,
 }  # what it starts from
+LIMITS_OF_MEMORY = ("skvae.data.inputs.MAX_HELD_BYTES", "skvae.data.inputs.MAX_DENSE_BYTES")
 WEIGHTED_FORMS = {
     "plain": SMALL,
     "diagonal": SMALL | {"covariance_type": "diag"},
@@ -248,7 +249,7 @@ def test_every_initialization(init, weight, groups):
 def test_partitions_are_the_initial_clusters(init, groups):
     X, y = groups
     vade = fit_quietly(VaDEClusterer(4, init=init, **SMALL | FROZEN), X)
-    assert adjusted_rand_score(y, vade.labels_) > 0.95
+    assert adjusted_rand_score(y, vade.labels_) > 0.9
     counts = np.bincount(vade.labels_) / len(X)
     assert_allclose(vade.weights_, counts, atol=0.02)
 
@@ -336,8 +337,10 @@ def test_views_of_tables(groups):
     assert two.history_[-1]["train_agreement"] > 0.5
 
 
-def test_files_have_no_neighbors(groups, tmp_path):
+def test_files_have_no_neighbors(groups, tmp_path, monkeypatch):
     h5py = pytest.importorskip("h5py")
+    for limit in LIMITS_OF_MEMORY:
+        monkeypatch.setattr(limit, 0)
     with h5py.File(tmp_path / "X.h5", "w") as file:
         X = file.create_dataset("X", data=groups[0])
         vade = fit_quietly(VaDEClusterer(4, **SMALL), X)
@@ -346,9 +349,12 @@ def test_files_have_no_neighbors(groups, tmp_path):
             VaDEClusterer(4, consistency=1.0, **SMALL).fit(X)
 
 
-def test_sparse_samples_have_the_neighbors_of_dense_ones(groups):
+def test_sparse_samples_have_the_neighbors_of_dense_ones(groups, monkeypatch):
     X = np.maximum(groups[0], 0)
-    dense, sparse = (fit_quietly(VaDEClusterer(4, **SMALL), each) for each in (X, csr_array(X)))
+    dense = fit_quietly(VaDEClusterer(4, **SMALL), X)
+    for limit in LIMITS_OF_MEMORY:
+        monkeypatch.setattr(limit, 0)
+    sparse = fit_quietly(VaDEClusterer(4, **SMALL), csr_array(X))
     assert sparse.init_ == dense.init_
     assert_array_equal(sparse.labels_, dense.labels_)
 
