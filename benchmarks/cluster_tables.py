@@ -82,7 +82,8 @@ def overview(score="v_measure", path=RUNS):
         cells = dict.fromkeys(methods, "")
         for method, value in means.items():
             text = f"{value:.3f} ({min(run[score] for run in runs[method]):.3f})"
-            cells[method] = f"**{text}**" if value == max(means.values()) else text
+            is_best = len(means) > 1 and value == max(means.values())
+            cells[method] = f"**{text}**" if is_best else text
         lines.append([name, next(iter(runs.values()))[0]["role"], *cells.values()])
     full = complete(by_set, methods)
     if full:
