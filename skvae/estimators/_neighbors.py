@@ -171,6 +171,7 @@ def pairs_with_references(features, references, graph):
     cumulative[references, : own.indices.shape[1]] = own.cumulative.numpy()
     indices[others, :n_neighbors] = references[nearest]
     cumulative[others, :n_neighbors] = weights.cumsum(1) / weights.sum(1, keepdims=True)
+    cumulative[others, n_neighbors - 1] = 1.0  # not less by rounding, which would draw from the padding
     return NeighborPairs(torch.from_numpy(indices), torch.from_numpy(cumulative))
 
 

@@ -29,7 +29,7 @@ from .gmm import TorchGMM
 
 REG_COVAR = 1e-3  # of a mixture over latent codes of unit variance
 N_PARTITIONS = 10  # initializations of k-means, or of EM, for a partition
-PARTITION_REG_COVAR = 1e-2  # of a mixture in the embedding of the graph, whose spread is some units
+EMBEDDING_REG_COVAR = 1e-2  # of a mixture in the embedding of the graph, whose spread is some units
 HELD_OUT_NEIGHBORS = 5  # of a held-out sample
 
 
@@ -134,7 +134,7 @@ class Initialization:
 
     def neighbor_gmm(self):
         """Partition the embedding of the graph of neighbours by a Gaussian mixture."""
-        settings = {"n_init": N_PARTITIONS, "reg_covar": PARTITION_REG_COVAR, "random_state": self.seed}
+        settings = {"n_init": N_PARTITIONS, "reg_covar": EMBEDDING_REG_COVAR, "random_state": self.seed}
         return self._of_partition(GaussianMixture(self.n_clusters, **settings).fit_predict(self._embedding))
 
     def _kmeans(self, x):

@@ -533,22 +533,24 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
 
     def _choose_relation(self, view_of, data):
         """Return the pairs whose clusters should agree, and the weight of this; without neighbours yet."""
-        has_neighbors = self.n_neighbors > 0 and getattr(data.rows, "run_length", 1) == 1
+        n_samples = sum(data.group.all_gather_int(len(data.rows)))
+        is_enough = data.resume or n_samples >= 2 * self.n_clusters  # to hold out some
+        has_neighbors = is_enough and self.n_neighbors > 0 and getattr(data.rows, "run_length", 1) == 1
         weight = self.consistency_ if data.resume else self.consistency
         if weight == "auto":
-            n_samples = sum(data.group.all_gather_int(len(data.rows)))
-            can_pair = (has_neighbors or view_of is not None) and n_samples >= 2 * self.n_clusters
+            can_pair = is_enough and (has_neighbors or view_of is not None)
             weight = CONSISTENCY * self.n_features_in_ if can_pair else 0.0
         elif weight > 0 and not has_neighbors and view_of is None:
             raise ValueError(
                 f"consistency={weight:g} compares pairs of samples, but there are none: neighbours are not searched in "
-                "files, nor with n_neighbors=0, and there are no augmented views; set augment ('affine' for images "
-                "with an image_shape, or a callable), or consistency=0."
+                "files, with n_neighbors=0, or among fewer than two samples for each cluster, and there are no "
+                "augmented views; set augment ('affine' for images with an image_shape, or a callable), or "
+                "consistency=0."
             )
         if self.init not in ("auto", "gmm", "random") and not has_neighbors:
             raise ValueError(
-                f"init={self.init!r} needs the neighbours of samples, which are not searched in files, nor with "
-                "n_neighbors=0; set n_neighbors, or init='gmm'."
+                f"init={self.init!r} needs the neighbours of samples, which are not searched in files, with "
+                "n_neighbors=0, or among fewer than two samples for each cluster; set n_neighbors, or init='gmm'."
             )
         return Relation(float(weight), view_of, has_neighbors)
 
@@ -567,8 +569,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         names = () if data.resume else chain(*self._arms(relation))
         if not relation.has_neighbors or (relation.weight == 0 and set(names) <= {"gmm", "random"}):
             return data, relation._replace(has_neighbors=False)
-        data, found, held_out = neighborhood(model, data, self.n_neighbors, holds_out)
-        return data, relation._replace(neighborhood=found, held_out=held_out)
+        data, neighbors, held_out = neighborhood(model, data, self.n_neighbors, holds_out)
+        return data, relation._replace(neighborhood=neighbors, held_out=held_out)
 
     def _train_jointly(self, model, data, max_epochs, relation):
         """Train networks and mixtures in place, and drop all mixtures but one; return the net."""

@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CURVE = (
-    1.9328,
-    0.7905,
-)  # a, b of 1 / (1 + a r^(2b)), close to exp(-r): similarities of UMAP without a minimal distance
+CURVE = (1.9328, 0.7905)  # a and b of similarities 1 / (1 + a r^(2b)), which are close to exp(-r)
 EMBEDDING_STEPS, EMBEDDING_LR = 400, 0.2
 N_NEGATIVES = 5  # random rows for each neighbour, from which the embedding moves a row away
 
@@ -36,7 +33,7 @@ class NeighborPairs(NamedTuple):
         """
         device = self.indices.device
         draws = torch.rand(len(rows), 1, generator=generator, device=generator.device).to(device)
-        column = (self.cumulative[rows.to(device)] < draws).sum(1, keepdim=True).clamp_(max=self.indices.shape[1] - 1)
+        column = (self.cumulative[rows.to(device)] <= draws).sum(1, keepdim=True).clamp_(max=self.indices.shape[1] - 1)
         return self.indices[rows.to(device)].gather(1, column)[:, 0]
 
     def to(self, device):

@@ -313,7 +313,7 @@ def replace_parameters(optimizer, replaced):
 
 
 class ConsistencyDecay(Resumable):
-    """Lower the weight of the consistency of views for the last iterations, so that the ELBO decides at the end."""
+    """Lower the weight of the consistency of pairs for the last iterations, so that the ELBO decides at the end."""
 
     def __init__(self, n_steps):
         self.n_steps = n_steps

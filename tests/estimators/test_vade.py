@@ -227,6 +227,18 @@ def test_consistency_needs_pairs(groups):
         VaDEClusterer(4, consistency=1.0, augment=None, n_neighbors=0, **IMAGES).fit(np.zeros((20, 64)))
 
 
+@pytest.mark.parametrize("n_samples", [4, 5, 7])
+def test_few_samples_are_not_paired(n_samples, groups):
+    """With one held out, fewer samples than clusters could be left."""
+    X = groups[0][:n_samples]
+    assert fit_quietly(VaDEClusterer(4, **SMALL), X).consistency_ == 0
+    with pytest.raises(ValueError, match="fewer than two samples for each cluster"):
+        VaDEClusterer(4, consistency=1.0, **SMALL).fit(X)
+    assert fit_quietly(VaDEClusterer(4, **SMALL), groups[0][:8]).consistency_ > 0
+    vade = fit_quietly(VaDEClusterer(4, **SMALL), groups[0]).partial_fit(X)
+    assert vade.n_iter_ == 6
+
+
 @pytest.mark.parametrize("init", ["kmeans", "neighbor_kmeans", "neighbor_gmm"])
 def test_partitions_need_neighbors(init, groups):
     with pytest.raises(ValueError, match=f"init='{init}' needs the neighbours of samples"):
