@@ -240,7 +240,7 @@ class LatentSnapshots(Resumable):
         """The snapshots so far, as `Snapshots`."""
         arrays = {name: np.stack([one[name].numpy() for one in self.taken_]) for name in ("epochs", "codes")}
         if "means" in self.taken_[0]:
-            pairs = list(zip(self.taken_, track_mixture([one["scores"] for one in self.taken_]), strict=True))
+            pairs = list(zip(self.taken_, track_mixture([one["parents"] for one in self.taken_]), strict=True))
             for name in ("weights", "means", "covariances"):
                 arrays[name] = np.stack([one[name][index].numpy() for one, index in pairs])
         return Snapshots(**arrays)
@@ -255,8 +255,8 @@ class LatentSnapshots(Resumable):
         prior = unwrapped_module(net).prior
         if isinstance(prior, GaussianMixturePrior):
             pruning = [callback for _, callback in net.callbacks_ if isinstance(callback, PruneMixtures)]
-            scores = [list(losses) for callback in pruning for losses in callback.scores_]
-            snapshot |= mixtures_of(prior) | {"scores": scores}
+            parents = [list(indices) for callback in pruning for indices in callback.parents_]
+            snapshot |= mixtures_of(prior) | {"parents": parents}
         if self.taken_ and self.taken_[-1]["epochs"] == epoch:
             self.taken_.pop()
         self.taken_.append(snapshot)
@@ -296,19 +296,19 @@ def evaluate(net, X, function):
     return torch.cat(results)
 
 
-def track_mixture(scores):
+def track_mixture(parents):
     """Return the indices in all snapshots of the mixture that is the first in the last snapshot.
 
     Parameters
     ----------
-    scores : list of list of list of float
-        For each snapshot, the losses of all mixtures at each pruning before it.
+    parents : list of list of list of int
+        For each snapshot, the changes of the mixtures before it: the index of the parent of each mixture.
     """
     indices = [0]
-    for earlier, later in zip(scores[-2::-1], scores[:0:-1], strict=True):
+    for earlier, later in zip(parents[-2::-1], parents[:0:-1], strict=True):
         index = indices[-1]
-        for losses in reversed(later[len(earlier) :]):  # pruning sorts mixtures by their losses
-            index = int(torch.tensor(losses).argsort()[index])
+        for change in reversed(later[len(earlier) :]):
+            index = change[index]
         indices.append(index)
     return indices[::-1]
 

@@ -13,6 +13,8 @@ from .arrays import float_dtype
 MAX_NAMED = 10  # features in an error
 LONG_TAIL, FEW = 3.0, 0.02  # of counts: largest value by the mean of those above zero, share of these near the largest
 NEAR_ZERO, NEARLY_ALL = 0.25, 0.75  # share of the mean that is close to zero, share of the features with such values
+CENTRED, NEARLY_ALL_CENTRED = 0.1, 0.9  # size of a mean in standard deviations, share of the features with such means
+SCALES_DIFFER = 2.0  # ratio of the largest scale to the smallest
 
 
 class Ranges(NamedTuple):
@@ -81,9 +83,12 @@ class Columns:
 
     @property
     def scale(self):
-        """Standard deviations; constant features keep their unit."""
+        """Standard deviations, or one unit for all centred features; constant features keep their unit."""
         mean, scale = self._moments
-        scale = np.where(scale <= 10 * np.finfo(float_dtype(self.dtype)).eps * np.abs(mean), 1.0, scale)
+        varies = scale > 10 * np.finfo(float_dtype(self.dtype)).eps * np.abs(mean)
+        scale = np.where(varies, scale, 1.0)
+        if have_common_unit(mean[varies], scale[varies]):
+            scale[varies] = np.sqrt(np.square(scale[varies]).mean())
         return torch.from_numpy(scale)
 
     @property
@@ -144,6 +149,25 @@ class Columns:
 
     def _chunks(self):
         return (self._X[rows] for rows in row_chunks(*self._X.shape, n_bytes=LINEAR_BYTES))
+
+
+def have_common_unit(mean, scale):
+    """Return whether features are centred and have scales of their own, as principal components do.
+
+    What has been centred but not scaled was not measured in unrelated units: the scales say how much each feature
+    matters. One feature in ten may have another mean (the first direction of word counts has), if its scale is not the
+    largest.
+
+    Parameters
+    ----------
+    mean, scale : ndarray of shape (d,)
+        Means and standard deviations of the features that vary.
+    """
+    is_centred = np.abs(mean) <= CENTRED * scale
+    if not len(scale) or is_centred.mean() < NEARLY_ALL_CENTRED:
+        return False
+    largest = scale[is_centred].max()
+    return bool(largest > SCALES_DIFFER * scale.min() and largest >= scale.max())
 
 
 def array_ranges(part):

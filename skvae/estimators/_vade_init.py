@@ -42,6 +42,14 @@ class Neighborhood(NamedTuple):
     pairs: NeighborPairs
 
 
+class References(NamedTuple):
+    """Samples among which neighbours are searched, of all processes."""
+
+    features: np.ndarray  # (m, p)
+    indices: np.ndarray  # those of this process, among its samples
+    graph: NeighborGraph  # of all
+
+
 def neighborhood(model, data, n_neighbors, holds_out):
     """Search the neighbours of training samples.
 
@@ -126,7 +134,7 @@ class Initialization:
 
     def kmeans(self):
         """Partition the samples by k-means."""
-        return self._of_partition(self._kmeans(self._references[0]))
+        return self._of_partition(self._kmeans(self.references.features))
 
     def neighbor_kmeans(self):
         """Partition the embedding of the graph of neighbours by k-means."""
@@ -141,24 +149,22 @@ class Initialization:
         return KMeans(self.n_clusters, n_init=N_PARTITIONS, random_state=self.seed).fit_predict(x)
 
     @cached_property
-    def _references(self):
-        """Features and latent codes of the references, of all processes, and their graph."""
+    def references(self):
+        """The samples of which partitions are made."""
         features, references, graph, _ = self.neighborhood
-        indices = torch.from_numpy(references).to(self.z.device)
         if self.group.size == 1:
-            return features[references], self.z[indices], graph
-        part = slice(None, None, self.group.size)  # as many as of one process
-        features = self.group.all_gather(torch.from_numpy(features[references[part]])).numpy()
-        z = self.group.all_gather(self.z[indices[part]])
-        return features, z, neighbor_graph(features, graph.n_neighbors)
+            return References(features[references], references, graph)
+        references = references[:: self.group.size]  # as many as of one process
+        features = self.group.all_gather(torch.from_numpy(features[references])).numpy()
+        return References(features, references, neighbor_graph(features, graph.n_neighbors))
 
     @cached_property
     def _embedding(self):
-        return embed_graph(self._references[2], self.seed)
+        return embed_graph(self.references.graph, self.seed)
 
     def _of_partition(self, labels):
         """Return the mixture of a partition of the references; of several processes, that of the first."""
-        z = self._references[1]
+        z = self.group.all_gather(self.z[torch.from_numpy(self.references.indices).to(self.z.device)])
         labels = self.group.broadcast(torch.from_numpy(labels).long().to(z.device))
         return [partition_mixture(z, labels, self.n_clusters, COVARIANCES[self.covariance_type])]
 

@@ -1,6 +1,5 @@
 """Deep clustering: an embedding and a Gaussian mixture over it, trained jointly."""
 
-import copy
 import functools
 import math
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import torch
 from sklearn.base import ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from skorch import NeuralNet
 
 from ..data.arrays import float_dtype
 from ..fitting.batches import count_batches, count_steps
@@ -23,8 +21,8 @@ from ..fitting.training import fit_module
 from ..fitting.vade import (
     ConsistencyDecay,
     HeldOut,
+    Proposals,
     PruneMixtures,
-    held_out_objective,
     held_out_terms,
     limit_inference_batches,
     neighbor_views,
@@ -33,19 +31,24 @@ from ..fitting.vade import (
     two_views,
 )
 from ..fitting.warnings import warn
-from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Support
+from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, Support
 from ._elbo import ELBOMixin, draw_generator, draw_samples
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, BaseEmbedder
 from ._embedder_training import augmentation, history_of, prepare_samples, train, training_plan, user_callbacks
 from ._fit import check_index, fit_method, row_count
 from ._networks import pretrained_model
+from ._split_merge import N_PRESENT, SplitMerge
 from ._vade_init import INITS, Initialization, Neighborhood, neighborhood
 from .export import EncoderWithClusters
 
 AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.3}  # of views in joint training
 CONSISTENCY = 0.4  # weight of the consistency of pairs for each feature, in nats
 PRUNED = ((1 / 6, 0.3), (5 / 12, 0.0))  # share of the iterations, share of random mixtures that stay (at least one)
-PRUNED_INITS = ((1 / 6, 0.5), (5 / 12, 0.0))  # the same of other initializations
+PRUNED_INITS = ((1 / 6, 0.5), (1 / 3, 0.0))  # the same of other initializations
+PROPOSED, N_ROUNDS = (
+    (1 / 12, 1 / 8),
+    2,
+)  # share of the iterations until the best proposal, then all but one mixture stay
 SELECTION_SHARE = 0.25  # of the weight of consistency, where held-out samples choose among mixtures of one training
 AUTO_INITS = ("gmm", "kmeans", "neighbor_kmeans", "neighbor_gmm")  # that are tried where there are neighbours
 SMALL_DATASET = 1_000  # samples: below, there are fewer epochs
@@ -227,13 +230,13 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         The initialization that was used, or chosen.
 
     held_out_scores_ : dict of str to float
-        If initializations were compared, the objective of trained networks on held-out samples, in nats, by the
-        initialization that was chosen for them: the mean ELBO, and ``consistency_`` times the mutual information of the
-        clusters of samples and of their neighbours, both augmented if training is. Other initializations were dropped
-        before.
+        If initializations were compared, their scores on held-out samples, in nats, when the first were dropped: a
+        quarter of ``consistency_`` times the mutual information of the clusters of samples and of their neighbours,
+        both augmented if training is, less the divergence from the prior.
 
     init_losses_ : list of list of float
-        Losses of the mixtures, without the reconstruction that they share, each time that some were dropped.
+        Losses of the mixtures, without the reconstruction that they share, each time that some were dropped; if
+        initializations were compared, these are negative scores of held-out samples.
 
     lower_bound_ : float
         Mean evidence lower bound (ELBO) of the training samples at the last epoch, during training.
@@ -472,45 +475,32 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         return Flat(n_statistics=2)
 
     def _fit_networks(self, model, data, max_epochs):
-        """Pretrain, initialize mixtures, train and prune them; held-out samples choose among the initializations."""
+        """Pretrain, initialize mixtures, and train them together until held-out samples have chosen one."""
         view_of = augmentation(self, model.likelihood, **AFFINE_LIMITS)
         relation = self._choose_relation(view_of, data)
         if data.resume:
             check_same_mixture(self)
             data, relation = self._search_neighbors(model, data, relation, holds_out=False)
             return self._train_jointly(model, data, max_epochs, relation)[0]
-        arms, self.consistency_ = self._arms(relation), relation.weight
-        holds_out = max(len(arms), len(arms[0])) > 1
-        data, relation = self._search_neighbors(model, data, relation, holds_out)
+        names, self.consistency_ = self._choose_inits(relation), relation.weight
+        data, relation = self._search_neighbors(model, data, relation, holds_out=len(names) > 1)
         data = self._pretrain(model, data)
         settings = {"n_clusters": self.n_clusters, "covariance_type": self.covariance_type, "n_init": self.n_init}
         z = scale_codes(model, data)
         init = Initialization(**settings, z=z, seed=data.seed, group=data.group, neighborhood=relation.neighborhood)
-        candidates = []
-        for names in arms:
-            copied = copy.deepcopy(model) if len(arms) > 1 else model
-            candidates.append(self._train_arm(copied, data, max_epochs, relation, init, names))
-            data = limit_inference_batches(data, candidates[-1].net, self.batch_size)
-        best = max(candidates, key=lambda candidate: candidate.score)
-        self.init_, self.init_losses_ = best.init, best.losses
-        self.held_out_scores_ = {each.init: each.score for each in candidates if relation.held_out is not None}
-        for name in ("encoder", "decoder", "likelihood", "prior"):
-            setattr(model, name, getattr(best.model, name))
-        return best.net
-
-    def _train_arm(self, model, data, max_epochs, relation, init, names):
-        """Train networks with the mixtures of some initializations, of which one stays; return a `Candidate`."""
         mixtures = {name: init.make(name) for name in names}
-        is_sampled = self.responsibilities == "sampled"
         model.prior = GaussianMixturePrior(
-            list(chain(*mixtures.values())), COVARIANCES[self.covariance_type], sampled=is_sampled
+            list(chain(*mixtures.values())),
+            COVARIANCES[self.covariance_type],
+            sampled=self.responsibilities == "sampled",
         )
-        net, prune = self._train_jointly(model, data, max_epochs, relation._replace(compares=len(names) > 1))
+        references = init.references if relation.held_out is not None else None
+        net, prune = self._train_jointly(model, data, max_epochs, relation, references)
         names = list(chain(*([name] * len(mixtures[name]) for name in names)))
-        score = 0.0
-        if relation.held_out is not None:
-            score = held_out_objective(model, relation.held_out, data, relation.weight, relation.view_of)
-        return Candidate(model, net, names[prune.survivors_[0]], prune.scores_, score)
+        self.init_, self.init_losses_ = names[prune.survivor_], prune.scores_
+        scores = dict(zip(names, prune.scores_[0], strict=True)) if references is not None else {}
+        self.held_out_scores_ = {name: -loss for name, loss in scores.items()}
+        return net
 
     def _pretrain(self, model, data):
         """Train the networks as an autoencoder, in place; return the data, in smaller batches if memory was short."""
@@ -554,38 +544,27 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
             )
         return Relation(float(weight), view_of, has_neighbors)
 
-    def _arms(self, relation):
-        """Return the names of the initializations to try; those of an arm share their networks."""
+    def _choose_inits(self, relation):
+        """Return the names of the initializations to try."""
         if self.init != "auto":
-            return ((self.init,),)
+            return (self.init,)
         if relation.weight == 0:
-            return (("gmm",),)
-        if not relation.has_neighbors:
-            return (("random",),)
-        return (AUTO_INITS,) if relation.view_of is None else (AUTO_INITS, ("random",))
+            return ("gmm",)
+        return AUTO_INITS if relation.has_neighbors else ("random",)
 
     def _search_neighbors(self, model, data, relation, holds_out):
         """Return the data without samples held out, and the relation with the neighbours of the others."""
-        names = () if data.resume else chain(*self._arms(relation))
+        names = () if data.resume else self._choose_inits(relation)
         if not relation.has_neighbors or (relation.weight == 0 and set(names) <= {"gmm", "random"}):
             return data, relation._replace(has_neighbors=False)
         data, neighbors, held_out = neighborhood(model, data, self.n_neighbors, holds_out)
         return data, relation._replace(neighborhood=neighbors, held_out=held_out)
 
-    def _train_jointly(self, model, data, max_epochs, relation):
-        """Train networks and mixtures in place, and drop all mixtures but one; return the net."""
+    def _train_jointly(self, model, data, max_epochs, relation, references=None):
+        """Train networks and mixtures in place, and drop all mixtures but one; return the net and what dropped them."""
         weight, view_of, group = relation.weight, relation.view_of, data.group
-        n_mixtures, score = len(model.prior.means), None
         n_steps = max_epochs * count_steps(group.all_gather_int(len(data.rows)), self.batch_size)
-        pruned = PRUNED_INITS if relation.compares else PRUNED
-        stages = [(max(1, round(share * n_steps)), max(1, round(part * n_mixtures))) for share, part in pruned]
-        if relation.compares:
-
-            def score():
-                kl, agreement = held_out_terms(model, relation.held_out, data, relation.view_of)
-                return SELECTION_SHARE * weight * agreement - self.beta * kl
-
-        prune = PruneMixtures(model.prior, stages if n_mixtures > 1 else [], group, score)
+        prune = self._make_pruning(model, data, n_steps, relation, references)
         is_one_epoch = data.resume and max_epochs == 1  # of a stream of batches
         ours = (prune, ConsistencyDecay(n_steps)) if weight and not is_one_epoch else (prune,)
         if weight:
@@ -604,6 +583,21 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         generator = group.rank_generator(torch.Generator(data.device).manual_seed(data.seed + 1))
         net = fit_module(model, plan, replace(data, generator=generator, neighbors=pairs))
         return net, prune
+
+    def _make_pruning(self, model, data, n_steps, relation, references):
+        """Return the callback that drops mixtures: by held-out samples and with proposals, if there are references."""
+        n_mixtures, score, proposals = len(model.prior.means), None, None
+        if references is not None:
+
+            def score():
+                kl, agreement = held_out_terms(model, relation.held_out, data, relation.view_of)
+                return SELECTION_SHARE * relation.weight * agreement - self.beta * kl
+
+            steps = tuple(max(1, round(share * n_steps)) for share in PROPOSED)
+            proposals = Proposals(SplitMerge(model, data, references), N_PRESENT, steps, N_ROUNDS)
+        pruned = PRUNED if references is None else PRUNED_INITS
+        stages = [(max(1, round(share * n_steps)), max(1, round(part * n_mixtures))) for share, part in pruned]
+        return PruneMixtures(model.prior, stages if n_mixtures > 1 else [], data.group, score, proposals)
 
     def _choose_epochs(self, epochs, n_samples, n_iterations, min_epochs):
         """Resolve "auto": about ``n_iterations``, in at least ``min_epochs``."""
@@ -652,17 +646,6 @@ class Relation(NamedTuple):
     has_neighbors: bool  # whether pairs are neighbours
     neighborhood: Neighborhood | None = None
     held_out: HeldOut | None = None
-    compares: bool = False  # whether held-out samples choose among the mixtures
-
-
-class Candidate(NamedTuple):
-    """A trained model, among those of which held-out samples choose one."""
-
-    model: LatentModel
-    net: NeuralNet
-    init: str  # that was chosen
-    losses: list  # of the mixtures, each time that some were dropped
-    score: float  # on held-out samples
 
 
 def check_same_mixture(estimator):

@@ -1,6 +1,8 @@
 """Training of VaDE: codes of unit scale, initial mixtures, and the elimination of the worst of them."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from ..models.priors import information
 from .batches import standardized
 from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
-from .evaluation import mean_elbo, posterior_of
+from .evaluation import posterior_of
 from .lloyd import draw_distinct_rows
 from .weighted_rows import WeightedRows
 
@@ -189,12 +191,6 @@ def held_out_terms(model, held_out, data, view_of=None):
     return terms
 
 
-def held_out_objective(model, held_out, data, weight, view_of=None):
-    """Return the ELBO of held-out rows, and the weighted mutual information with their neighbours, in nats."""
-    elbo = mean_elbo(model, held_out.rows, data.device, batch_size=data.inference_batch_size, group=data.group)
-    return elbo + weight * held_out_terms(model, held_out, data, view_of)[1].item()
-
-
 def scale_codes(model, data):
     """Scale the latent codes of a model to unit variance; return those of all rows (n, k)."""
     model.eval()
@@ -216,6 +212,15 @@ def neighbor_views(view_of, u, neighbors, generator):
     return view_of(pairs, generator).unflatten(0, (2, len(u))).transpose(0, 1)
 
 
+class Proposals(NamedTuple):
+    """Mixtures that compete with the only one that stayed, in rounds, as long as they win."""
+
+    propose: Callable[[int], list]  # from the number of the round to mixtures; the first ones are ``n_equal`` in kind
+    n_equal: int  # mixtures, the first of them included, of the clusters that there were
+    n_steps: tuple[int, int]  # of training, until the best of either kind stay, and then until one of these
+    n_rounds: int
+
+
 class PruneMixtures(Resumable):
     """Drop the mixtures with the largest loss after some iterations.
 
@@ -231,15 +236,30 @@ class PruneMixtures(Resumable):
         The processes that train.
     score : callable, () -> Tensor (h,), optional
         Scores of the mixtures, equal in all processes; without it, losses of the last iterations are compared.
+    proposals : Proposals, optional
+        Mixtures that compete with the one that stayed. After some iterations the best of them remains, besides the best
+        of those that were there, and after some more the better of both.
+
+    Attributes
+    ----------
+    scores_ : list of list of float
+        Losses of all mixtures, each time that some were dropped.
+    parents_ : list of list of int
+        Indices of the mixtures that stayed, or that others were made of, at each change.
     """
 
-    def __init__(self, prior, stages, group=SINGLE_PROCESS, score=None):
-        self.prior, self.stages, self.group, self.score = prior, stages, group, score
+    def __init__(self, prior, stages, group=SINGLE_PROCESS, score=None, proposals=None):
+        self.prior, self.stages, self.group, self.score, self.proposals = prior, stages, group, score, proposals
+
+    @property
+    def survivor_(self):
+        """Index of the first mixture, or of that which it was made of, among the initial ones."""
+        return functools.reduce(lambda index, parents: parents[index], reversed(self.parents_), 0)
 
     def on_train_begin(self, net, **kwargs):
         """Reset the state."""
-        self.step_, self.begun_, self.losses_, self.scores_ = 0, 0, [], []
-        self.survivors_ = list(range(len(self.prior.means)))
+        self.step_, self.begun_, self.round_, self.losses_, self.scores_, self.parents_ = 0, 0, 0, [], [], []
+        self.stages_ = list(self.stages)
 
     def on_batch_end(self, net, training, y_pred, **kwargs):
         """Record the losses of a batch, and drop mixtures at the end of a stage."""
@@ -251,9 +271,11 @@ class PruneMixtures(Resumable):
             loss = loss - criterion.consistency * y_pred.agreement.detach()
         self.losses_.append(loss)
         self.step_ += 1
-        due = [n_remaining for step, n_remaining in self.stages if self.begun_ < step <= self.step_]
+        due = [n_remaining for step, n_remaining in self.stages_ if self.begun_ < step <= self.step_]
         if due:
             self._drop(net, min(due))
+            if min(due) == 1 and self.proposals is not None:
+                self._propose(net)
 
     def on_epoch_end(self, net, **kwargs):
         """Average the losses over processes."""
@@ -262,8 +284,8 @@ class PruneMixtures(Resumable):
 
     def state(self, net):
         """Return the state that `resume` needs."""
-        state = {name: getattr(self, name) for name in ("step_", "begun_")}
-        lists = {name: list(getattr(self, name)) for name in ("losses_", "scores_", "survivors_")}
+        state = {name: getattr(self, name) for name in ("step_", "begun_", "round_")}
+        lists = {name: list(getattr(self, name)) for name in ("losses_", "scores_", "parents_", "stages_")}
         return state | lists | {"n_mixtures": len(self.prior.means)}
 
     def resume(self, net, state):
@@ -274,13 +296,13 @@ class PruneMixtures(Resumable):
             replace_parameters(
                 net.optimizer_, self.prior.keep(torch.zeros(n_mixtures, dtype=torch.long, device=device))
             )
-        self.step_, self.begun_, self.scores_ = state["step_"], state["begun_"], list(state["scores_"])
-        self.survivors_ = list(state["survivors_"])
+        self.step_, self.begun_, self.round_ = (state[name] for name in ("step_", "begun_", "round_"))
+        self.scores_, self.parents_, self.stages_ = (list(state[name]) for name in ("scores_", "parents_", "stages_"))
         self.losses_ = [loss.to(device) for loss in state["losses_"]]
 
     def on_train_end(self, net, **kwargs):
         """Reduce the mixtures to one, if the training was stopped before."""
-        if self.losses_ and self.stages:
+        if len(self.prior.means) > 1 and self.stages_ and (self.losses_ or self.score is not None):
             self._drop(net, 1)
 
     def _drop(self, net, n_remaining):
@@ -290,10 +312,26 @@ class PruneMixtures(Resumable):
         else:
             losses = -self.score()
         best = losses.argsort()[:n_remaining]
+        if self.round_ and n_remaining > 1:
+            n_equal = self.proposals.n_equal
+            best = torch.stack([losses[:n_equal].argmin(), n_equal + losses[n_equal:].argmin()])
         replace_parameters(net.optimizer_, self.prior.keep(best))
         self.scores_.append(losses.tolist())
-        self.survivors_ = [self.survivors_[index] for index in best.tolist()]
+        self.parents_.append(best.tolist())
         self.begun_, self.losses_ = self.step_, []
+
+    def _propose(self, net):
+        """Let mixtures compete with the one that stayed, unless it won the last round."""
+        has_won = self.round_ and self.parents_[-1] == [0]
+        if has_won or self.round_ == self.proposals.n_rounds:
+            return
+        mixtures = self.proposals.propose(self.round_)
+        self.round_ += 1
+        if mixtures:
+            replace_parameters(net.optimizer_, self.prior.extend(mixtures))
+            self.parents_.append([0] * (1 + len(mixtures)))
+            first, second = self.proposals.n_steps
+            self.stages_ += [(self.step_ + first, 2), (self.step_ + first + second, 1)]
 
     def _shared(self, losses):
         """Return the means of the losses over processes."""

@@ -10,7 +10,7 @@ class FeatureSummary(Protocol):
     """Statistics of the features of the training data."""
 
     mean: Tensor  # (d,), float64
-    scale: Tensor  # (d,), float64: standard deviations, and one for a constant feature
+    scale: Tensor  # (d,), float64: units, by which features are divided; one for a constant feature
     maximum: Tensor  # (d,), float64
 
 

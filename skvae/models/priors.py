@@ -82,8 +82,8 @@ class StandardNormal(nn.Module):
 class GaussianMixturePrior(nn.Module):
     """A Gaussian mixture over latent codes, the prior of VaDE (Jiang et al. 2017), or several candidates.
 
-    With several mixtures, the divergence is the mean over mixtures, `keep` selects some of them, and ``mixture``,
-    ``log_prob`` and ``sample`` are those of the first.
+    With several mixtures, the divergence is the mean over mixtures, `keep` selects some of them, `extend` adds others,
+    and ``mixture``, ``log_prob`` and ``sample`` are those of the first.
 
     Parameters
     ----------
@@ -122,6 +122,20 @@ class GaussianMixturePrior(nn.Module):
         replaced = {}
         for name, old in list(self.named_parameters()):
             replaced[old] = nn.Parameter(old.detach()[indices].clone())
+            setattr(self, name, replaced[old])
+        return replaced
+
+    def extend(self, mixtures):
+        """Add mixtures after those that there are; all get new parameters.
+
+        Returns
+        -------
+        replaced : dict of Parameter to Parameter
+            The new parameter for each old one.
+        """
+        replaced, added = {}, GaussianMixturePrior(mixtures, self.family)
+        for (name, old), new in zip(list(self.named_parameters()), added.parameters(), strict=True):
+            replaced[old] = nn.Parameter(torch.cat([old.detach(), new.detach().to(old)]))
             setattr(self, name, replaced[old])
         return replaced
 

@@ -247,6 +247,23 @@ def test_keep_chooses(kind, generator):
     assert_close(prior.log_prob(z), log_joint(mixtures[0], z).logsumexp(1))
 
 
+@over_kinds
+def test_extend_adds_after_those_that_are_there(kind, generator):
+    prior, mixtures = make_prior(kind, generator, n_mixtures=3)
+    prior.keep(torch.tensor([1]))
+    before = dict(prior.named_parameters())
+    replaced = prior.extend([mixtures[2], mixtures[0]])
+    after = dict(prior.named_parameters())
+    for name, old in before.items():
+        assert replaced[old] is after[name]
+        assert_close(after[name][:1], old)
+        assert after[name].is_leaf
+        assert after[name].dtype == old.dtype
+    z = normal(generator, N, D)
+    for index, mixture in enumerate([mixtures[1], mixtures[2], mixtures[0]]):
+        assert_close(prior.log_responsibilities(z)[:, index], log_joint(mixture, z).log_softmax(1))
+
+
 def crisp_prior(n_components=K):
     """Components so far apart that codes at their means belong to no other."""
     means = 100 * torch.arange(n_components)[:, None] * torch.ones(D).double()
