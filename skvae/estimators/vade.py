@@ -62,7 +62,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     The networks and the mixture maximize one evidence lower bound (Jiang et al. 2017). An autoencoder is trained first,
     and mixtures are initialized on its latent codes. With ``consistency``, a sample and one of its nearest neighbours
     should also fall into the same cluster, after augmentation if there is one; held-out samples choose among the
-    initializations, without labels.
+    initializations, and among clusters that are split and merged, without labels.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         samples by k-means ("kmeans"), or that of an embedding of their neighbours, as UMAP makes it, by k-means
         or by a Gaussian mixture ("neighbor_kmeans", "neighbor_gmm"); "random" are ``n_init`` mixtures of wide
         components at random codes, the worst of which are dropped. "auto" trains the first four together and drops the
-        worst by the objective of held-out samples; with augmentation, it also trains networks with "random" ones, and
-        chooses by the same objective. It is "gmm" with ``consistency=0``, and "random" without neighbours.
+        worst by scores of held-out samples; then mixtures in which a cluster is split and two others are merged compete
+        with the one that stayed. It is "gmm" with ``consistency=0``, and "random" without neighbours.
 
     n_init : int, default=20
         Number of initializations of EM for "gmm", or of mixtures for "random".
@@ -275,7 +275,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     image classification and segmentation, ICCV 2019 (equation 3, the mutual information). L. McInnes, J. Healy and J.
     Melville, UMAP: uniform manifold approximation and projection for dimension reduction, 2018 (section 3, the graph of
     neighbours and its embedding). L. Yang, N.-M. Cheung, J. Li and J. Fang, Deep clustering by Gaussian mixture
-    variational autoencoders with graph embedding, ICCV 2019.
+    variational autoencoders with graph embedding, ICCV 2019. N. Ueda, R. Nakano, Z. Ghahramani and G. E. Hinton, SMEM
+    algorithm for mixture models, Neural Computation 12(9), 2000 (splits and merges).
 
     Examples
     --------

@@ -100,7 +100,7 @@ class Standardized(Likelihood):
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which samples are standardized.
+        Means and scales of the features, by which samples are standardized.
     """
 
     support = Support()
@@ -111,7 +111,7 @@ class Standardized(Likelihood):
         self.register_buffer("feature_scale", scale)
 
     def standardize(self, x):
-        """Return samples in the units of the model: features with mean 0 and standard deviation 1."""
+        """Return samples in the units of the model: features with mean 0 and, unless they share a scale, variance 1."""
         return (x - self.feature_mean) / self.feature_scale
 
     def in_units(self, u):
@@ -129,7 +129,7 @@ class Normal(Standardized):
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which samples are standardized.
+        Means and scales of the features, by which samples are standardized.
     """
 
     min_scale = 1e-3
@@ -185,14 +185,14 @@ class LearnedNormal(Normal):
 
 
 class Gaussian(LearnedNormal):
-    """Normal features with one learned noise scale, in units of each feature's standard deviation.
+    """Normal features with one learned noise scale, that of standardized features.
 
     Rybkin et al. 2021, "Simple and effective VAE training with calibrated decoders".
 
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which samples are standardized.
+        Means and scales of the features, by which samples are standardized.
     """
 
     def scales_shape(self, n_features):
@@ -206,7 +206,7 @@ class FeatureGaussian(LearnedNormal):
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which samples are standardized.
+        Means and scales of the features, by which samples are standardized.
     """
 
     def scales_shape(self, n_features):
@@ -223,9 +223,9 @@ class FixedGaussian(Normal):
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which samples are standardized.
+        Means and scales of the features, by which samples are standardized.
     noise_scale : float, default=1.0
-        Standard deviation of the noise in units of each feature's standard deviation.
+        Standard deviation of the noise of standardized features.
 
     Raises
     ------
@@ -253,7 +253,7 @@ class SampleGaussian(Normal):
     Parameters
     ----------
     mean, scale : Tensor of shape (d,)
-        Feature means and standard deviations, by which samples are standardized.
+        Means and scales of the features, by which samples are standardized.
     """
 
     def n_outputs(self, n_features):

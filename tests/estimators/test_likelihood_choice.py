@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_wine
+from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
@@ -393,3 +394,51 @@ def test_subclass_without_a_density_is_refused(X):
 
     with pytest.raises(TypeError, match="likelihood=Incomplete lacks log_prob; add what is missing"):
         VAEEmbedder(2, likelihood=Incomplete, max_epochs=1).fit(X)
+
+
+def correlated_rows(n_rows=400):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n_rows, 4)) @ rng.normal(size=(4, 6)) + 0.1 * rng.normal(size=(n_rows, 6))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_principal_components_keep_their_relative_scales(dtype):
+    X = PCA().fit_transform(correlated_rows()).astype(dtype)
+    scale = Columns(X).scale
+    assert_allclose(scale, np.sqrt(X.var(0, dtype=float).mean()), rtol=1e-6)
+    likelihood = build_likelihood("gaussian", X)
+    u = likelihood.standardize(torch.from_numpy(X))
+    assert_allclose(u.square().mean(), 1, rtol=1e-5)
+    assert u.std(0)[0] > 5 * u.std(0)[-1]
+
+
+def test_constant_features_and_gaps_do_not_change_the_common_scale():
+    X = PCA().fit_transform(correlated_rows())
+    expected = Columns(X).scale[0]
+    scale = Columns(np.column_stack([X, np.full(len(X), 1e-3), np.zeros(len(X))])).scale
+    assert_allclose(scale, [*[expected] * 6, 1, 1])
+    gaps = np.where(np.random.default_rng(1).random(X.shape) < 0.05, np.nan, X)
+    assert_allclose(Columns(gaps).scale, [float(Columns(gaps).scale[0])] * 6)
+    assert float(Columns(gaps).scale[0]) == pytest.approx(float(expected), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda X: X + 3 * X.std(0),
+        lambda X: X / X.std(0),
+        lambda X: np.column_stack([X, 1e4 + 1e3 * X[:, :1]]),
+        lambda X: np.column_stack([X, X[:, :2] + 10]),
+    ],
+    ids=["means", "scaled", "an amount", "a quarter with means"],
+)
+def test_features_with_units_of_their_own_are_scaled_apart(change):
+    X = change(PCA().fit_transform(correlated_rows()))
+    assert_allclose(Columns(X).scale, X.std(0))
+
+
+def test_one_feature_in_ten_may_have_a_mean():
+    """As the first direction of word counts."""
+    X = np.column_stack([PCA().fit_transform(correlated_rows())] * 2)
+    X = np.column_stack([X, 10 + 0.1 * X[:, :1]])
+    assert len(set(Columns(X).scale.tolist())) == 1
