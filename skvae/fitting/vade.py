@@ -11,7 +11,7 @@ from torch import nn
 
 from ..models import Mixture
 from ..models.networks import Affine, LogScaleHead
-from ..models.priors import information
+from ..models.priors import pointwise_information
 from .batches import standardized
 from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
@@ -151,7 +151,7 @@ class HeldOut(NamedTuple):
 
 
 def held_out_terms(model, held_out, data, view_of=None):
-    """Return terms of the objective of each mixture on held-out rows, in nats.
+    """Return terms of the objective of each mixture for each held-out row, in nats.
 
     Parameters
     ----------
@@ -163,10 +163,10 @@ def held_out_terms(model, held_out, data, view_of=None):
 
     Returns
     -------
-    kl : Tensor of shape (h,)
-        Divergence from the prior.
-    agreement : Tensor of shape (h,)
-        Mutual information of clusters between rows and their neighbours.
+    kl : Tensor of shape (m, h)
+        Divergence from the prior, of the rows of all processes.
+    agreement : Tensor of shape (m, h)
+        The part of each row of the mutual information of clusters between rows and their neighbours, which is the mean.
     """
     n_neighbors, was_training = len(held_out.neighbors) // len(held_out.rows), model.training
     generator = torch.Generator(data.device).manual_seed(data.seed)
@@ -183,10 +183,12 @@ def held_out_terms(model, held_out, data, view_of=None):
     with torch.inference_mode():
         q = posterior_of(model, held_out.rows, data.device, data.inference_batch_size)
         resp, other = responsibilities(held_out.rows), responsibilities(held_out.neighbors)
-        joint = torch.einsum("nhi,nhj->hij", resp, other.unflatten(0, (-1, n_neighbors)).mean(1))
-        kl = model.prior.kl_parts(q, q.mean).sum(0) * resp.shape[1]
-        kl, joint, n_rows = data.group.all_reduce_sum(kl, joint, len(resp))
-        terms = (kl / n_rows).clone(), information(joint / n_rows).clone()
+        other = other.unflatten(0, (-1, n_neighbors)).mean(1)
+        joint, n_rows = data.group.all_reduce_sum(torch.einsum("nhi,nhj->hij", resp, other), len(resp))
+        pointwise = pointwise_information(joint / n_rows)
+        agreement = torch.einsum("nhi,nhj,hij->nh", resp, other, pointwise)
+        kl = model.prior.kl_parts(q, q.mean) * resp.shape[1]
+        terms = tuple(data.group.all_gather(part).clone() for part in (kl, agreement))
     model.train(was_training)
     return terms
 
@@ -234,11 +236,12 @@ class PruneMixtures(Resumable):
         Iterations after which mixtures are dropped, and numbers of mixtures that stay.
     group : ProcessGroup
         The processes that train.
-    score : callable, () -> Tensor (h,), optional
-        Scores of the mixtures, equal in all processes; without it, losses of the last iterations are compared.
+    score : callable, () -> Tensor (m, h), optional
+        Scores of the mixtures for each of some rows, equal in all processes; without it, losses of the last iterations
+        are compared.
     proposals : Proposals, optional
         Mixtures that compete with the one that stayed. After some iterations the best of them remains, besides the best
-        of those that were there, and after some more the better of both.
+        of those that were there. After some more it stays, if its score is better by more than the standard error.
 
     Attributes
     ----------
@@ -308,13 +311,17 @@ class PruneMixtures(Resumable):
     def _drop(self, net, n_remaining):
         if self.score is None:
             window = min(WINDOW, math.ceil(len(self.losses_) / 2))
-            losses = self._shared(torch.stack(self.losses_[-window:]).mean(0))
+            by_row = self._shared(torch.stack(self.losses_[-window:]).mean(0))[None]
         else:
-            losses = -self.score()
+            by_row = -self.score()
+        losses = by_row.mean(0)
         best = losses.argsort()[:n_remaining]
         if self.round_ and n_remaining > 1:
             n_equal = self.proposals.n_equal
             best = torch.stack([losses[:n_equal].argmin(), n_equal + losses[n_equal:].argmin()])
+        elif self.round_ and len(losses) == 2:
+            gains = by_row[:, 0] - by_row[:, 1]
+            best = (gains.mean() > gains.std(correction=0) / math.sqrt(len(gains))).long()[None]
         replace_parameters(net.optimizer_, self.prior.keep(best))
         self.scores_.append(losses.tolist())
         self.parents_.append(best.tolist())

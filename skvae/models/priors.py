@@ -203,5 +203,15 @@ def mutual_information(resp, other):
 def information(joint):
     """Return the mutual information of joint distributions (h, k, k), made symmetric, in nats (h,)."""
     joint = ((joint + joint.mT) / 2).clamp(min=1e-9)
+    return (joint * _log_ratio(joint)).sum((1, 2))
+
+
+def pointwise_information(joint):
+    """Return the mutual information of each entry of joint distributions (h, k, k), made symmetric, in nats."""
+    return _log_ratio(((joint + joint.mT) / 2).clamp(min=1e-9))
+
+
+def _log_ratio(joint):
+    """Return the logarithms of symmetric joint probabilities over the products of their margins (h, k, k)."""
     log_margin = joint.sum(-1).log()
-    return (joint * (joint.log() - log_margin[:, :, None] - log_margin[:, None])).sum((1, 2))
+    return joint.log() - log_margin[:, :, None] - log_margin[:, None]

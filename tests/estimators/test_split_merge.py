@@ -135,7 +135,7 @@ def test_a_move_changes_three_components(kind):
 
 def test_a_fit_leaves_a_bad_partition(monkeypatch):
     """All initializations have two groups in one cluster, and one group in two; the training mends it."""
-    X, y = make_blobs(600, 8, centers=6, cluster_std=1.5, random_state=3)
+    X, y = make_blobs(1_000, 30, centers=6, cluster_std=2.5, random_state=3)
     X = X.astype(np.float32)
     bad = np.where(y == 1, 0, y)
     bad[(y == 2) & (X[:, 0] > np.median(X[y == 2, 0]))] = 1

@@ -194,7 +194,7 @@ def test_mixtures_with_the_lowest_loss_stay(kind, views, rows):
 
 def test_mixtures_with_the_highest_score_stay(rows):
     model = make_model(make_prior())
-    scores = iter([torch.tensor([1.0, 4.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])])
+    scores = iter([torch.tensor([[1.0, 4.0, 2.0, 3.0]]), torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])])
     prune = PruneMixtures(model.prior, [(4, 3), (10, 1)], score=lambda: next(scores))
     train(model, rows, prune)
     assert prune.scores_ == [[-1.0, -4.0, -2.0, -3.0], [-1.0, -2.0, -3.0]]
@@ -222,7 +222,7 @@ def test_proposals_compete_in_rounds_until_one_loses(rows):
     prune = PruneMixtures(
         model.prior,
         [(2, 1)],
-        score=lambda: torch.tensor(next(scores), dtype=torch.float32),
+        score=lambda: torch.tensor([next(scores)], dtype=torch.float32),
         proposals=Proposals(propose, n_equal=2, n_steps=(4, 3), n_rounds=5),
     )
     train(model, rows, watch, prune, max_epochs=9)
@@ -230,6 +230,24 @@ def test_proposals_compete_in_rounds_until_one_loses(rows):
     assert [len(cost) for cost in watch.costs] == [2] * 2 + [4] * 4 + [2] * 3 + [4] * 4 + [2] * 3 + [1] * 20
     assert prune.parents_ == [[1], [0] * 4, [1, 3], [1], [0] * 4, [1, 3], [0]]
     assert prune.survivor_ == 1
+
+
+@pytest.mark.parametrize(("spread", "expected"), [(0.5, [0, 1]), (20, [0])])
+def test_a_proposal_stays_if_its_gain_is_larger_than_the_standard_error(spread, expected, rows):
+    """It gains one, and the standard errors of four rows are a quarter and ten."""
+    model = make_model(make_prior(n_mixtures=2))
+    prior, called = model.prior, []
+
+    def propose(n_round):
+        called.append(n_round)
+        return proposed(prior, 0.0, 1.0)
+
+    def score():
+        gains = 1 + spread * torch.tensor([1.0, -1, 1, -1])
+        return gains[:, None] * torch.arange(len(prior.means))
+
+    train(model, rows, PruneMixtures(prior, [(2, 1)], score=score, proposals=Proposals(propose, 2, (1, 1), 2)))
+    assert called == expected
 
 
 @pytest.mark.parametrize(("n_rounds", "expected"), [(0, []), (1, [0]), (2, [0, 1])])
@@ -242,7 +260,7 @@ def test_rounds_of_proposals_end(n_rounds, expected, rows):
         return proposed(model.prior, 0.0, 1.0)
 
     def score():  # the last one always wins
-        return torch.arange(len(model.prior.means), dtype=torch.float32)
+        return torch.arange(len(model.prior.means), dtype=torch.float32)[None]
 
     proposals = Proposals(propose, n_equal=2, n_steps=(1, 1), n_rounds=n_rounds)
     train(model, rows, PruneMixtures(model.prior, [(2, 1)], score=score, proposals=proposals))
@@ -255,7 +273,7 @@ def test_no_proposals_and_a_training_that_ends_before_they_are_judged(rows):
         model = make_model(make_prior(n_mixtures=2))
         prior = model.prior
         proposals = Proposals(lambda n_round: proposed(prior, *mixtures), 2, (1_000, 1_000), 3)  # noqa: B023
-        prune = PruneMixtures(prior, [(2, 1)], score=lambda: torch.zeros(len(prior.means)), proposals=proposals)  # noqa: B023
+        prune = PruneMixtures(prior, [(2, 1)], score=lambda: torch.zeros(5, len(prior.means)), proposals=proposals)  # noqa: B023
         train(model, rows, prune)
         assert len(model.prior.means) == 1
         assert prune.survivor_ == 0
@@ -300,9 +318,11 @@ def test_terms_of_held_out_rows(rows):
     model.eval()
     with torch.no_grad():
         q, near = model.posterior(rows[:5]), model.posterior(rows[5:15])
-        assert_close(kl, 2 * model.prior.kl_parts(q, q.mean).mean(0))
+        assert_close(kl, 2 * model.prior.kl_parts(q, q.mean))
         resp = model.prior.log_responsibilities(near.mean).exp().unflatten(0, (5, 2)).mean(1)
-        assert_close(agreement, mutual_information(model.prior.log_responsibilities(q.mean).exp(), resp))
+        expected = mutual_information(model.prior.log_responsibilities(q.mean).exp(), resp)
+        assert_close(agreement.mean(0), expected)
+        assert agreement.shape == (5, 2)
 
 
 def test_augmented_terms_are_repeatable(rows):
