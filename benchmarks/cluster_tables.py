@@ -38,8 +38,7 @@ def read(path=RUNS):
 def initializations(path=RUNS):
     """Return the table of the V of each initialization of VaDE, and how often the choice is near the best one.
 
-    Only sets and seeds with all initializations count. The objectives are those of the same networks and samples held
-    out, as the choice by one training of all mixtures replaces a training for each.
+    Only sets and seeds with all initializations count, each of which was trained alone, without splits and merges.
     """
     lines, n_right, n_all = [], 0, 0
     for name, cells in read(path).items():
@@ -129,8 +128,9 @@ def gaps(by_set, method):
 
 
 def summary(path=RUNS):
-    """Return the table of comparisons with the best baseline of each set, and with UMAP + mixture."""
-    by_set, lines = read(path), []
+    """Return the table of comparisons with the best baseline of each balanced set, and with UMAP + mixture."""
+    by_set = {name: runs for name, runs in read(path).items() if next(iter(runs.values()))[0]["role"] != "unbalanced"}
+    lines = []
     for method in present(by_set):
         differences = gaps(by_set, method)
         if not differences:

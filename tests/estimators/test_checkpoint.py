@@ -66,7 +66,7 @@ def assert_equal(one, other):
 
 
 @over_embedders
-@pytest.mark.parametrize("stop", [7, 24, 40])
+@pytest.mark.parametrize("stop", [7, 14, 17, 24, 40])
 def test_an_interrupted_fit_goes_on_to_the_same_result(embedder, stop, X, tmp_path):
     expected = fit_quietly(clone(embedder), X)
     path = tmp_path / "training.pt"
