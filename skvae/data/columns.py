@@ -1,6 +1,7 @@
 """Ranges and moments of the columns of a dataset, from passes over chunks of samples."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ LONG_TAIL, FEW = 3.0, 0.02  # of counts: largest value by the mean of those abov
 NEAR_ZERO, NEARLY_ALL = 0.25, 0.75  # share of the mean that is close to zero, share of the features with such values
 CENTRED, NEARLY_ALL_CENTRED = 0.1, 0.9  # size of a mean in standard deviations, share of the features with such means
 SCALES_DIFFER = 2.0  # ratio of the largest scale to the smallest
+UNCORRELATED = 0.05  # root mean square of correlations, less what they are by chance
+N_DIRECTIONS = 64  # of features, in which products are summed for the sum of squared correlations
 
 
 class Ranges(NamedTuple):
@@ -83,11 +86,11 @@ class Columns:
 
     @property
     def scale(self):
-        """Standard deviations, or one unit for all centred features; constant features keep their unit."""
+        """Standard deviations, or one unit for all principal components; constant features keep their unit."""
         mean, scale = self._moments
         varies = scale > 10 * np.finfo(float_dtype(self.dtype)).eps * np.abs(mean)
         scale = np.where(varies, scale, 1.0)
-        if have_common_unit(mean[varies], scale[varies]):
+        if are_centred(mean[varies], scale[varies]) and self._correlation(varies) <= UNCORRELATED:
             scale[varies] = np.sqrt(np.square(scale[varies]).mean())
         return torch.from_numpy(scale)
 
@@ -118,6 +121,28 @@ class Columns:
         near_zero = low[varies] <= NEAR_ZERO * mean[varies]
         long_tail = largest * n_positive > LONG_TAIL * float((mean * n_observed).sum()) and n_near <= FEW * n_positive
         return bool(varies.any() and near_zero.mean() >= NEARLY_ALL and long_tail)
+
+    def _correlation(self, features):
+        """Return the root mean square of correlations between features (a mask), less what it is by chance.
+
+        The sum of the squares of a matrix is the expected square of its products with random signs.
+        """
+        n_features = int(features.sum())
+        directions = np.eye(n_features)
+        if n_features > N_DIRECTIONS:
+            directions = np.random.default_rng(0).choice([-1.0, 1.0], (n_features, N_DIRECTIONS))
+        mean, scale = (part[features] for part in self._moments)
+        products = np.zeros(directions.shape)
+        for part in self._chunks():
+            u = np.nan_to_num((part[:, features] - mean) / scale)
+            products += u.T @ (u @ directions)
+        n_rows = sum(self._group.all_gather_int(len(self._X)))
+        (products,) = self._group.all_reduce_sum(torch.from_numpy(products))
+        squares = float(products.square().sum()) / n_rows**2
+        if n_features > N_DIRECTIONS:
+            squares /= N_DIRECTIONS
+        n_pairs = n_features * (n_features - 1)
+        return math.sqrt(max(0.0, (squares - n_features) / n_pairs - 1 / n_rows)) if n_pairs else 0.0
 
     def _numbers_above(self, *bounds):
         """Count the values of this process above each of the bounds."""
@@ -151,12 +176,10 @@ class Columns:
         return (self._X[rows] for rows in row_chunks(*self._X.shape, n_bytes=LINEAR_BYTES))
 
 
-def have_common_unit(mean, scale):
+def are_centred(mean, scale):
     """Return whether features are centred and have scales of their own, as principal components do.
 
-    What has been centred but not scaled was not measured in unrelated units: the scales say how much each feature
-    matters. One feature in ten may have another mean (the first direction of word counts has), if its scale is not the
-    largest.
+    One feature in ten may have another mean (the first direction of word counts has), if its scale is not the largest.
 
     Parameters
     ----------

@@ -79,10 +79,10 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
         "gaussian_samples" (one for each sample), "poisson", "negative_binomial" (counts), "categorical" (integers 0,
         1, ...), or an object with the same methods. "auto" is "bernoulli" for data in [0, 1], else "gaussian". Gaussian
-        ones standardize the features internally; centred features of different scale, such as principal components,
-        keep their ratios. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers that
-        come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0, at
-        most 2 % of which are within a tenth of it; ratings and pixels are not like that.
+        ones standardize the features internally; principal components, which are centred and uncorrelated, keep the
+        ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
+        that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
+        at most 2 % of which are within a tenth of it; ratings and pixels are not like that.
 
     beta : float, default=1.0
         Weight of the KL term in the training loss.
@@ -367,10 +367,10 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
         "gaussian_samples" (one for each sample), "poisson", "negative_binomial" (counts), "categorical" (integers 0,
         1, ...), or an object with the same methods. "auto" is "bernoulli" for data in [0, 1], else "gaussian". Gaussian
-        ones standardize the features internally; centred features of different scale, such as principal components,
-        keep their ratios. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers that
-        come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0, at
-        most 2 % of which are within a tenth of it; ratings and pixels are not like that.
+        ones standardize the features internally; principal components, which are centred and uncorrelated, keep the
+        ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
+        that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
+        at most 2 % of which are within a tenth of it; ratings and pixels are not like that.
 
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its

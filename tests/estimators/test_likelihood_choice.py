@@ -429,8 +429,10 @@ def test_constant_features_and_gaps_do_not_change_the_common_scale():
         lambda X: X / X.std(0),
         lambda X: np.column_stack([X, 1e4 + 1e3 * X[:, :1]]),
         lambda X: np.column_stack([X, X[:, :2] + 10]),
+        lambda X: np.column_stack([X, 3 * X[:, :1] + X[:, 1:2]]),
+        lambda X: correlated_rows() - correlated_rows().mean(0),
     ],
-    ids=["means", "scaled", "an amount", "a quarter with means"],
+    ids=["means", "scaled", "an amount", "a quarter with means", "a sum", "correlated"],
 )
 def test_features_with_units_of_their_own_are_scaled_apart(change):
     X = change(PCA().fit_transform(correlated_rows()))
@@ -439,6 +441,18 @@ def test_features_with_units_of_their_own_are_scaled_apart(change):
 
 def test_one_feature_in_ten_may_have_a_mean():
     """As the first direction of word counts."""
-    X = np.column_stack([PCA().fit_transform(correlated_rows())] * 2)
-    X = np.column_stack([X, 10 + 0.1 * X[:, :1]])
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(500, 12)) * np.linspace(1, 5, 12)
+    X[:, 3] += 100
     assert len(set(Columns(X).scale.tolist())) == 1
+    assert_allclose(Columns(X + 100 * np.eye(12)[11]).scale, X.std(0))
+
+
+def test_correlations_of_many_features_are_estimated():
+    rng = np.random.default_rng(0)
+    scales = np.linspace(1, 5, 300)
+    apart, together = rng.normal(size=(200, 300)), rng.normal(size=(200, 10)) @ rng.normal(size=(10, 300))
+    assert len(set(Columns((apart - apart.mean(0)) * scales).scale.tolist())) == 1
+    assert_allclose(Columns((together - together.mean(0)) * scales).scale, together.std(0) * scales)
+    exact = np.sqrt((np.corrcoef(together.T) ** 2)[~np.eye(300, dtype=bool)].mean() - 1 / 200)
+    assert Columns(together)._correlation(np.ones(300, bool)) == pytest.approx(exact, rel=0.1)
