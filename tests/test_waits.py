@@ -125,7 +125,7 @@ EPOCHS = {
     ),
     "views": (VAEEmbedder(2, image_shape=(8, 8), architecture="mlp", augment="affine", **SMALL), IMAGES),
     "VaDE": (VaDEClusterer(3, init="gmm", **VADE), FEW),  # others wait once more for each choice among mixtures
-    "VaDE, two views": (VaDEClusterer(3, init="gmm", **VADE, **VIEWS), IMAGES),
+    "VaDE, two views": (VaDEClusterer(3, **VADE, **VIEWS), IMAGES),
 }
 
 

@@ -21,6 +21,7 @@ from ._vade_init import References
 N_PRESENT = 2  # mixtures of the present clusters: as it is, and with the moments of its clusters
 N_SPLITS = (4, 2)  # mixtures that try the best move, and the second best
 MIN_SPLIT = 10  # samples of a cluster that can be split
+REGULARIZATION = 0.1  # weight of edges between a row and all others, as a share of the mean degree
 
 
 class Move(NamedTuple):
@@ -191,15 +192,23 @@ def merged_losses(one, other):
 def cut(weights):
     """Return which rows of a graph are on the one side of a normalized cut in two (n,).
 
-    The side is that of k-means of the second eigenvector of the random walk (Shi and Malik 2000).
+    The side is that of k-means of the second eigenvector of the random walk (Shi and Malik 2000), on a graph in which
+    all rows are connected a little: otherwise the cut would take off a few rows that hardly hang together with the rest
+    (Amini et al. 2013, "Pseudo-likelihood methods for community detection in large sparse networks").
     """
-    roots = np.sqrt(weights.sum(1) + 1e-9)
-    normalized = csr_array(weights.multiply(1 / roots[:, None]).multiply(1 / roots[None, :]))
+    degrees = weights.sum(1)
+    added = max(REGULARIZATION * degrees.mean(), 1e-12)
+    roots = np.sqrt(degrees + added)
     first = roots / np.linalg.norm(roots)  # the eigenvector of the largest eigenvalue, which says nothing
-    deflated = LinearOperator(normalized.shape, lambda x: normalized @ x - first * (first @ x), dtype=float)
+
+    def product(x):
+        shares = x / roots
+        return (weights @ shares + added * shares.mean()) / roots - first * (first @ x)
+
     start = np.random.default_rng(0).normal(size=len(roots))
     try:
-        vector = eigsh(deflated, k=1, which="LA", v0=start, tol=1e-4)[1][:, 0] / roots
+        operator = LinearOperator(weights.shape, product, dtype=float)
+        vector = eigsh(operator, k=1, which="LA", v0=start, tol=1e-4)[1][:, 0] / roots
     except ArpackError:  # no convergence: no cut
         return np.zeros(len(roots), bool)
     return KMeans(2, n_init=3, random_state=0).fit_predict(vector[:, None]) == 1

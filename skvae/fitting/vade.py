@@ -27,6 +27,7 @@ WINDOW = 100  # iterations over which mixtures are compared
 LAST_SHARE = 0.25  # of the training, at the end, with a smaller weight of the consistency of views
 LAST_WEIGHT = 0.1  # factor of this weight
 HELD_OUT_SHARE, MAX_HELD_OUT = 0.1, 5_000  # rows that choose among initial mixtures
+N_STANDARD_ERRORS = 2  # by which a proposed mixture is better than the present one
 OWN_SHARE = 0.5  # of pairs of augmented views that are of one row, and not of neighbours
 PARTITION_REG_COVAR = 1e-2  # of the covariances of a partition of codes with unit variance
 
@@ -241,7 +242,7 @@ class PruneMixtures(Resumable):
         are compared.
     proposals : Proposals, optional
         Mixtures that compete with the one that stayed. After some iterations the best of them remains, besides the best
-        of those that were there. After some more it stays, if its score is better by more than the standard error.
+        of those that were there. After some more it stays, if its score is better by two standard errors.
 
     Attributes
     ----------
@@ -321,7 +322,8 @@ class PruneMixtures(Resumable):
             best = torch.stack([losses[:n_equal].argmin(), n_equal + losses[n_equal:].argmin()])
         elif self.round_ and len(losses) == 2:
             gains = by_row[:, 0] - by_row[:, 1]
-            best = (gains.mean() > gains.std(correction=0) / math.sqrt(len(gains))).long()[None]
+            standard_error = gains.std(correction=0) / math.sqrt(len(gains))
+            best = (gains.mean() > N_STANDARD_ERRORS * standard_error).long()[None]
         replace_parameters(net.optimizer_, self.prior.keep(best))
         self.scores_.append(losses.tolist())
         self.parents_.append(best.tolist())

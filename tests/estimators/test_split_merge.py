@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score, mutual_info_score
 
@@ -84,6 +85,19 @@ def test_a_cut_finds_two_groups(weights, blobs):
     side = cut(weights[rows][:, rows])
     assert adjusted_rand_score(blobs[1][rows], side) == 1.0
     assert_array_equal(side, cut(weights[rows][:, rows]))
+
+
+def test_a_cut_does_not_take_off_a_few_rows(weights, blobs):
+    """Three rows have neighbours among each other alone."""
+    rows = np.flatnonzero(blobs[1] < 2)
+    graph = weights[rows][:, rows].toarray()
+    alone = np.zeros((len(rows) + 3, len(rows) + 3))
+    alone[:-3, :-3] = graph
+    alone[:40, 110:150] += 0.02  # the groups hang together more than the three do with them
+    alone = np.maximum(alone, alone.T)
+    alone[-3:, -3:] = 1 - np.eye(3)
+    side = cut(csr_array(alone))
+    assert adjusted_rand_score(blobs[1][rows], side[:-3]) > 0.95
 
 
 def test_the_best_move_mends_a_partition(weights, blobs):

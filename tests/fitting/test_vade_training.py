@@ -233,7 +233,7 @@ def test_proposals_compete_in_rounds_until_one_loses(rows):
 
 
 @pytest.mark.parametrize(("spread", "expected"), [(0.5, [0, 1]), (20, [0])])
-def test_a_proposal_stays_if_its_gain_is_larger_than_the_standard_error(spread, expected, rows):
+def test_a_proposal_stays_if_its_gain_is_larger_than_two_standard_errors(spread, expected, rows):
     """It gains one, and the standard errors of four rows are a quarter and ten."""
     model = make_model(make_prior(n_mixtures=2))
     prior, called = model.prior, []
