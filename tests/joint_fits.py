@@ -234,7 +234,7 @@ def epoch_by_epoch(own):
 def digits(own):
     """Fit VaDE with augmented views, and prune mixtures."""
     X = load_digits().data[:600] / 16
-    settings = {"pretrain_epochs": 5, "max_epochs": 6, "random_state": 0, "n_init": 8, "architecture": "mlp"}
+    settings = {"pretrain_epochs": 10, "max_epochs": 20, "random_state": 0, "n_init": 8, "architecture": "mlp"}
     vade = VaDEClusterer(4, image_shape=(8, 8), hidden_layer_sizes=(32,), **settings).fit(own(X))
     return weights_of(vade) | {"score": vade.score(X)}
 
