@@ -34,7 +34,9 @@ from skvae import TorchGMM, VaDEClusterer
 from skvae.metrics import clustering_accuracy_score
 
 IMAGES, DIGITS = {"image_shape": (28, 28)}, {"image_shape": (8, 8), "augment": None}
-STUDY = {"max_epochs": 25, "augment": None}
+NEIGHBORS = {"max_epochs": 25, "augment": None}
+STUDY = NEIGHBORS | {"consistency": 0.0}
+CONV = {"architecture": "conv", "channels": (16, 32)}
 PARTS = ("X_train", "X_test")
 FILES = {"mnist": "mnist.npz", "fashion": "fashion_mnist.npz", "letters": "letters.npz"}
 # Data, training images (None: all) and settings.
@@ -44,21 +46,12 @@ ROWS = {
     "mnist, views": ("mnist", None, IMAGES | {"consistency": 313.6}),
     "mnist 20k, defaults": ("mnist", 20_000, IMAGES),
     "mnist, 14 clusters": ("mnist", None, IMAGES | {"n_clusters": 14}),
-    "mnist, conv, no views, 25 epochs": (
-        "mnist",
-        None,
-        IMAGES | STUDY | {"architecture": "conv", "channels": (16, 32)},
-    ),
-    "mnist, conv, no views, 25 epochs, 14 clusters": (
-        "mnist",
-        None,
-        IMAGES | STUDY | {"architecture": "conv", "channels": (16, 32), "n_clusters": 14},
-    ),
-    "mnist, conv, no views, 100 epochs": (
-        "mnist",
-        None,
-        IMAGES | STUDY | {"architecture": "conv", "channels": (16, 32), "max_epochs": 100},
-    ),
+    "mnist, conv, no views, 25 epochs": ("mnist", None, IMAGES | STUDY | CONV),
+    "mnist, conv, no views, 25 epochs, 14 clusters": ("mnist", None, IMAGES | STUDY | CONV | {"n_clusters": 14}),
+    "mnist, conv, no views, 100 epochs": ("mnist", None, IMAGES | STUDY | CONV | {"max_epochs": 100}),
+    "mnist, conv, neighbours, 25 epochs": ("mnist", None, IMAGES | NEIGHBORS | CONV),
+    "mnist, conv, neighbours, 25 epochs, 14 clusters": ("mnist", None, IMAGES | NEIGHBORS | CONV | {"n_clusters": 14}),
+    "mnist, conv, neighbours, 100 epochs": ("mnist", None, IMAGES | NEIGHBORS | CONV | {"max_epochs": 100}),
     "mnist, mlp, plain bound, 25 epochs": ("mnist", None, STUDY),
     "mnist, mlp, plain bound, 300 epochs": ("mnist", None, STUDY | {"max_epochs": 300}),
     "fashion, defaults": ("fashion", None, IMAGES),
