@@ -240,7 +240,7 @@ class LatentSnapshots(Resumable):
         """The snapshots so far, as `Snapshots`."""
         arrays = {name: np.stack([one[name].numpy() for one in self.taken_]) for name in ("epochs", "codes")}
         if "means" in self.taken_[0]:
-            pairs = list(zip(self.taken_, track_mixture([one["parents"] for one in self.taken_]), strict=True))
+            pairs = list(zip(self.taken_, track_mixture([parents_of(one) for one in self.taken_]), strict=True))
             for name in ("weights", "means", "covariances"):
                 arrays[name] = np.stack([one[name][index].numpy() for one, index in pairs])
         return Snapshots(**arrays)
@@ -294,6 +294,13 @@ def evaluate(net, X, function):
         for chunk in torch.from_numpy(X).split(CHUNK_SIZE):
             results.append(function(model, model.standardize(chunk.to(net.device, dtype))).cpu())
     return torch.cat(results)
+
+
+def parents_of(snapshot):
+    """Return the changes of the mixtures before a snapshot; in pickles of version 0.1.0 they are sorted by losses."""
+    if "parents" in snapshot:
+        return snapshot["parents"]
+    return [torch.tensor(losses).argsort().tolist() for losses in snapshot["scores"]]
 
 
 def track_mixture(parents):

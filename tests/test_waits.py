@@ -124,7 +124,7 @@ EPOCHS = {
         FEW,
     ),
     "views": (VAEEmbedder(2, image_shape=(8, 8), architecture="mlp", augment="affine", **SMALL), IMAGES),
-    "VaDE": (VaDEClusterer(3, init="gmm", **VADE), FEW),  # others wait once more for each choice among mixtures
+    "VaDE": (VaDEClusterer(3, init="gmm", **VADE), FEW),
     "VaDE, two views": (VaDEClusterer(3, **VADE, **VIEWS), IMAGES),
 }
 

@@ -16,7 +16,7 @@ LONG_TAIL, FEW = 3.0, 0.02  # of counts: largest value by the mean of those abov
 NEAR_ZERO, NEARLY_ALL = 0.25, 0.75  # share of the mean that is close to zero, share of the features with such values
 CENTRED, NEARLY_ALL_CENTRED = 0.1, 0.9  # size of a mean in standard deviations, share of the features with such means
 SCALES_DIFFER = 2.0  # ratio of the largest scale to the smallest
-UNCORRELATED = 0.05  # root mean square of correlations, less what they are by chance
+UNCORRELATED = 0.05  # root mean square of correlations, beyond what they are by chance
 N_DIRECTIONS = 64  # of features, in which products are summed for the sum of squared correlations
 
 
@@ -90,7 +90,7 @@ class Columns:
         mean, scale = self._moments
         varies = scale > 10 * np.finfo(float_dtype(self.dtype)).eps * np.abs(mean)
         scale = np.where(varies, scale, 1.0)
-        if are_centred(mean[varies], scale[varies]) and self._correlation(varies) <= UNCORRELATED:
+        if self._are_principal_components(varies):
             scale[varies] = np.sqrt(np.square(scale[varies]).mean())
         return torch.from_numpy(scale)
 
@@ -122,27 +122,45 @@ class Columns:
         long_tail = largest * n_positive > LONG_TAIL * float((mean * n_observed).sum()) and n_near <= FEW * n_positive
         return bool(varies.any() and near_zero.mean() >= NEARLY_ALL and long_tail)
 
-    def _correlation(self, features):
-        """Return the root mean square of correlations between features (a mask), less what it is by chance.
+    def _are_principal_components(self, features):
+        """Return whether some features (a mask) are centred, uncorrelated and of scales of their own.
+
+        One feature in ten may have another mean (the first direction of word counts has), if its scale is not the
+        largest. Means and correlations may be larger by two standard errors.
+        """
+        mean, scale = (part[features] for part in self._moments)
+        n_features, n_rows = len(scale), sum(self._group.all_gather_int(len(self._X)))
+        is_centred = np.abs(mean) <= (CENTRED + 2 / math.sqrt(n_rows)) * scale
+        if n_features < 2 or is_centred.mean() < NEARLY_ALL_CENTRED:
+            return False
+        largest = scale[is_centred].max()
+        if largest <= SCALES_DIFFER * scale.min() or largest < scale.max():
+            return False
+        by_chance = (1 + 4 / math.sqrt(n_features * (n_features - 1))) / n_rows
+        return self._squared_correlation(features) <= UNCORRELATED**2 + by_chance
+
+    def _squared_correlation(self, features):
+        """Return the mean of squared correlations between pairs of features (a mask); missing values count as means.
 
         The sum of the squares of a matrix is the expected square of its products with random signs.
         """
-        n_features = int(features.sum())
+        mean, scale = (part[features] for part in self._moments)
+        n_features = len(scale)
         directions = np.eye(n_features)
         if n_features > N_DIRECTIONS:
             directions = np.random.default_rng(0).choice([-1.0, 1.0], (n_features, N_DIRECTIONS))
-        mean, scale = (part[features] for part in self._moments)
-        products = np.zeros(directions.shape)
-        for part in self._chunks():
-            u = np.nan_to_num((part[:, features] - mean) / scale)
-            products += u.T @ (u @ directions)
         n_rows = sum(self._group.all_gather_int(len(self._X)))
-        (products,) = self._group.all_reduce_sum(torch.from_numpy(products))
-        squares = float(products.square().sum()) / n_rows**2
-        if n_features > N_DIRECTIONS:
-            squares /= N_DIRECTIONS
-        n_pairs = n_features * (n_features - 1)
-        return math.sqrt(max(0.0, (squares - n_features) / n_pairs - 1 / n_rows)) if n_pairs else 0.0
+        share = np.broadcast_to(self.ranges.n_observed, features.shape)[features] / n_rows
+        products, diagonal = np.zeros(directions.shape), np.zeros(n_features)
+        for part in self._chunks():
+            # Of a pair, both values are there in a share of share**2.
+            u = np.nan_to_num((part[:, features] - mean) / scale) / share
+            products += u.T @ (u @ directions)
+            diagonal += np.square(u).sum(0)
+        products, diagonal = self._group.all_reduce_sum(torch.from_numpy(products), torch.from_numpy(diagonal))
+        squares = float(products.square().sum()) / (N_DIRECTIONS if n_features > N_DIRECTIONS else 1)
+        squares -= float(diagonal.square().sum())
+        return squares / n_rows**2 / (n_features * (n_features - 1))
 
     def _numbers_above(self, *bounds):
         """Count the values of this process above each of the bounds."""
@@ -174,23 +192,6 @@ class Columns:
 
     def _chunks(self):
         return (self._X[rows] for rows in row_chunks(*self._X.shape, n_bytes=LINEAR_BYTES))
-
-
-def are_centred(mean, scale):
-    """Return whether features are centred and have scales of their own, as principal components do.
-
-    One feature in ten may have another mean (the first direction of word counts has), if its scale is not the largest.
-
-    Parameters
-    ----------
-    mean, scale : ndarray of shape (d,)
-        Means and standard deviations of the features that vary.
-    """
-    is_centred = np.abs(mean) <= CENTRED * scale
-    if not len(scale) or is_centred.mean() < NEARLY_ALL_CENTRED:
-        return False
-    largest = scale[is_centred].max()
-    return bool(largest > SCALES_DIFFER * scale.min() and largest >= scale.max())
 
 
 def array_ranges(part):

@@ -55,7 +55,7 @@ class SplitMerge:
     references: References
 
     def __call__(self, n_round):
-        """Return the mixtures of the present clusters and of the best moves, or none if no move gains.
+        """Return the mixture with the moments of the present clusters and those of the best moves, if a move gains.
 
         Parameters
         ----------
@@ -109,18 +109,21 @@ def moved_mixture(z, labels, n_clusters, family, move, generator):
     split, (one, other) = move.split, move.merged
     merged = partition_mixture(z, torch.where(labels == other, one, labels), n_clusters, family)
     log_weights, means, covariances, factor = (part.clone() for part in merged)
-    members = (labels == split).nonzero()[:, 0]
+    members = z[labels == split]
+    members = members[torch.randperm(len(members), generator=generator).to(z.device)]
+    is_other = (members != members[0]).any(1)  # equal halves would never part
     halves = [split, other]
-    means[halves] = z[members[torch.randperm(len(members), generator=generator)[:2].to(z.device)]]
+    means[halves] = members[[0, int(is_other.long().argmax())]]
     covariances[halves], factor[halves] = covariances[split].clone(), factor[split].clone()
     log_weights[halves] = log_weights[split] - math.log(2)
     return Mixture(log_weights.log_softmax(0), means, covariances, factor)
 
 
 def best_moves(weights, labels, n_clusters):
-    """Return the moves that gain most mutual information between neighbours, the best first; none that loses.
+    """Return the moves that gain most mutual information between neighbours, the best first.
 
-    The gain is that of the best cut of a cluster in two, less the loss of the cheapest merge of two others.
+    The gain of a move is that of a cut of the cluster in two, less the loss of the cheapest merge of two others. It is
+    slightly too large, because the loss is that before the cut. Moves without a gain are left out.
 
     Parameters
     ----------
@@ -190,7 +193,7 @@ def merged_losses(one, other):
 
 
 def cut(weights):
-    """Return which rows of a graph are on the one side of a normalized cut in two (n,).
+    """Return which rows of a graph are on the one side of a normalized cut in two (n,), or none if there is no cut.
 
     The side is that of k-means of the second eigenvector of the random walk (Shi and Malik 2000), on a graph in which
     all rows are connected a little: otherwise the cut would take off a few rows that hardly hang together with the rest
@@ -203,12 +206,15 @@ def cut(weights):
 
     def product(x):
         shares = x / roots
-        return (weights @ shares + added * shares.mean()) / roots - first * (first @ x)
+        return (weights @ shares + added * shares.mean()) / roots - 2 * first * (first @ x)
 
     start = np.random.default_rng(0).normal(size=len(roots))
     try:
         operator = LinearOperator(weights.shape, product, dtype=float)
-        vector = eigsh(operator, k=1, which="LA", v0=start, tol=1e-4)[1][:, 0] / roots
-    except ArpackError:  # no convergence: no cut
+        value, vector = eigsh(operator, k=1, which="LA", v0=start, tol=1e-4)
+    except ArpackError:  # no convergence
         return np.zeros(len(roots), bool)
+    if value[0] <= 1e-6:  # of a graph without parts
+        return np.zeros(len(roots), bool)
+    vector = vector[:, 0] / roots
     return KMeans(2, n_init=3, random_state=0).fit_predict(vector[:, None]) == 1

@@ -139,7 +139,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         or by a Gaussian mixture ("neighbor_kmeans", "neighbor_gmm"); "random" are ``n_init`` mixtures of wide
         components at random codes, the worst of which are dropped. "auto" trains the first four together and drops the
         worst by scores of held-out samples; then mixtures in which a cluster is split and two others are merged compete
-        with the one that stayed. It is "gmm" with ``consistency=0``, and "random" without neighbours.
+        with the one that stayed, as with no other ``init``. It is "gmm" with ``consistency=0``, and "random" without
+        neighbours.
 
     n_init : int, default=20
         Number of initializations of EM for "gmm", or of mixtures for "random".

@@ -10,7 +10,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from .devices import random_states, set_random_states
 from .files import atomic_write
 
-FORMAT = 1
+FORMAT = 2
 SKORCH_EARLY_STOPPING = ("misses_", "dynamic_threshold_", "best_epoch_", "best_model_weights_")  # its state
 RANDOM_STATES = ("generator", "torch", "device")  # in a snapshot; each process has its own
 

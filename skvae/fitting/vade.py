@@ -216,10 +216,13 @@ def neighbor_views(view_of, u, neighbors, generator):
 
 
 class Proposals(NamedTuple):
-    """Mixtures that compete with the only one that stayed, in rounds, as long as they win."""
+    """Mixtures that compete with the only one that stayed, in rounds, as long as they win.
 
-    propose: Callable[[int], list]  # from the number of the round to mixtures; the first ones are ``n_equal`` in kind
-    n_equal: int  # mixtures, the first of them included, of the clusters that there were
+    Some of them are of the present clusters, in other parameters; the better one of those represents what there was.
+    """
+
+    propose: Callable[[int], list]  # from the round to mixtures, first those of the present clusters
+    n_present: int  # mixtures of the present clusters, together with the one that stayed
     n_steps: tuple[int, int]  # of training, until the best of either kind stay, and then until one of these
     n_rounds: int
 
@@ -307,6 +310,8 @@ class PruneMixtures(Resumable):
     def on_train_end(self, net, **kwargs):
         """Reduce the mixtures to one, if the training was stopped before."""
         if len(self.prior.means) > 1 and self.stages_ and (self.losses_ or self.score is not None):
+            if self.round_ and len(self.prior.means) > 2:  # no proposal was trained for long enough
+                self._keep(net, list(range(self.proposals.n_present)))
             self._drop(net, 1)
 
     def _drop(self, net, n_remaining):
@@ -318,21 +323,25 @@ class PruneMixtures(Resumable):
         losses = by_row.mean(0)
         best = losses.argsort()[:n_remaining]
         if self.round_ and n_remaining > 1:
-            n_equal = self.proposals.n_equal
-            best = torch.stack([losses[:n_equal].argmin(), n_equal + losses[n_equal:].argmin()])
+            n_present = self.proposals.n_present
+            best = torch.stack([losses[:n_present].argmin(), n_present + losses[n_present:].argmin()])
         elif self.round_ and len(losses) == 2:
-            gains = by_row[:, 0] - by_row[:, 1]
-            standard_error = gains.std(correction=0) / math.sqrt(len(gains))
-            best = (gains.mean() > N_STANDARD_ERRORS * standard_error).long()[None]
-        replace_parameters(net.optimizer_, self.prior.keep(best))
+            gains, n_rows = by_row[:, 0] - by_row[:, 1], len(by_row)
+            has_won = n_rows > 1 and gains.mean() > N_STANDARD_ERRORS * gains.std() / math.sqrt(n_rows)
+            best = torch.tensor([int(has_won)])
         self.scores_.append(losses.tolist())
-        self.parents_.append(best.tolist())
+        self._keep(net, best.tolist())
         self.begun_, self.losses_ = self.step_, []
+
+    def _keep(self, net, indices):
+        """Drop all mixtures but these."""
+        replace_parameters(net.optimizer_, self.prior.keep(torch.tensor(indices, device=self.prior.means.device)))
+        self.parents_.append(indices)
 
     def _propose(self, net):
         """Let mixtures compete with the one that stayed, unless it won the last round."""
-        has_won = self.round_ and self.parents_[-1] == [0]
-        if has_won or self.round_ == self.proposals.n_rounds:
+        is_unchanged = self.round_ and self.parents_[-1] == [0]
+        if is_unchanged or self.round_ == self.proposals.n_rounds:
             return
         mixtures = self.proposals.propose(self.round_)
         self.round_ += 1

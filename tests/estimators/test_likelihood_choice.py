@@ -454,5 +454,26 @@ def test_correlations_of_many_features_are_estimated():
     apart, together = rng.normal(size=(200, 300)), rng.normal(size=(200, 10)) @ rng.normal(size=(10, 300))
     assert len(set(Columns((apart - apart.mean(0)) * scales).scale.tolist())) == 1
     assert_allclose(Columns((together - together.mean(0)) * scales).scale, together.std(0) * scales)
-    exact = np.sqrt((np.corrcoef(together.T) ** 2)[~np.eye(300, dtype=bool)].mean() - 1 / 200)
-    assert Columns(together)._correlation(np.ones(300, bool)) == pytest.approx(exact, rel=0.1)
+    exact = (np.corrcoef(together.T) ** 2)[~np.eye(300, dtype=bool)].mean()
+    assert Columns(together)._squared_correlation(np.ones(300, bool)) == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_gaps_do_not_hide_correlations(share):
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(5_000, 4)) + 0.5 * rng.normal(size=(5_000, 1))) * [1, 2, 3, 5]
+    exact = (np.corrcoef(X.T) ** 2)[~np.eye(4, dtype=bool)].mean()
+    X = np.where(rng.random(X.shape) < share, np.nan, X)
+    assert Columns(X)._squared_correlation(np.ones(4, bool)) == pytest.approx(exact, rel=0.25)
+    assert_allclose(Columns(X).scale, np.nanstd(X, 0))
+
+
+@pytest.mark.parametrize("n_rows", [60, 200, 1_000])
+def test_components_of_other_samples_are_found_too(n_rows):
+    """Means and correlations of a part of the samples are not exactly zero."""
+    pca = PCA().fit(correlated_rows(5_000))
+    found = [
+        len(set(Columns(pca.transform(correlated_rows(5_000)[start : start + n_rows])).scale.tolist())) == 1
+        for start in range(0, 4_000, 200)
+    ]
+    assert np.mean(found) > 0.8

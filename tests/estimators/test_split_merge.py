@@ -147,6 +147,21 @@ def test_a_move_changes_three_components(kind):
     assert (again.means[0] != mixture.means[0]).any()
 
 
+def test_halves_of_repeated_codes_differ():
+    z = torch.zeros(100, 2)
+    z[7], z[90:] = 1.0, 5.0
+    labels = (torch.arange(100) >= 90).long() + (torch.arange(100) >= 95).long()
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        means = moved_mixture(z, labels, 3, COVARIANCES["full"], Move(0.1, 0, (1, 2)), generator).means
+        assert sorted(means[[0, 2], 0].tolist()) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("edges", [np.ones((30, 30)) - np.eye(30), np.zeros((30, 30))], ids=["complete", "empty"])
+def test_graphs_without_parts_are_not_cut(edges):
+    assert not cut(csr_array(edges)).any()
+
+
 def test_a_fit_leaves_a_bad_partition(monkeypatch):
     """All initializations have two groups in one cluster, and one group in two; the training mends it."""
     X, y = make_blobs(1_000, 30, centers=6, cluster_std=2.5, random_state=3)

@@ -222,8 +222,8 @@ def test_proposals_compete_in_rounds_until_one_loses(rows):
     prune = PruneMixtures(
         model.prior,
         [(2, 1)],
-        score=lambda: torch.tensor([next(scores)], dtype=torch.float32),
-        proposals=Proposals(propose, n_equal=2, n_steps=(4, 3), n_rounds=5),
+        score=lambda: torch.tensor([next(scores)] * 2, dtype=torch.float32),
+        proposals=Proposals(propose, n_present=2, n_steps=(4, 3), n_rounds=5),
     )
     train(model, rows, watch, prune, max_epochs=9)
     assert called == [0, 1]
@@ -260,23 +260,29 @@ def test_rounds_of_proposals_end(n_rounds, expected, rows):
         return proposed(model.prior, 0.0, 1.0)
 
     def score():  # the last one always wins
-        return torch.arange(len(model.prior.means), dtype=torch.float32)[None]
+        return torch.arange(len(model.prior.means), dtype=torch.float32).expand(2, -1)
 
-    proposals = Proposals(propose, n_equal=2, n_steps=(1, 1), n_rounds=n_rounds)
+    proposals = Proposals(propose, n_present=2, n_steps=(1, 1), n_rounds=n_rounds)
     train(model, rows, PruneMixtures(model.prior, [(2, 1)], score=score, proposals=proposals))
     assert called == expected
     assert len(model.prior.means) == 1
 
 
 def test_no_proposals_and_a_training_that_ends_before_they_are_judged(rows):
-    for mixtures in ([], [0.0, 1.0]):
+    """The best of the present clusters stays, although others have a higher score."""
+    for mixtures, n_steps, kept in (
+        ([], (1_000, 1_000), []),
+        ([0.0, 1.0], (1_000, 1_000), [[0] * 3, [0, 1], [1]]),
+        ([0.0, 1.0], (1, 1_000), [[0] * 3, [1, 2], [1]]),
+    ):
         model = make_model(make_prior(n_mixtures=2))
         prior = model.prior
-        proposals = Proposals(lambda n_round: proposed(prior, *mixtures), 2, (1_000, 1_000), 3)  # noqa: B023
-        prune = PruneMixtures(prior, [(2, 1)], score=lambda: torch.zeros(5, len(prior.means)), proposals=proposals)  # noqa: B023
+        proposals = Proposals(lambda n_round: proposed(prior, *mixtures), 2, n_steps, 3)  # noqa: B023
+        score = lambda: torch.arange(len(prior.means)).float().expand(5, -1)  # noqa: B023, E731
+        prune = PruneMixtures(prior, [(2, 1)], score=score, proposals=proposals)
         train(model, rows, prune)
         assert len(model.prior.means) == 1
-        assert prune.survivor_ == 0
+        assert prune.parents_ == [[1], *kept]
 
 
 @over_kinds
