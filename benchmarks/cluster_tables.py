@@ -127,10 +127,14 @@ def gaps(by_set, method):
     return {name: mean(by_set[name][method]) - value for name, value in best.items() if value is not None}
 
 
+def is_compared(runs):
+    """Return whether the runs of a set count in the summary: it is balanced, and has runs of the main baseline."""
+    return REFERENCE in runs and runs[REFERENCE][0]["role"] != "unbalanced"
+
+
 def summary(path=RUNS):
     """Return the table of comparisons with the best baseline of each balanced set, and with UMAP + mixture."""
-    by_set = {name: runs for name, runs in read(path).items() if next(iter(runs.values()))[0]["role"] != "unbalanced"}
-    lines = []
+    by_set, lines = {name: runs for name, runs in read(path).items() if is_compared(runs)}, []
     for method in present(by_set):
         differences = gaps(by_set, method)
         if not differences:
