@@ -30,6 +30,7 @@ VADE_ROWS = [
     "mnist, 14 clusters",
     "mnist, conv, no views, 25 epochs",
     "mnist, conv, no views, 25 epochs, 14 clusters",
+    "mnist, conv, neighbours, 25 epochs",
     "mnist, conv, no views, 100 epochs",
     "mnist, mlp, plain bound, 25 epochs",
     "mnist, mlp, plain bound, 300 epochs",

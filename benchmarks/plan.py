@@ -125,6 +125,9 @@ BENCHMARKS = {
         (MNIST,),
         {"mnist, conv, no views, 25 epochs": 2, "mnist, conv, no views, 25 epochs, 14 clusters": 2},
     ),
+    "vade, neighbours": vade(
+        "mnist, conv, neighbours, 25 epochs", 7, (MNIST,), {"mnist, conv, neighbours, 25 epochs": 1}
+    ),
     "vade, plain bound": vade(
         "mnist, mlp, plain bound, 25 epochs", 18, (MNIST,), {"mnist, mlp, plain bound, 25 epochs": 2}
     ),

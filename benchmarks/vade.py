@@ -50,7 +50,7 @@ ROWS = {
     "mnist, conv, no views, 25 epochs, 14 clusters": ("mnist", None, IMAGES | STUDY | CONV | {"n_clusters": 14}),
     "mnist, conv, no views, 100 epochs": ("mnist", None, IMAGES | STUDY | CONV | {"max_epochs": 100}),
     "mnist, conv, neighbours, 25 epochs": ("mnist", None, IMAGES | NEIGHBORS | CONV),
-    "mnist, conv, neighbours, 25 epochs, 14 clusters": ("mnist", None, IMAGES | NEIGHBORS | CONV | {"n_clusters": 14}),
+    "mnist, conv, neighbours, 14 clusters": ("mnist", None, IMAGES | NEIGHBORS | CONV | {"n_clusters": 14}),
     "mnist, conv, neighbours, 100 epochs": ("mnist", None, IMAGES | NEIGHBORS | CONV | {"max_epochs": 100}),
     "mnist, mlp, plain bound, 25 epochs": ("mnist", None, STUDY),
     "mnist, mlp, plain bound, 300 epochs": ("mnist", None, STUDY | {"max_epochs": 300}),

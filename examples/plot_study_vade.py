@@ -45,8 +45,9 @@ STUDY = {
     "convolutions, 25 epochs": ((82.12, 82.67), "mnist, conv, no views, 25 epochs"),
     "convolutions, 100 epochs": ((84.7, 85.02), "mnist, conv, no views, 100 epochs"),
     "convolutions, 25 epochs, 14 clusters": ((78.63, 77.89), "mnist, conv, no views, 25 epochs, 14 clusters"),
-    "with views (defaults)": (None, "mnist, defaults"),
-    "with views (defaults), 14 clusters": (None, "mnist, 14 clusters"),
+    "convolutions, neighbours, 25 epochs": (None, "mnist, conv, neighbours, 25 epochs"),
+    "with views (defaults of 0.1.0)": (None, "mnist, defaults"),
+    "with views, 14 clusters": (None, "mnist, 14 clusters"),
 }
 paths = [folder / "benchmarks/results/vade.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
 records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
