@@ -11,8 +11,8 @@ kept results; the pictures are of a training that happens here, on scikit-learn'
 # %%
 # Reported, and here
 # ------------------
-# Most rows have the evidence lower bound alone, as in the study. The last ones add what
-# :class:`~skvae.VaDEClusterer` does with images by default, the agreement of random views of the same image.
+# Most rows have the evidence lower bound alone, as in the study. The last ones add pairs of neighbours, or what
+# :class:`~skvae.VaDEClusterer` did with images in version 0.1.0, the agreement of random views of the same image.
 
 import argparse
 import json
