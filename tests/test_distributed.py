@@ -111,7 +111,8 @@ def test_networks_are_as_good(name, results):
     expected = fit_alone(NETS[name])
     assert results[0][name]["score"] == pytest.approx(expected["score"], rel=0.05)
     if "init_losses_" in expected:
-        assert len(results[0][name]["init_losses_"]) == len(expected["init_losses_"])
+        # Splits and merges may be accepted in one of both alone.
+        assert len(results[0][name]["init_losses_"]) >= min(6, len(expected["init_losses_"]))
         assert len(results[0][name]["prior.means"]) == 1
 
 
