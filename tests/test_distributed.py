@@ -111,8 +111,9 @@ def test_networks_are_as_good(name, results):
     expected = fit_alone(NETS[name])
     assert results[0][name]["score"] == pytest.approx(expected["score"], rel=0.05)
     if "init_losses_" in expected:
-        # Splits and merges may be accepted in one of both alone.
-        assert len(results[0][name]["init_losses_"]) >= min(6, len(expected["init_losses_"]))
+        n_joint, n_alone = (len(values["init_losses_"]) for values in (results[0][name], expected))
+        # After four and two initializations, splits and merges may be accepted in one of both alone.
+        assert n_joint == n_alone or min(n_joint, n_alone) >= 6
         assert len(results[0][name]["prior.means"]) == 1
 
 

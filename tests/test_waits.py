@@ -138,6 +138,13 @@ def test_an_epoch(estimator, data, device):
     check(fit, 2, 4, at_most=1)  # the losses and the terms of the ELBO are read together
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_an_epoch_with_several_initializations(device, monkeypatch):
+    """Every choice among mixtures waits, but there are as many in longer trainings, without splits and merges."""
+    monkeypatch.setattr("skvae.estimators.vade.N_ROUNDS", 0)
+    check(lambda n: VaDEClusterer(3, device=device, max_epochs=n, **VADE).fit(FEW), 2, 4, at_most=1)
+
+
 def test_an_epoch_of_samples_larger_than_the_device(device, monkeypatch):
     if device == "mps":
         pytest.skip("Only CUDA says how much memory is free.")

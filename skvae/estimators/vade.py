@@ -45,10 +45,8 @@ AFFINE_LIMITS = {"rotation": 15.0, "shift": 0.09, "log_scale": 0.15, "shear": 0.
 CONSISTENCY = 0.4  # weight of the consistency of pairs for each feature, in nats
 PRUNED = ((1 / 6, 0.3), (5 / 12, 0.0))  # share of the iterations, share of random mixtures that stay (at least one)
 PRUNED_INITS = ((1 / 6, 0.5), (1 / 3, 0.0))  # the same of other initializations
-PROPOSED, N_ROUNDS = (
-    (1 / 12, 1 / 8),
-    2,
-)  # share of the iterations until the best proposal, then all but one mixture stay
+PROPOSED = (1 / 12, 1 / 8)  # share of the iterations until the best proposal stays, and then until one mixture does
+N_ROUNDS = 2  # of proposals
 SELECTION_SHARE = 0.25  # of the weight of consistency, where held-out samples choose among mixtures of one training
 AUTO_INITS = ("gmm", "kmeans", "neighbor_kmeans", "neighbor_gmm")  # that are tried where there are neighbours
 SMALL_DATASET = 1_000  # samples: below, there are fewer epochs

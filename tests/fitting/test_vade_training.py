@@ -268,21 +268,27 @@ def test_rounds_of_proposals_end(n_rounds, expected, rows):
     assert len(model.prior.means) == 1
 
 
-def test_no_proposals_and_a_training_that_ends_before_they_are_judged(rows):
-    """The best of the present clusters stays, although others have a higher score."""
-    for mixtures, n_steps, kept in (
+@pytest.mark.parametrize(
+    ("shifts", "n_steps", "kept"),
+    [
         ([], (1_000, 1_000), []),
         ([0.0, 1.0], (1_000, 1_000), [[0] * 3, [0, 1], [1]]),
         ([0.0, 1.0], (1, 1_000), [[0] * 3, [1, 2], [1]]),
-    ):
-        model = make_model(make_prior(n_mixtures=2))
-        prior = model.prior
-        proposals = Proposals(lambda n_round: proposed(prior, *mixtures), 2, n_steps, 3)  # noqa: B023
-        score = lambda: torch.arange(len(prior.means)).float().expand(5, -1)  # noqa: B023, E731
-        prune = PruneMixtures(prior, [(2, 1)], score=score, proposals=proposals)
-        train(model, rows, prune)
-        assert len(model.prior.means) == 1
-        assert prune.parents_ == [[1], *kept]
+    ],
+    ids=["no proposals", "ends at once", "ends among two"],
+)
+def test_a_training_that_ends_before_proposals_are_judged(shifts, n_steps, kept, rows):
+    """The best of the present clusters stays, although others have a higher score, unless the best of these is left."""
+    model = make_model(make_prior(n_mixtures=2))
+
+    def score():
+        return torch.arange(len(model.prior.means)).float().expand(5, -1)
+
+    proposals = Proposals(lambda n_round: proposed(model.prior, *shifts), 2, n_steps, 3)
+    prune = PruneMixtures(model.prior, [(2, 1)], score=score, proposals=proposals)
+    train(model, rows, prune)
+    assert len(model.prior.means) == 1
+    assert prune.parents_ == [[1], *kept]
 
 
 @over_kinds
