@@ -4,11 +4,11 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CURVE = (1.9328, 0.7905)  # a and b of similarities 1 / (1 + a r^(2b)), which are close to exp(-r)
 EMBEDDING_STEPS, EMBEDDING_LR = 400, 0.2
+EMBEDDING_SCALE = 0.01  # of the loss, against the epsilon of Adam
 N_NEGATIVES = 5  # random rows for each neighbour, from which the embedding moves a row away
 
 
@@ -60,22 +60,40 @@ def embed_neighbors(z, pairs, weights, generator):
     -------
     z : Tensor of shape (n, d)
     """
-    z, rows = z.clone().requires_grad_(), torch.arange(len(z))
-    weights = weights / weights.mean().clamp(min=1e-12)
+    rows, z = torch.arange(len(z)), z.T.clone()  # coordinates apart, along which sums are fast
+    weights = EMBEDDING_SCALE * weights / weights.mean().clamp(min=1e-12)
     optimizer = torch.optim.Adam([z], lr=EMBEDDING_LR)
     for step in range(EMBEDDING_STEPS):
         optimizer.param_groups[0]["lr"] = EMBEDDING_LR * (1 - step / EMBEDDING_STEPS)
-        others = z[pairs.draw(rows, generator)]
-        loss = -F.logsigmoid(_logit_similarity(z, others))
-        for _ in range(N_NEGATIVES):
-            random = others[torch.randperm(len(z), generator=generator)]
-            loss = loss - F.logsigmoid(-_logit_similarity(z, random))
-        optimizer.zero_grad()
-        (loss * weights).sum().mul(0.01).backward()
+        neighbors = pairs.draw(rows, generator)
+        random = [neighbors[torch.randperm(len(rows), generator=generator)] for _ in range(N_NEGATIVES)]
+        z.grad = embedding_gradient(z, weights, torch.stack([neighbors, *random]))
         optimizer.step()
-    return z.detach()
+    z.grad = None
+    return z.T.contiguous()
 
 
-def _logit_similarity(z, other):
+def embedding_gradient(z, weights, others):
+    """Return the gradient of the cross-entropy of similarities to a neighbour, which is 1, and to random rows, 0.
+
+    In closed form, which takes half the time of automatic differentiation or less.
+
+    Parameters
+    ----------
+    z : Tensor of shape (d, n)
+    weights : Tensor of shape (n,)
+        Weights of the rows in the sum.
+    others : Tensor of shape (1 + m, n)
+        Index of a neighbour of each row, and of m random rows.
+
+    Returns
+    -------
+    gradient : Tensor of shape (d, n)
+    """
     a, b = CURVE
-    return -(math.log(a) + b * ((z - other).square().sum(1) + 1e-6).log())
+    difference = z[:, None] - z[:, others]  # (d, 1 + m, n)
+    squares = difference.square().sum(0) + 1e-6
+    slopes = torch.sigmoid(-(math.log(a) + b * squares.log()))  # of the loss, by the logit of the similarity
+    slopes[0] -= 1
+    pulls = difference.mul_(-2 * b * slopes * weights / squares)
+    return pulls.sum(1).index_add_(1, others.flatten(), -pulls.flatten(1))

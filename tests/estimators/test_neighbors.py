@@ -17,6 +17,7 @@ from skvae.estimators._neighbors import (
     pairs_with_references,
 )
 from skvae.estimators._vade_init import nearest_of_others
+from skvae.fitting.neighbors import CURVE, embedding_gradient
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,19 @@ def test_embedding_separates_groups(blobs):
     assert silhouette_score(z, y) > silhouette_score(X, y)
     assert_array_equal(z, embed_graph(neighbor_graph(X, 15), seed=0))
     assert (z != embed_graph(neighbor_graph(X, 15), seed=1)).any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_gradient_of_the_embedding_is_that_of_the_cross_entropy(n):
+    generator = torch.Generator().manual_seed(0)
+    z, weights = (torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((3, n), (n,)))
+    others = torch.randint(n, (4, n), generator=generator)
+    z.requires_grad_()
+    a, b = CURVE
+    similarity = 1 / (1 + a * ((z[:, None] - z[:, others]).square().sum(0) + 1e-6) ** b)
+    loss = -(weights * similarity[0].log()).sum() - (weights * (1 - similarity[1:]).log()).sum()
+    (expected,) = torch.autograd.grad(loss, z)
+    assert_allclose(embedding_gradient(z.detach(), weights, others), expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 4, 5, 12, 13])
