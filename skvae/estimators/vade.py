@@ -1,5 +1,6 @@
 """Deep clustering: an embedding and a Gaussian mixture over it, trained jointly."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from sklearn.base import ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from skorch import NeuralNet
 
 from ..data.arrays import float_dtype
 from ..fitting.batches import count_batches, count_steps
@@ -23,6 +25,7 @@ from ..fitting.vade import (
     HeldOut,
     Proposals,
     PruneMixtures,
+    held_out_objective,
     held_out_terms,
     limit_inference_batches,
     neighbor_views,
@@ -31,7 +34,7 @@ from ..fitting.vade import (
     two_views,
 )
 from ..fitting.warnings import warn
-from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, Support
+from ..models import COVARIANCES, LIKELIHOODS, Flat, GaussianMixturePrior, LatentModel, Support
 from ._elbo import ELBOMixin, draw_generator, draw_samples
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, BaseEmbedder
 from ._embedder_training import augmentation, history_of, prepare_samples, train, training_plan, user_callbacks
@@ -482,25 +485,45 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
             check_same_mixture(self)
             data, relation = self._search_neighbors(model, data, relation, holds_out=False)
             return self._train_jointly(model, data, max_epochs, relation)[0]
-        names, self.consistency_ = self._choose_inits(relation), relation.weight
-        data, relation = self._search_neighbors(model, data, relation, holds_out=len(names) > 1)
+        trainings, self.consistency_ = self._choose_inits(relation), relation.weight
+        holds_out = len(list(chain(*trainings))) > 1
+        data, relation = self._search_neighbors(model, data, relation, holds_out)
         data = self._pretrain(model, data)
         settings = {"n_clusters": self.n_clusters, "covariance_type": self.covariance_type, "n_init": self.n_init}
         z = scale_codes(model, data)
         init = Initialization(**settings, z=z, seed=data.seed, group=data.group, neighborhood=relation.neighborhood)
+        trained = []
+        for names in trainings:
+            copied = copy.deepcopy(model) if len(trainings) > 1 else model
+            trained.append(self._train_inits(copied, data, max_epochs, relation, init, names))
+            data = limit_inference_batches(data, trained[-1].net, self.batch_size)
+        best = self._choose_trained(trained, relation, data)
+        self.init_, self.init_losses_, self.held_out_scores_ = best.init, best.losses, best.scores
+        for name in ("encoder", "decoder", "likelihood", "prior"):
+            setattr(model, name, getattr(best.model, name))
+        return best.net
+
+    def _train_inits(self, model, data, max_epochs, relation, init, names):
+        """Train networks with the mixtures of some initializations, of which one stays."""
         mixtures = {name: init.make(name) for name in names}
-        model.prior = GaussianMixturePrior(
-            list(chain(*mixtures.values())),
-            COVARIANCES[self.covariance_type],
-            sampled=self.responsibilities == "sampled",
-        )
+        is_sampled, family = self.responsibilities == "sampled", COVARIANCES[self.covariance_type]
+        model.prior = GaussianMixturePrior(list(chain(*mixtures.values())), family, sampled=is_sampled)
         references = init.references if relation.held_out is not None else None
         net, prune = self._train_jointly(model, data, max_epochs, relation, references)
         names = list(chain(*([name] * len(mixtures[name]) for name in names)))
-        self.init_, self.init_losses_ = names[prune.survivor_], prune.scores_
-        scores = dict(zip(names, prune.scores_[0], strict=True)) if references is not None else {}
-        self.held_out_scores_ = {name: -loss for name, loss in scores.items()}
-        return net
+        scores = {} if references is None else best_scores(names, prune.scores_[0])
+        return Trained(model, net, names[prune.survivor_], prune.scores_, scores)
+
+    def _choose_trained(self, trained, relation, data):
+        """Return the training with the best objective of held-out samples, if there are several."""
+        if len(trained) == 1:
+            return trained[0]
+
+        def objective(each):
+            return held_out_objective(each.model, relation.held_out.rows, data, relation.weight, relation.view_of)
+
+        scores = dict(chain(*(each.scores.items() for each in trained)))
+        return max(trained, key=objective)._replace(scores=scores)
 
     def _pretrain(self, model, data):
         """Train the networks as an autoencoder, in place; return the data, in smaller batches if memory was short."""
@@ -545,16 +568,18 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         return Relation(float(weight), view_of, has_neighbors)
 
     def _choose_inits(self, relation):
-        """Return the names of the initializations to try."""
+        """Return the names of the initializations to try, those that share networks in a tuple."""
         if self.init != "auto":
-            return (self.init,)
+            return ((self.init,),)
         if relation.weight == 0:
-            return ("gmm",)
-        return AUTO_INITS if relation.has_neighbors else ("random",)
+            return (("gmm",),)
+        if not relation.has_neighbors:
+            return (("random",),)
+        return (AUTO_INITS,) if relation.view_of is None else (AUTO_INITS, ("random",))
 
     def _search_neighbors(self, model, data, relation, holds_out):
         """Return the data without samples held out, and the relation with the neighbours of the others."""
-        names = () if data.resume else self._choose_inits(relation)
+        names = () if data.resume else chain(*self._choose_inits(relation))
         if not relation.has_neighbors or (relation.weight == 0 and set(names) <= {"gmm", "random"}):
             return data, relation._replace(has_neighbors=False)
         data, neighbors, held_out = neighborhood(model, data, self.n_neighbors, holds_out)
@@ -646,6 +671,24 @@ class Relation(NamedTuple):
     has_neighbors: bool  # whether pairs are neighbours
     neighborhood: Neighborhood | None = None
     held_out: HeldOut | None = None
+
+
+class Trained(NamedTuple):
+    """A trained model, and how its mixture was chosen."""
+
+    model: LatentModel
+    net: NeuralNet
+    init: str
+    losses: list  # of the mixtures, each time that some were dropped
+    scores: dict  # of the initializations, on held-out samples, when the first mixtures were dropped
+
+
+def best_scores(names, losses):
+    """Return the best score of each initialization, from its name and its loss for each mixture."""
+    return {
+        name: -min(loss for each, loss in zip(names, losses, strict=True) if each == name)
+        for name in dict.fromkeys(names)
+    }
 
 
 def check_same_mixture(estimator):

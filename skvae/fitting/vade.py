@@ -15,7 +15,7 @@ from ..models.priors import pointwise_information
 from .batches import standardized
 from .checkpoint import Resumable
 from .distributed import SINGLE_PROCESS
-from .evaluation import posterior_of
+from .evaluation import mean_elbo, posterior_of
 from .lloyd import draw_distinct_rows
 from .weighted_rows import WeightedRows
 
@@ -192,6 +192,32 @@ def held_out_terms(model, held_out, data, view_of=None):
         terms = tuple(data.group.all_gather(part).clone() for part in (kl, agreement))
     model.train(was_training)
     return terms
+
+
+def held_out_objective(model, rows, data, weight, view_of):
+    """Return the objective of a trained model on held-out rows: the ELBO, and the agreement of augmented views.
+
+    Views are of the same row, and not of neighbours: where both disagree about clusters, the augmentation, which the
+    user chose, is right.
+
+    Parameters
+    ----------
+    model : LatentModel
+    rows : Tensor of shape (m, d)
+    data : TrainingData
+    weight : float
+        Of the mutual information of the clusters of two views.
+    view_of : callable, (u, generator) -> views
+        Augmentation.
+
+    Returns
+    -------
+    objective : float
+        In nats, of the rows of all processes.
+    """
+    elbo = mean_elbo(model, rows, data.device, batch_size=data.inference_batch_size, group=data.group)
+    _, agreement = held_out_terms(model, HeldOut(rows, rows), data, view_of)
+    return elbo + weight * agreement.mean().item()
 
 
 def scale_codes(model, data):
