@@ -268,12 +268,13 @@ def test_partitions_are_the_initial_clusters(init, groups):
 def test_pairs_of_tables_and_of_images(images):
     vade = fit_quietly(VaDEClusterer(3, **IMAGES), images)
     assert vade.consistency_ == 0.4 * 64
-    assert list(vade.held_out_scores_) == list(module.AUTO_INITS)
-    assert vade.init_ in module.AUTO_INITS
+    assert list(vade.held_out_scores_) == [*module.AUTO_INITS, "random"]
+    assert vade.init_ in vade.held_out_scores_
     assert len(vade.module_.prior.means) == 1
     table = fit_quietly(VaDEClusterer(3, augment=None, **IMAGES), images)
     assert table.consistency_ == 0.4 * 64
     assert [len(losses) for losses in table.init_losses_[:2]] == [4, 2]
+    assert list(table.held_out_scores_) == list(module.AUTO_INITS)
     views = fit_quietly(VaDEClusterer(3, n_neighbors=0, **IMAGES), images)
     assert views.held_out_scores_ == {}
     assert views.init_ == "random"
@@ -309,9 +310,31 @@ def test_the_highest_score_of_held_out_samples_decides(best, images, monkeypatch
         return torch.zeros(1, n_mixtures), torch.eye(n_mixtures)[[index]]
 
     monkeypatch.setattr(module, "held_out_terms", terms)
-    vade = fit_quietly(VaDEClusterer(3, **IMAGES), images)
+    vade = fit_quietly(VaDEClusterer(3, augment=None, **IMAGES), images)
     assert vade.init_ == module.AUTO_INITS[best]
     assert set(sizes) == {20}
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_held_out_samples_choose_between_trainings_of_images(better, images, monkeypatch):
+    objectives = iter([1.0 - better, float(better)])
+    models = []
+
+    def objective(model, rows, data, weight, view_of):
+        assert weight == 0.4 * 64
+        assert (len(rows), len(data.rows)) == (20, 180)
+        assert view_of is not None
+        models.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(objectives)
+
+    monkeypatch.setattr(module, "held_out_objective", objective)
+    vade = fit_quietly(VaDEClusterer(3, **IMAGES), images)
+    assert (vade.init_ == "random") == bool(better)
+    assert same_weights(vade, models[better])
+    random_scores = [-loss for loss in vade.init_losses_[0]]
+    assert vade.held_out_scores_["random"] in random_scores or not better
+    assert len(random_scores) == (IMAGES["n_init"] if better else 4)
+    assert len(vade.history_) == IMAGES["max_epochs"]
 
 
 @pytest.mark.parametrize("weight", [0, 2.5])
@@ -328,7 +351,7 @@ def test_views_of_tables(groups):
         return u + 0.1 * torch.randn(u.shape, generator=generator)
 
     vade = fit_quietly(VaDEClusterer(4, augment=view, **SMALL), groups[0])
-    assert len(vade.held_out_scores_) == 4
+    assert len(vade.held_out_scores_) == 5
     one, two = (fit_quietly(VaDEClusterer(4, augment=view, consistency=c, **SMALL), groups[0]) for c in (0, 3))
     assert not same_weights(one, two)
     assert two.history_[-1]["train_agreement"] > 0.5
@@ -446,7 +469,7 @@ def test_pretrained_by_the_same_kind(groups):
 def test_pretrained_images(images):
     given = AutoencoderEmbedder(2, image_shape=(8, 8), channels=(4,), max_epochs=3, random_state=0).fit(images)
     vade = fit_quietly(VaDEClusterer(3, pretrained=given, **IMAGES), images)
-    assert len(vade.held_out_scores_) == 4
+    assert len(vade.held_out_scores_) == 5
 
 
 def test_no_pretraining(groups):
@@ -482,7 +505,7 @@ def test_warm_start_with_agreement(images):
     fit_quietly(vade, images)
     assert vade.consistency_ == 2.0
     assert "train_agreement" in vade.history_[-1]
-    assert len(vade.held_out_scores_) == 4, "mixtures were chosen in the first training"
+    assert len(vade.held_out_scores_) == 5, "mixtures were chosen in the first training"
 
 
 @pytest.mark.parametrize(
@@ -748,7 +771,7 @@ class Interrupts(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("moment", ["pretraining", "training", "labels"])
+@pytest.mark.parametrize("moment", ["pretraining", "first training", "second training", "labels"])
 def test_interrupts_leave_everything_as_it_was(moment, images, monkeypatch):
     Interrupts.count = 0
     vade = fit_quietly(VaDEClusterer(3, **IMAGES), images)
@@ -761,8 +784,8 @@ def test_interrupts_leave_everything_as_it_was(moment, images, monkeypatch):
 
         return wrapper
 
-    if moment == "training":
-        vade.set_params(callbacks=[Interrupts(1)])
+    if moment in ("first training", "second training"):
+        vade.set_params(callbacks=[Interrupts(1 + (moment == "second training"))])
     else:
         name = {"pretraining": "_pretrain", "labels": "_set_latent_statistics"}[moment]
         monkeypatch.setattr(VaDEClusterer, name, interrupted(getattr(VaDEClusterer, name)))

@@ -17,6 +17,7 @@ from skvae.fitting.vade import (
     HeldOut,
     Proposals,
     PruneMixtures,
+    held_out_objective,
     held_out_terms,
     hold_out_indices,
     neighbor_views,
@@ -348,6 +349,20 @@ def test_augmented_terms_are_repeatable(rows):
     assert torch.equal(one[1], two[1])
     assert not torch.equal(one[1], plain[1])
     assert torch.equal(one[0], plain[0]), "the divergence is that of the rows"
+
+
+def test_objective_of_held_out_rows_is_elbo_and_agreement_of_views(rows):
+    model = make_model(make_prior())
+    data = TrainingData(rows, torch.Generator(), torch.device("cpu"))
+
+    def flipped(u, generator):
+        return u * (2 * torch.randint(2, (), generator=generator) - 1)
+
+    elbo = mean_elbo(model, rows, data.device)
+    agreement = held_out_terms(model, HeldOut(rows, rows), data, flipped)[1].mean().item()
+    assert held_out_objective(model, rows, data, 0.0, flipped) == pytest.approx(elbo)
+    assert held_out_objective(model, rows, data, 3.0, flipped) == pytest.approx(elbo + 3 * agreement)
+    assert agreement > 0
 
 
 def test_a_mixture_that_fits_wins(rows):
