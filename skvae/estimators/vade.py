@@ -140,8 +140,9 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         or by a Gaussian mixture ("neighbor_kmeans", "neighbor_gmm"); "random" are ``n_init`` mixtures of wide
         components at random codes, the worst of which are dropped. "auto" trains the first four together and drops the
         worst by scores of held-out samples; then mixtures in which a cluster is split and two others are merged compete
-        with the one that stayed, as with no other ``init``. It is "gmm" with ``consistency=0``, and "random" without
-        neighbours.
+        with the one that stayed, as with no other ``init``. With augmentation it does the same with "random", in a
+        second training, and held-out samples choose between both. It is "gmm" with ``consistency=0``, and "random"
+        without neighbours.
 
     n_init : int, default=20
         Number of initializations of EM for "gmm", or of mixtures for "random".
@@ -234,7 +235,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     held_out_scores_ : dict of str to float
         If initializations were compared, their scores on held-out samples, in nats, when the first were dropped: a
         quarter of ``consistency_`` times the mutual information of the clusters of samples and of their neighbours,
-        both augmented if training is, less the divergence from the prior.
+        both augmented if training is, less the divergence from the prior. That of "random" is the best of its mixtures.
 
     init_losses_ : list of list of float
         Losses of the mixtures, without the reconstruction that they share, each time that some were dropped; if
