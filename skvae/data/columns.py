@@ -43,15 +43,23 @@ class Columns:
         Processes that have shards of the samples.
     names : array-like of shape (d,), optional
         Names of the features in errors; their indices if None.
+    features : list of int, optional
+        Indices of the features of X to which these columns are restricted.
     """
 
-    def __init__(self, X, group=SINGLE_PROCESS, names=None):
-        self._X, self._group, self._names = X, group, names
+    def __init__(self, X, group=SINGLE_PROCESS, names=None, features=None):
+        self._X, self._group, self._names, self._features = X, group, names, features
         self.dtype = X.dtype
+
+    def select(self, features):
+        """Return the columns of some features, a list of indices."""
+        features = features if self._features is None else [self._features[feature] for feature in features]
+        return Columns(self._X, self._group, self._names, features)
 
     def named(self, features):
         """Return names of features with these indices for an error, a list of ten at most."""
         features = np.asarray(features[:MAX_NAMED])
+        features = features if self._features is None else np.asarray(self._features)[features]
         return (features if self._names is None else np.asarray(self._names)[features]).tolist()
 
     @functools.cached_property
@@ -191,7 +199,8 @@ class Columns:
         return mean, np.sqrt(squares / n_observed)
 
     def _chunks(self):
-        return (self._X[rows] for rows in row_chunks(*self._X.shape, n_bytes=LINEAR_BYTES))
+        parts = (self._X[rows] for rows in row_chunks(*self._X.shape, n_bytes=LINEAR_BYTES))
+        return parts if self._features is None else (part[:, self._features] for part in parts)
 
 
 def array_ranges(part):

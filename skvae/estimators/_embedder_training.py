@@ -13,6 +13,7 @@ import torch
 
 from ..data.arrays import named_in_errors, resolve_device
 from ..data.columns import Columns
+from ..data.frames import FrameCodec
 from ..data.samples import select_samples
 from ..data.weights import resample_by_weight
 from ..fitting.augment import resolve_augment
@@ -30,6 +31,7 @@ from ..models.images import check_image_shape
 from ..models.networks import row_width
 from ..models.priors import Posterior
 from ._callbacks import check_callbacks, training_callbacks
+from ._column_likelihoods import ListedColumns, choose_column_likelihoods
 from ._fit import EpochTasks, check_enough_rows, check_processes, fit_seed, row_count
 from ._likelihood_choice import (
     build_likelihood,
@@ -162,8 +164,10 @@ def _new_model(estimator, samples, generator):
     """Choose a likelihood, and initialize the networks."""
     columns = Columns(samples.X, current_group(), column_names(estimator))
     if estimator._pretrained is None:
-        chosen = choose_likelihood(estimator.likelihood, columns)
-        hint_at_counts(estimator, chosen, columns)
+        chosen = choose_column_likelihoods(estimator.likelihood, listed_columns(estimator), columns)
+        if chosen is None:
+            chosen = choose_likelihood(estimator.likelihood, columns)
+            hint_at_counts(estimator, chosen, columns)
     else:
         chosen = pretrained_model(estimator).likelihood
     X = check_support(chosen, samples.X, columns)
@@ -199,7 +203,7 @@ def _training_data(estimator, samples, initial, generator):
     """Store samples in the form in which networks are trained on them, and open the checkpoint."""
     likelihood, group, checkpoint = initial.model.likelihood, current_group(), None
     augments_images = isinstance(estimator.augment, str) and estimator.augment != "auto"
-    if augments_images and Support(*likelihood.support).integers:
+    if augments_images and np.any(Support(*likelihood.support).integers):
         raise ValueError(
             f"augment={estimator.augment!r} interpolates pixels, but likelihood={initial.likelihood_name!r} needs "
             "whole numbers; use a callable that keeps them, or another likelihood."
@@ -334,6 +338,13 @@ def latent_dim(estimator):
 def column_names(estimator):
     """Return the names of the features, None if X had none."""
     return getattr(estimator, "feature_names_in_", None)
+
+
+def listed_columns(estimator):
+    """Return the `ListedColumns` of the training data."""
+    codec = getattr(estimator, "_frame", None)
+    features = getattr(estimator, "_listed_features", None)
+    return ListedColumns(None if codec is None else FrameCodec.from_lists(codec), features)
 
 
 def fingerprint(estimator, *facts):

@@ -519,7 +519,9 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         ValueError
             If values are missing, but none were in the training data.
         """
-        return self._map_model(fill_missing, self._within_support(self._validate(X, reset=False)))
+        return self._in_frame(
+            self._map_model(fill_missing, self._within_support(self._validate(X, reset=False))), whole=True
+        )
 
     def score_samples(self, X):
         """Compute the log-likelihood of each sample at its own latent code: how well it is reconstructed.
