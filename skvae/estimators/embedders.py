@@ -74,7 +74,7 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         Your own network from codes (n, n_components) to the parameters of the likelihood (n, n_outputs): one for each
         feature, for most.
 
-    likelihood : str or object, default="auto"
+    likelihood : str, object or list, default="auto"
         Observation model: "bernoulli" (data in [0, 1]), "continuous_bernoulli" (the same, normalized over [0, 1]),
         "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
         "gaussian_samples" (one for each sample), "poisson", "negative_binomial" (counts), "categorical" (integers 0,
@@ -82,7 +82,9 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         ones standardize the features internally; principal components, which are centred and uncorrelated, keep the
         ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
         that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
-        at most 2 % of which are within a tenth of it; ratings and pixels are not like that.
+        at most 2 % of which are within a tenth of it; ratings and pixels are not like that. In a data frame with
+        strings, booleans or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
+        `sklearn.compose.ColumnTransformer`, does it by hand.
 
     beta : float, default=1.0
         Weight of the KL term in the training loss.
@@ -362,7 +364,7 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         Your own network from codes (n, n_components) to the parameters of the likelihood (n, n_outputs): one for each
         feature, for most.
 
-    likelihood : str or object, default="auto"
+    likelihood : str, object or list, default="auto"
         Observation model: "bernoulli" (data in [0, 1]), "continuous_bernoulli" (the same, normalized over [0, 1]),
         "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
         "gaussian_samples" (one for each sample), "poisson", "negative_binomial" (counts), "categorical" (integers 0,
@@ -370,7 +372,9 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         ones standardize the features internally; principal components, which are centred and uncorrelated, keep the
         ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
         that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
-        at most 2 % of which are within a tenth of it; ratings and pixels are not like that.
+        at most 2 % of which are within a tenth of it; ratings and pixels are not like that. In a data frame with
+        strings, booleans or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
+        `sklearn.compose.ColumnTransformer`, does it by hand.
 
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its

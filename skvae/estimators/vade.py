@@ -113,7 +113,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     encoder, decoder : Module, class or callable, default=None
         Your own networks, as for `VAEEmbedder`.
 
-    likelihood : str or object, default="auto"
+    likelihood : str, object or list, default="auto"
         Observation model, as for `VAEEmbedder`.
 
     beta : float, default=1.0
