@@ -10,9 +10,12 @@ from .messages import one_of
 
 MAX_NAMED = 10  # columns, or categories, in an error
 CATEGORY_TYPES = ("str", "bool", "int", "float")  # of values that can be categories
-INTEGERS_AND_BOOLEANS = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
 ORDERED = "ordered category"  # dtype of pandas, whose name does not tell
-LISTED = ("category", ORDERED, "Enum")  # dtypes that have the categories
+LISTED = ("category", ORDERED, "Enum")  # dtypes that list the categories
+SIGNED = ("int8", "int16", "int32", "int64")
+INTEGERS = (*SIGNED, *(f"u{name}" for name in SIGNED))  # in lower case
+FLOATS = ("float32", "float64")
+TEXT = ("object", "str", "string", "bool", "boolean", "String", "Boolean", "Categorical")
 
 
 class Column(NamedTuple):
@@ -21,6 +24,11 @@ class Column(NamedTuple):
     name: str
     dtype: str  # its name in the library of the frame
     categories: list | None  # in the order of their codes 0, 1, ...; None for numbers
+
+    @property
+    def is_integer(self):
+        """Whether it holds integers that are no categories."""
+        return self.categories is None and self.dtype.lower() in INTEGERS
 
 
 class FrameCodec(NamedTuple):
@@ -40,13 +48,13 @@ class FrameCodec(NamedTuple):
         return [self.library, [list(column) for column in self.columns]]
 
     @property
-    def has_categories(self):
-        """Which columns hold categories (d,)."""
-        return np.array([column.categories is not None for column in self.columns])
+    def n_categories(self):
+        """Number of the categories of each column (d,), zero for numbers."""
+        return np.array([len(column.categories or ()) for column in self.columns])
 
     @property
     def kinds(self):
-        """Names and dtypes of the columns, and whether they hold categories."""
+        """Names and dtypes of the columns, and whether they hold numbers."""
         return tuple((name, dtype, categories is None) for name, dtype, categories in self.columns)
 
     def encode(self, X):
@@ -63,7 +71,13 @@ class FrameCodec(NamedTuple):
             With the same columns. A missing category is NaN; an unknown one has the code after the last.
         unknown : dict
             Unknown categories of each column that has some.
+
+        Raises
+        ------
+        ValueError
+            If a name occurs twice.
         """
+        check_names(X)
         known = {column.name: column.categories for column in self.columns if column.categories is not None}
         encoded, unknown = {}, {}
         for index, name in enumerate(X.columns):
@@ -73,7 +87,7 @@ class FrameCodec(NamedTuple):
                 unknown |= {name: others} if others else {}
         return make_frame(library_of(X), encoded), unknown
 
-    def decode(self, values, whole):
+    def decode(self, values, whole, index=None):
         """Return numbers as a frame with the columns of the training data.
 
         Parameters
@@ -82,6 +96,8 @@ class FrameCodec(NamedTuple):
             A category has the nearest code.
         whole : bool
             Whether columns of integers hold integers again; expected values are none.
+        index : pandas.Index, optional
+            Index of a frame of pandas.
 
         Returns
         -------
@@ -89,26 +105,59 @@ class FrameCodec(NamedTuple):
         """
         series = pandas_series if self.library == "pandas" else polars_series
         parts = zip(self.columns, np.asarray(values, dtype=np.float64).T, strict=True)
-        return make_frame(self.library, {column.name: series(column, part, whole) for column, part in parts})
+        frame = make_frame(self.library, {column.name: series(column, part, whole) for column, part in parts})
+        return frame if index is None or self.library != "pandas" else frame.set_axis(index)
+
+    def fill(self, X, values):
+        """Return a frame with its missing values replaced.
+
+        Parameters
+        ----------
+        X : DataFrame
+            Of the columns of the training data.
+        values : ndarray of shape (n, d)
+            Values in the place of missing ones, as for `decode`.
+        """
+        decoded, filled = self.decode(values, whole=True), {}
+        for index, name in enumerate(X.columns):
+            column, own = series_at(X, index), series_at(decoded, index)
+            missing = is_missing(values_of(column))
+            if not missing.any():
+                filled[name] = column
+            elif library_of(X) == "pandas":
+                own = own.set_axis(X.index)
+                filled[name] = own if missing.all() else column.where(~missing, own)
+            else:
+                values = np.where(missing, values_of(own), values_of(column))
+                filled[name] = type(column)(values.tolist(), dtype=own.dtype if missing.all() else column.dtype)
+        return make_frame(library_of(X), filled)
+
+
+def decoded_values(column, values):
+    """Return the categories or integers of a column as objects (n,), None where values are missing."""
+    missing = np.isnan(values)
+    numbers = np.rint(np.where(missing, 0, values))
+    if column.categories is not None:
+        codes = numbers.clip(0, len(column.categories) - 1).astype(np.int64)
+        labels = np.array([*column.categories, None], dtype=object)[codes]
+    else:
+        limits = np.iinfo(column.dtype.lower())
+        # Not to the last integers of 64 bits, which floats do not have.
+        labels = numbers.clip(limits.min, min(limits.max, 2.0**63 - 1024)).astype(np.int64).astype(object)
+    return np.where(missing, None, labels)
 
 
 def pandas_series(column, values, whole):
     """Return numbers as a column of pandas; integers and booleans among which some are missing get another dtype."""
     import pandas as pd
 
-    missing, dtype = np.isnan(values), column.dtype
-    numbers = np.rint(np.where(missing, -1, values)).astype(np.int64)
-    if column.categories is not None and "category" in dtype:
-        return pd.Series(pd.Categorical.from_codes(numbers, column.categories, ordered=dtype == ORDERED))
-    if column.categories is None and not is_integer(column):
-        return pd.Series(values, dtype=dtype)
-    if column.categories is None and not whole:
-        return pd.Series(values)
-    labels = (
-        numbers.astype(object) if column.categories is None else np.array([*column.categories, None], object)[numbers]
-    )
-    labels[missing] = None
-    holds_none = dtype not in INTEGERS_AND_BOOLEANS or not missing.any()
+    dtype = column.dtype
+    if column.categories is None and not (column.is_integer and whole):
+        return pd.Series(values, dtype=None if column.is_integer else dtype)
+    labels = decoded_values(column, values)
+    if dtype in ("category", ORDERED):
+        return pd.Series(pd.Categorical(labels, column.categories, ordered=dtype == ORDERED))
+    holds_none = dtype not in ("bool", *INTEGERS) or not np.isnan(values).any()
     return pd.Series(labels, dtype=dtype if holds_none else object)
 
 
@@ -116,33 +165,18 @@ def polars_series(column, values, whole):
     """Return numbers as a column of polars."""
     import polars as pl
 
-    missing, dtype = np.isnan(values), getattr(pl, column.dtype)
-    numbers = np.rint(np.where(missing, -1, values)).astype(np.int64)
-    if column.categories is None and not (is_integer(column) and whole):
-        return pl.Series(values, dtype=None if is_integer(column) else dtype, nan_to_null=True)
-    labels = (
-        numbers.astype(object) if column.categories is None else np.array([*column.categories, None], object)[numbers]
-    )
-    labels[missing] = None
-    return pl.Series(labels.tolist(), dtype=pl.Enum(column.categories) if column.dtype == "Enum" else dtype)
-
-
-def labels_of(column, numbers, missing):
-    """Return integers, or the categories with these codes, as objects (n,), None where they are missing."""
-    labels = numbers if column.categories is None else np.array([*column.categories, None], dtype=object)[numbers]
-    return np.where(missing, None, labels)
-
-
-def is_integer(column):
-    """Return whether a column of numbers holds integers."""
-    return "int" in column.dtype.lower()
+    dtype = pl.Enum(column.categories) if column.dtype == "Enum" else getattr(pl, column.dtype)
+    if column.categories is None and not (column.is_integer and whole):
+        return pl.Series(values, dtype=None if column.is_integer else dtype, nan_to_null=True)
+    return pl.Series(decoded_values(column, values).tolist(), dtype=dtype)
 
 
 def library_of(X):
     """Return the name of the library of a data frame, "pandas" or "polars", or None for anything else."""
-    library = type(X).__module__.partition(".")[0]
-    is_frame = library in ("pandas", "polars") and hasattr(X, "columns") and hasattr(X, "dtypes")
-    return library if is_frame else None
+    libraries = {base.__module__.partition(".")[0] for base in type(X).__mro__}
+    if not (hasattr(X, "iloc") or hasattr(X, "to_series")) or not hasattr(X, "columns"):
+        return None
+    return next((library for library in ("pandas", "polars") if library in libraries), None)
 
 
 def make_frame(library, columns):
@@ -150,7 +184,7 @@ def make_frame(library, columns):
     if library == "pandas":
         import pandas as pd
 
-        return pd.DataFrame({name: getattr(values, "array", values) for name, values in columns.items()})
+        return pd.DataFrame(columns)
     import polars as pl
 
     return pl.DataFrame(columns)
@@ -166,6 +200,16 @@ def values_of(series):
     return np.fromiter(series.to_list(), dtype=object, count=len(series))
 
 
+def check_names(X):
+    """Raise if a name of a column occurs twice, or is no string."""
+    names = list(X.columns)
+    repeated = {str(name) for name in names if names.count(name) > 1}
+    if repeated:
+        raise ValueError(f"Columns of X have the same name: {one_of(sorted(repeated)[:MAX_NAMED])}; rename them.")
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("Names of columns of X should be strings; rename them (X.columns = X.columns.astype(str)).")
+
+
 def make_codec(X, categorical=()):
     """Return the codec of a data frame.
 
@@ -178,7 +222,7 @@ def make_codec(X, categorical=()):
     Returns
     -------
     codec : FrameCodec or None
-        None if all columns hold numbers.
+        None if all columns hold numbers or booleans, which are numbers then.
 
     Raises
     ------
@@ -187,20 +231,17 @@ def make_codec(X, categorical=()):
     TypeError
         If a name is no string.
     """
-    names, library = list(X.columns), library_of(X)
-    series = [series_at(X, index) for index in range(len(names))]
-    if not any(index in categorical or holds_categories(each) for index, each in enumerate(series)):
+    series = [series_at(X, index) for index in range(len(X.columns))]
+    has_categories = [index in categorical or holds_categories(each) for index, each in enumerate(series)]
+    are_numbers = [index not in categorical and is_boolean(each) for index, each in enumerate(series)]
+    if not any(has and not is_number for has, is_number in zip(has_categories, are_numbers, strict=True)):
         return None
-    repeated = {str(name) for name in names if names.count(name) > 1}
-    if repeated:
-        raise ValueError(f"Columns of X have the same name: {one_of(sorted(repeated)[:MAX_NAMED])}; rename them.")
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError("Names of columns of X should be strings; rename them (X.columns = X.columns.astype(str)).")
-    columns = []
-    for index, (name, each) in enumerate(zip(names, series, strict=True)):
-        has_categories = index in categorical or holds_categories(each)
-        columns.append(Column(name, dtype_name(each), categories_of(name, each) if has_categories else None))
-    return FrameCodec(library, columns)
+    check_names(X)
+    columns = [
+        Column(name, dtype_name(each, has), categories_of(name, each) if has else None)
+        for name, each, has in zip(X.columns, series, has_categories, strict=True)
+    ]
+    return FrameCodec(library_of(X), columns)
 
 
 def merge_codecs(codecs):
@@ -214,30 +255,41 @@ def merge_codecs(codecs):
     first = codecs[0]
     if all(codec == first for codec in codecs):
         return first
-    kinds = [
-        None if codec is None else [(*column[:2], column[2] is None) for column in codec.columns] for codec in codecs
-    ]
-    if any(kind != kinds[0] for kind in kinds):
+    if None in codecs or len({codec.kinds for codec in codecs}) > 1:
         raise ValueError(
             "Columns of X differ between processes in names or types; give each a part of the same data frame, with "
             "categories as a dtype (pandas.CategoricalDtype)."
         )
     merged = []
     for columns in zip(*(codec.columns for codec in codecs), strict=True):
-        categories = [column.categories for column in columns]
-        if categories[0] is not None and any(each != categories[0] for each in categories):
-            columns = [columns[0]._replace(categories=sorted(set().union(*categories)))]
-        merged.append(columns[0])
+        column = columns[0]
+        if column.categories is not None:
+            union = list(dict.fromkeys(category for each in columns for category in each.categories))
+            column = column._replace(categories=union if column.dtype in LISTED else sorted(union))
+        merged.append(column)
     return first._replace(columns=merged)
 
 
-def dtype_name(series):
-    """Return the name of the dtype of a column, without its categories."""
-    return ORDERED if getattr(series.dtype, "ordered", False) is True else str(series.dtype).partition("(")[0]
+def dtype_name(series, has_categories=True):
+    """Return the name of a dtype that values of a column can be converted to, its own if possible."""
+    if getattr(series.dtype, "ordered", False) is True:
+        return ORDERED
+    name = str(series.dtype).partition("(")[0].partition("[")[0]
+    if name.lower() in (*INTEGERS, *FLOATS) or (has_categories and name in (*TEXT, *LISTED)):
+        return name
+    is_pandas = hasattr(series, "iloc")
+    return ("object" if is_pandas else "String") if has_categories else ("float64" if is_pandas else "Float64")
+
+
+def is_boolean(series):
+    """Return whether a column holds booleans, by its dtype."""
+    return dtype_name(series) in ("bool", "boolean", "Boolean")
 
 
 def holds_categories(series):
     """Return whether a column holds no numbers: categories, strings, booleans, or objects that are no numbers."""
+    if dtype_name(series) in LISTED:
+        return True
     kind = getattr(series.dtype, "kind", None)  # of NumPy, and of dtypes with missing values of pandas
     if kind is not None and kind != "O":
         return kind not in "iufc"
@@ -265,13 +317,15 @@ def categories_of(name, series):
     if foreign:
         raise ValueError(
             f"Column {name!r} of X holds values of type {foreign[0]}, which are no numbers, strings or booleans; "
-            "convert them (dates to numbers of days), or leave the column out."
+            "convert them (astype(str), or dates to numbers of days), or leave the column out."
         )
     if len(types) > 1 and "str" in types:
         raise ValueError(
-            f"Column {name!r} of X holds values of several types, {' and '.join(types)}; convert all to "
-            "strings (astype(str)), or all to numbers."
+            f"Column {name!r} of X holds values of several types, {' and '.join(types)}; convert all to strings "
+            "(astype(str)), or all to numbers."
         )
+    if is_boolean(series):
+        return [False, True]
     distinct = list(dict.fromkeys(categories))
     return distinct if is_listed else sorted(distinct)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from sklearn.utils._indexing import _get_column_indices
 
 from ..data.frames import FrameCodec, library_of, make_codec, merge_codecs
@@ -16,7 +17,7 @@ COUNTS = "negative_binomial"  # likelihood of counts, where it is chosen
 
 
 class ListedColumns(NamedTuple):
-    """What a fit keeps of the columns of its data, before they become numbers."""
+    """Columns of training data, before they become numbers."""
 
     codec: FrameCodec | None  # of a data frame that does not hold numbers alone
     features: list | None  # indices of the columns of each entry of a list of likelihoods
@@ -29,8 +30,7 @@ def list_columns(likelihood, X, shape):
     ----------
     likelihood : object
         The parameter of the estimator.
-    X : object
-        As the user gave it.
+    X : DataFrame, array or samples of shape (n, d)
     shape : tuple or None
         That of images, which are no columns of different types.
 
@@ -40,6 +40,9 @@ def list_columns(likelihood, X, shape):
         If entries of a list have another form, if a column is in two of them, or if columns hold mixed values.
     """
     is_list = isinstance(likelihood, list | tuple)
+    X = np.asarray(X) if isinstance(X, list | tuple) else X
+    if is_list and len(getattr(X, "shape", ())) != 2:
+        return ListedColumns(None, None)  # validation says what is wrong
     features = read_columns(likelihood, X) if is_list else None
     by_column = is_list or (isinstance(likelihood, str) and likelihood == "auto")
     if not by_column or shape is not None or library_of(X) is None:
@@ -70,7 +73,9 @@ def read_columns(likelihood, X):
                 f"ColumnTransformer, but an entry is {entry!r}."
             )
         name, _, columns = entry
-        indices = list(map(int, _get_column_indices(X, columns(X) if callable(columns) else columns)))
+        columns = columns(X) if callable(columns) else columns
+        is_all = isinstance(columns, slice) and columns == slice(None)
+        indices = list(range(X.shape[1])) if is_all else list(map(int, _get_column_indices(X, columns)))
         twice = [index for index in indices if index in owners]
         if twice:
             raise ValueError(
@@ -90,6 +95,8 @@ def name_of(X, index):
 def choose_column_likelihoods(likelihood, listed, columns):
     """Return a `ColumnLikelihoods` where columns have likelihoods of their own, else None.
 
+    Each entry of a list is a group, and so are all other columns for which the same likelihood is chosen.
+
     Parameters
     ----------
     likelihood : object
@@ -97,49 +104,66 @@ def choose_column_likelihoods(likelihood, listed, columns):
     listed : ListedColumns
     columns : Columns
         Of the encoded data.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or if categories have a likelihood of numbers.
     """
     if listed.codec is None and listed.features is None:
         return None
     columns.check_observed()
-    n_features, chosen, counts = len(columns.ranges.low), {}, []
+    groups, owned = [], set()
     for (_, each, _), features in zip(likelihood if listed.features else (), listed.features or (), strict=True):
-        if not (isinstance(each, str) and each == "auto"):
-            chosen |= dict.fromkeys(features, choose_likelihood(each, columns.select(features)))
-    for feature in range(n_features):
-        if feature not in chosen:
-            chosen[feature] = automatic(columns.select([feature]), listed.codec, feature)
-            counts += [feature] if chosen[feature] == COUNTS else []
-    if counts and current_group().rank == 0:
+        if features and not (isinstance(each, str) and each == "auto"):
+            groups.append(Group(choose_likelihood(each, columns.select(features)), features))
+            owned.update(features)
+    others = {}
+    for feature in range(len(columns.ranges.low)):
+        if feature not in owned:
+            others.setdefault(automatic(columns, listed.codec, feature), []).append(feature)
+    if COUNTS in others and current_group().rank == 0:
+        names = columns.named(others[COUNTS])
         warn(
-            f"Column(s) {columns.named(counts)} of X hold whole numbers with a long tail, for which likelihood='auto' "
-            f"takes {COUNTS!r}; if they are no counts, give likelihood=[('amounts', 'gaussian_features', "
-            f"{columns.named(counts)})]."
+            f"Column(s) {names} of X hold whole numbers with a long tail, for which likelihood='auto' takes "
+            f"{COUNTS!r}; if they are no counts, give likelihood=[('amounts', 'gaussian_features', {names})]."
         )
-    groups = {}
-    for feature in range(n_features):
-        each = chosen[feature]
-        key = each if isinstance(each, str) else id(each)
-        groups.setdefault(key, Group(each, [])).features.append(feature)
-    return ColumnLikelihoods([with_categories(group, listed.codec) for group in groups.values()])
+    groups += [Group(each, features) for each, features in others.items()]
+    for group in groups if listed.codec is not None else ():
+        check_categories(group, listed.codec)
+    return ColumnLikelihoods([with_categories(group, listed.codec) for group in groups])
 
 
-def automatic(column, codec, feature):
+def automatic(columns, codec, feature):
     """Return the name of the likelihood of a column.
 
-    Categories are categorical, counts negative binomial, flags (0 and 1) Bernoulli, fractions between 0 and 1
-    continuous Bernoulli, and other numbers Gaussian with a noise scale of their own.
+    Categories are categorical, and booleans, as flags of 0 and 1, Bernoulli. Counts are negative binomial, fractions
+    between 0 and 1 continuous Bernoulli, and other numbers Gaussian with a noise scale of their own.
     """
-    if codec is not None and codec.columns[feature].categories is not None:
+    categories = None if codec is None else codec.columns[feature].categories
+    if categories is not None and categories != [False, True]:
         return "categorical"
-    low, high, fraction, _, n_observed = column.ranges
-    if n_observed[0] and low[0] >= 0 and high[0] <= 1:
-        return "bernoulli" if fraction is None else "continuous_bernoulli"
-    return COUNTS if column.look_like_counts() else "gaussian_features"
+    if columns.ranges.low[feature] >= 0 and columns.ranges.high[feature] <= 1:
+        return "bernoulli" if columns.ranges.whole[feature] else "continuous_bernoulli"
+    return COUNTS if columns.select([feature]).look_like_counts() else "gaussian_features"
+
+
+def check_categories(group, codec):
+    """Raise if columns of categories have a likelihood of numbers by its name; a Bernoulli of booleans is none."""
+    if not isinstance(group.likelihood, str) or is_categorical(group.likelihood):
+        return
+    for feature in group.features:
+        column = codec.columns[feature]
+        is_flag = group.likelihood == "bernoulli" and column.categories == [False, True]
+        if column.categories is not None and not is_flag:
+            raise ValueError(
+                f"Column {column.name!r} of X holds categories, but its likelihood is {group.likelihood!r}; give it "
+                "'categorical', or convert the column to numbers."
+            )
 
 
 def with_categories(group, codec):
     """Return a group whose likelihood has the categories of a frame, also those without a sample."""
     if codec is None or not is_categorical(group.likelihood):
         return group
-    categories = [codec.columns[feature].categories for feature in group.features]
-    return group._replace(likelihood=Categorical([max(1, len(each)) for each in categories]))
+    return group._replace(likelihood=Categorical(np.maximum(codec.n_categories[group.features], 1).tolist()))

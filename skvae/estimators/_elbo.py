@@ -33,7 +33,7 @@ class ELBOMixin:
         Returns
         -------
         X_filled : ndarray of shape (n_samples, n_features)
-            The samples; observed values are unchanged.
+            The samples; observed values are unchanged. Of a data frame, one with the same index and dtypes.
 
         Raises
         ------
@@ -44,10 +44,10 @@ class ELBOMixin:
         ----------
         P.-A. Mattei and J. Frellsen, MIWAE: deep generative modelling and imputation of incomplete data sets, 2019.
         """
-        X = self._within_support(self._validate(X, reset=False))
+        samples = self._within_support(self._validate(X, reset=False))
         check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
         points = normal_points(2 * math.ceil(n_importance_samples / 2), self._n_features_out)
-        return self._in_frame(self._map_model(functools.partial(fill_missing, points=points), X), whole=True)
+        return self._filled(X, self._map_model(functools.partial(fill_missing, points=points), samples))
 
     def posterior_variance(self, X):
         """Return the variances of q(z | x).

@@ -19,6 +19,7 @@ from ..data.arrays import FLOATS, compute_dtype, host_array, named_in_errors, re
 from ..data.chunks import map_samples
 from ..data.columns import Columns
 from ..data.frames import library_of
+from ..data.inputs import as_matrix
 from ..fitting.augment import AUGMENTATIONS
 from ..fitting.net import COMPILE_MODES, LR_SCHEDULES, OPTIMIZERS
 from ..fitting.warnings import warn
@@ -235,7 +236,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Expected samples, in the units of the training data.
+            Expected samples, in the units of the training data; a data frame if that was one with categories.
         """
         return self._in_frame(self._decode(Z))
 
@@ -250,10 +251,10 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         Returns
         -------
         X_hat : ndarray of shape (n_samples, n_features)
-            ``inverse_transform(transform(X))``.
+            ``inverse_transform(transform(X))``; a data frame if the training data was one with categories.
         """
-        X = self._validate(X, reset=False)
-        return self._in_frame(self._encode(lambda model, x: model.decode(posterior_mean(model, x)), X))
+        index, X = X.index if library_of(X) == "pandas" else None, self._validate(X, reset=False)
+        return self._in_frame(self._encode(lambda model, x: model.decode(posterior_mean(model, x)), X), index=index)
 
     def interpolate(self, X_from, X_to, n_steps=10):
         """Decode latent codes at equal steps between those of pairs of samples.
@@ -297,6 +298,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     def _validate(self, X, *, reset, **settings):
         if reset:
             check_channels_first(self.image_shape)
+            X = X if library_of(X) is not None else as_matrix(X)
             self._list_columns(X)
         return super()._validate(self._as_numbers(X), reset=reset, **settings)
 
@@ -331,10 +333,17 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         """Return expected samples of latent codes as numbers."""
         return self._map_model(decode, self._validate_codes(Z))
 
-    def _in_frame(self, X, whole=False):
+    def _in_frame(self, X, whole=False, index=None):
         """Return samples (n, d) as a data frame, if the training data was one that did not hold numbers alone."""
         codec = listed_columns(self).codec
-        return X if codec is None else codec.decode(host_array(X), whole)
+        return X if codec is None else codec.decode(host_array(X), whole, index)
+
+    def _filled(self, X, filled):
+        """Return samples with their missing values replaced: a data frame if they are one that became numbers."""
+        codec = listed_columns(self).codec
+        if codec is None or library_of(X) is None:
+            return self._in_frame(filled, whole=True)
+        return codec.fill(X, host_array(filled))
 
     @property
     def column_likelihoods_(self):
@@ -355,8 +364,8 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     def _encode(self, function, X):
         """Apply `_map_model`, and warn of samples with values that the likelihood cannot produce."""
         codec = listed_columns(self).codec
-        is_checked = None if codec is None else codec.has_categories  # when they became numbers
-        count, counts = outside_counter(self.module_.likelihood, X.dtype, is_checked), []
+        unknown = None if codec is None else np.where(codec.n_categories > 0, codec.n_categories, np.nan)  # warned of
+        count, counts = outside_counter(self.module_.likelihood, X.dtype, unknown), []
         if count is None:
             return self._map_model(function, X)
 
@@ -429,7 +438,8 @@ class SinglePhaseEmbedder(BaseEmbedder):
         Raises
         ------
         ValueError
-            If X is not a finite numeric table of at least two samples and ``n_components`` samples, if it is outside
+            If X is not a table of finite numbers (or, in a data frame, of numbers and categories) with at least two samples
+            and ``n_components`` samples, if it is outside
             the support of the likelihood, if it has another image shape, or if the training diverges.
 
         Notes

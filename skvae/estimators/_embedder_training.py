@@ -173,7 +173,7 @@ def _new_model(estimator, samples, generator):
     X = check_support(chosen, samples.X, columns)
     likelihood, prior = build_likelihood(chosen, X, columns), estimator._make_prior()
     networks = make_networks(estimator, likelihood, prior.n_statistics, X.shape[1], generator)
-    return InitialModel(LatentModel(*networks, likelihood, prior), X, likelihood_name(chosen), [], None)
+    return InitialModel(LatentModel(*networks, likelihood, prior), X, likelihood_name(likelihood), [], None)
 
 
 def _resumed_model(estimator, samples):
@@ -317,7 +317,7 @@ def augmentation(estimator, likelihood, **limits):
     if estimator.image_shape is not None:
         shape = check_image_shape(tuple(estimator.image_shape), estimator.n_features_in_)
     if isinstance(augment, str) and augment == "auto":
-        augment = None if shape is None or Support(*likelihood.support).integers else "affine"
+        augment = None if shape is None or np.any(Support(*likelihood.support).integers) else "affine"
     return resolve_augment(augment, shape, **limits)
 
 
@@ -352,6 +352,11 @@ def fingerprint(estimator, *facts):
     digest = hashlib.blake2b(digest_size=16)
     passive = {"checkpoint", "device", "verbose"}
     params = {name: value for name, value in estimator.get_params(deep=False).items() if name not in passive}
+    if isinstance(estimator.likelihood, list | tuple):
+        likelihoods = [each if isinstance(each, str) else type(each).__name__ for _, each, _ in estimator.likelihood]
+        params |= {"likelihood": likelihoods, "listed_features": str(estimator._listed_features)}
+    if hasattr(estimator, "_frame"):
+        params["frame"] = str(estimator._frame)
     for name, value in [("class", type(estimator).__name__), *sorted(params.items())]:
         parts = value if isinstance(value, list | tuple) else [value]
         plain = all(isinstance(part, str | Real | None) for part in parts)

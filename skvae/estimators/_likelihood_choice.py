@@ -77,6 +77,8 @@ def likelihood_name(likelihood):
         return likelihood
     if isinstance(likelihood, MaskedLikelihood):
         return likelihood_name(likelihood.likelihood)
+    if isinstance(likelihood, ColumnLikelihoods) and len(likelihood.groups) == 1:
+        return likelihood_name(likelihood.groups[0].likelihood)
     if isinstance(likelihood, ColumnLikelihoods | MixedLikelihood):
         return "mixed"
     cls = likelihood if isinstance(likelihood, type) else type(likelihood)
@@ -102,8 +104,13 @@ def check_support(likelihood, X, columns=None):
     columns = Columns(X) if columns is None else columns
     is_beyond, low, high = False, np.full(X.shape[1], -np.inf), np.full(X.shape[1], np.inf)
     for part, features in column_groups(likelihood, X.shape[1]):
-        selected = columns if len(features) == X.shape[1] else columns.select(features)
-        bounds = check_values(part, selected)
+        selected = columns if features == list(range(X.shape[1])) else columns.select(features)
+        try:
+            bounds = check_values(part, selected)
+        except ValueError as error:
+            if selected is columns:
+                raise
+            raise ValueError(f"Column(s) {selected.named(range(len(features)))} of X: {error}") from None
         if bounds is not None:
             low[features], high[features] = bounds
             smallest, largest = selected.ranges.low, selected.ranges.high
@@ -150,7 +157,7 @@ def check_values(likelihood, columns):
 
 def check_integers(name, low, high, columns):
     """Raise if there are values that are not whole numbers from low to high."""
-    smallest, largest, fraction, off, _ = columns.ranges
+    smallest, largest, fraction, off, _, _ = columns.ranges
     if fraction is not None:
         advice = "round X (np.rint) if it should be counts"
         advice = f"{advice}." if off < MAX_FRACTION else f"use likelihood='gaussian' for measurements, or {advice}."
@@ -189,10 +196,10 @@ def bounds_of(support):
     return np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
 
 
-def outside_counter(likelihood, dtype, is_checked=None):
+def outside_counter(likelihood, dtype, unknown=None):
     """Return a function that counts rows (b, d) outside the support of a likelihood, with a value of such a row.
 
-    Missing values, features that were checked before (a mask (d,)), and rounding of a dtype beyond the bounds, do not
+    Missing values, values that stand for unknown categories (d,), and rounding of a dtype beyond the bounds, do not
     count. None if the support is unbounded.
     """
     support = Support(*getattr(likelihood, "support", ()))
@@ -203,7 +210,7 @@ def outside_counter(likelihood, dtype, is_checked=None):
     slack = 8 * np.finfo(float_dtype(dtype)).eps
     low, high = torch.as_tensor(low - slack), torch.as_tensor(high + slack)
     alike = low.ndim == high.ndim == 0 and not integers.any()
-    is_open = None if is_checked is None else torch.from_numpy(~is_checked)
+    unknown = None if unknown is None else torch.as_tensor(unknown)
 
     def count(x):
         if alike:  # one pass over the rows is enough if all are within, as nearly always
@@ -213,8 +220,8 @@ def outside_counter(likelihood, dtype, is_checked=None):
         is_outside = (x < low.to(x)) | (x > high.to(x))
         if integers.any():
             is_outside |= ((x.round() - x).abs() > 0) & integers.to(x.device)
-        if is_open is not None:
-            is_outside &= is_open.to(x.device)
+        if unknown is not None:
+            is_outside &= x != unknown.to(x)
         n_outside = int(is_outside.any(1).sum())
         return n_outside, np.dtype(dtype).type(float(x[is_outside][0])) if n_outside else None
 

@@ -83,7 +83,7 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
         that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
         at most 2 % of which are within a tenth of it; ratings and pixels are not like that. In a data frame with
-        strings, booleans or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
+        strings or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
         `sklearn.compose.ColumnTransformer`, does it by hand.
 
     beta : float, default=1.0
@@ -186,7 +186,9 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
     net_ : skorch.NeuralNet
         The net that trained it; it is not part of a pickle.
     likelihood_ : str
-        The observation model that was used.
+        The observation model that was used; "mixed" if columns have different ones.
+    column_likelihoods_ : dict
+        Names of the likelihoods, by the name or index of the feature.
     history_ : list of dict
         ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per sample), ``dur`` (seconds) and, with validation
         samples, ``valid_loss``, ``valid_log_likelihood`` and ``valid_kl`` of each epoch, and records of callbacks.
@@ -373,7 +375,7 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
         that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
         at most 2 % of which are within a tenth of it; ratings and pixels are not like that. In a data frame with
-        strings, booleans or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
+        strings or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
         `sklearn.compose.ColumnTransformer`, does it by hand.
 
     max_epochs : int or "auto", default="auto"
@@ -457,7 +459,9 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
     net_ : skorch.NeuralNet
         The net that trained it; it is not part of a pickle.
     likelihood_ : str
-        The observation model that was used.
+        The observation model that was used; "mixed" if columns have different ones.
+    column_likelihoods_ : dict
+        Names of the likelihoods, by the name or index of the feature.
     history_ : list of dict
         ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per sample), ``dur`` (seconds) and, with validation
         samples, ``valid_loss``, ``valid_log_likelihood`` and ``valid_kl`` of each epoch, and records of callbacks.
@@ -523,9 +527,8 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         ValueError
             If values are missing, but none were in the training data.
         """
-        return self._in_frame(
-            self._map_model(fill_missing, self._within_support(self._validate(X, reset=False))), whole=True
-        )
+        samples = self._within_support(self._validate(X, reset=False))
+        return self._filled(X, self._map_model(fill_missing, samples))
 
     def score_samples(self, X):
         """Compute the log-likelihood of each sample at its own latent code: how well it is reconstructed.

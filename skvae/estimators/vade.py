@@ -260,7 +260,10 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         Epochs of joint training.
 
     likelihood_ : str
-        Name of the likelihood.
+        Name of the likelihood; "mixed" if columns have different ones.
+
+    column_likelihoods_ : dict
+        Names of the likelihoods, by the name or index of the feature.
 
     module_ : LatentModel
         The trained model.

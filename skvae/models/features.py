@@ -45,7 +45,7 @@ class Likelihood(nn.Module):
     Attributes
     ----------
     has_mean : bool
-        Whether `statistics` can be averaged.
+        Whether `statistics` can be averaged; without, missing values are those expected at one code.
     missing : float
         Value of ``u`` that replaces missing ones in `inputs`. In densities zero does, which should be finite there.
     """

@@ -144,5 +144,5 @@ class ColumnLikelihoods(NamedTuple):
         """
         parts = [build(likelihood, columns.select(features)) for likelihood, features in self.groups]
         features = [group.features for group in self.groups]
-        is_one = len(parts) == 1 and features[0] == sorted(features[0])
+        is_one = len(parts) == 1 and features[0] == list(range(len(features[0])))
         return parts[0] if is_one else MixedLikelihood(parts, features)

@@ -17,10 +17,13 @@ from sklearn.compose import make_column_selector
 from sklearn.metrics import v_measure_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from skorch.callbacks import Callback
 
 import skvae
 from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.data.frames import FrameCodec, categories_of, make_codec, merge_codecs
+from skvae.metrics import reconstruction_error
+from skvae.models import Categorical
 
 N = 300
 SHORT = {"max_epochs": 3, "random_state": 0}
@@ -34,7 +37,7 @@ LIKELIHOODS = {
     "age": "gaussian_features",
     "city": "categorical",
     "visits": "negative_binomial",
-    "member": "categorical",
+    "member": "bernoulli",
     "share": "continuous_bernoulli",
     "tier": "categorical",
     "flag": "bernoulli",
@@ -214,7 +217,7 @@ def test_lists_of_likelihoods(table):
         ("rest", "auto", ["share"]),
     ]
     vae = VAEEmbedder(2, likelihood=likelihood, **SHORT).fit(table)
-    assert vae.column_likelihoods_ == {**LIKELIHOODS, "visits": "gaussian_features"}
+    assert vae.column_likelihoods_ == {**LIKELIHOODS, "visits": "gaussian_features", "member": "categorical"}
     assert [entry[0] for entry in clone(vae).likelihood] == ["amounts", "words", "rest"]
     codes = VAEEmbedder(2, likelihood=[("codes", "categorical", ["flag"])], **SHORT).fit(table)
     assert set(codes.sample(50)["flag"]) <= {0.0, 1.0}
@@ -233,6 +236,149 @@ def test_lists_for_arrays():
     whole = VAEEmbedder(2, likelihood=[("all", "gaussian", [0, 1, 2, 3, 4])], **SHORT).fit(X)
     plain = VAEEmbedder(2, likelihood="gaussian", **SHORT).fit(X)
     assert_allclose(whole.transform(X), plain.transform(X), rtol=1e-6, atol=1e-9)
+
+
+def test_columns_of_an_entry_keep_their_order():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.integers(3, size=60), rng.integers(5, size=60), rng.normal(size=60)])
+    module = Categorical([5, 3])
+    vae = VAEEmbedder(1, likelihood=[("codes", module, [1, 0])], **SHORT).fit(X)
+    assert vae.module_.likelihood.features == [[1, 0], [2]]
+    assert vae.sample(200)[:, 1].max() > 2
+    one = VAEEmbedder(1, likelihood=[("codes", Categorical([5, 3]), [1, 0])], **SHORT).fit(X[:, :2])
+    assert one.sample(200)[:, 0].max() == 2
+
+
+def test_entries_have_noise_scales_of_their_own():
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    vae = VAEEmbedder(1, likelihood=[("a", "gaussian", [0, 1]), ("b", "gaussian", [2, 3])], **SHORT).fit(X)
+    assert len(list(vae.module_.likelihood.parameters())) == 2
+
+
+def test_forms_of_arrays_with_a_list():
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    likelihood = [("all", "gaussian_features", slice(None))]
+    expected = VAEEmbedder(1, likelihood=likelihood, **SHORT).fit(X)
+    assert expected.likelihood_ == "gaussian_features"
+    for form in (X.tolist(), torch.utils.data.TensorDataset(torch.from_numpy(X))):
+        vae = VAEEmbedder(1, likelihood=likelihood, **SHORT).fit(form)
+        assert_allclose(vae.transform(X), expected.transform(X), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="Expected 2D array"):
+        VAEEmbedder(1, likelihood=likelihood, **SHORT).fit(X[:, 0])
+
+
+def test_many_columns_take_few_passes():
+    class Counted:
+        reads = 0
+
+        def __init__(self, X):
+            self.X, self.shape, self.dtype = X, X.shape, X.dtype
+
+        def __getitem__(self, rows):
+            Counted.reads += 1
+            return self.X[rows]
+
+    X = np.random.default_rng(0).normal(size=(200, 100))
+    VAEEmbedder(1, max_epochs=1, likelihood=[("a", "gaussian_features", [0])], random_state=0).fit(Counted(X))
+    assert Counted.reads < 60
+
+
+DTYPES = {
+    "categories of numbers": lambda n: pd.Series(np.arange(n) % 4).astype("category"),
+    "categories of nullable numbers": lambda n: pd.Series([None, 1, 2] * (n // 3), dtype="Int64").astype("category"),
+    "text": lambda n: pd.Series(["a", None, "b"] * (n // 3), dtype="string"),
+    "bytes": lambda n: pd.Series(200 + np.arange(n) % 55, dtype="uint8"),
+    "signed bytes": lambda n: pd.Series(np.arange(n) % 128, dtype="int8"),
+    "nullable bytes": lambda n: pd.Series([None, 255, 0] * (n // 3), dtype="UInt8"),
+    "large integers": lambda n: pd.Series(np.arange(n) * 2**53, dtype="uint64"),
+    "halves": lambda n: pd.Series(np.linspace(0, 1, n), dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_come_back(dtype):
+    values = DTYPES[dtype](120)
+    table = pd.DataFrame({"a": values, "b": ["x", "y", "y", "z"] * 30})
+    vae = VAEEmbedder(1, **SHORT).fit(table)
+    drawn = vae.sample(300, random_state=0)
+    assert drawn.dtypes.astype(str).tolist() == table.dtypes.astype(str).tolist()
+    assert (vae.column_likelihoods_["a"] == "categorical") == (values.dtype in ("category", "string"))
+    frame = pl.DataFrame({name: [None if pd.isna(v) else v for v in table[name].tolist()] for name in table})
+    assert VAEEmbedder(1, **SHORT).fit(frame).sample(300).schema == frame.schema
+
+
+def test_other_dtypes_become_floats():
+    table = pd.DataFrame({"a": pd.arrays.SparseArray(np.arange(40.0)), "b": list("xyxy") * 10})
+    with pytest.warns(UserWarning, match="sparse columns"):
+        vae = VAEEmbedder(1, **SHORT).fit(table)
+    assert vae.sample(3)["a"].dtype == np.float64
+    frame = pl.DataFrame({"a": pl.Series(np.arange(40.0)).cast(pl.Decimal(10, 2)), "b": list("xyxy") * 10})
+    assert VAEEmbedder(1, **SHORT).fit(frame).sample(3)["a"].dtype == pl.Float64
+
+
+def test_frames_of_flags_and_numbers_are_arrays(table):
+    dummies = pd.get_dummies(table[["age", "city"]])
+    vae = VAEEmbedder(2, **SHORT).fit(dummies)
+    assert vae.likelihood_ == "gaussian"
+    assert isinstance(vae.sample(2), np.ndarray)
+
+
+def test_rows_keep_their_index(gaps):
+    vae = VAEEmbedder(2, **SHORT).fit(gaps)
+    rows = gaps.iloc[50:60].set_axis([f"r{i}" for i in range(10)])
+    assert vae.impute(rows).index.equals(rows.index)
+    assert vae.reconstruct(rows).index.equals(rows.index)
+    whole = rows.assign(visits=rows["visits"] + 0.4)
+    with pytest.raises(ValueError, match=r"Column\(s\) \['visits'\]"):
+        vae.impute(whole)
+    numbers = VAEEmbedder(2, likelihood=[("n", "gaussian_features", ["visits"])], **SHORT).fit(gaps)
+    assert_array_equal(numbers.impute(whole)["visits"], whole["visits"])
+
+
+def test_numbers_instead_of_a_frame(vae, table):
+    encoded = np.column_stack([table["age"], np.zeros((N, 6))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert vae.transform(encoded).shape == (N, 2)
+    encoded[0, 1] = 7.5
+    with pytest.warns(UserWarning, match="feature names"), pytest.warns(UserWarning, match="outside the support"):
+        vae.transform(encoded)
+
+
+def test_subclasses_of_frames(table, vae):
+    class Table(pd.DataFrame):
+        pass
+
+    assert_array_equal(clone(vae).fit(Table(table)).transform(Table(table)), vae.transform(table))
+
+
+def test_reconstruction_errors_are_of_numbers(vae, table):
+    with pytest.raises(TypeError, match="compare the columns"):
+        reconstruction_error(vae, table)
+
+
+def test_views_of_images_with_lists(table):
+    X = np.random.default_rng(0).random((60, 64))
+    likelihood = [("a", "gaussian_features", slice(0, 32)), ("b", "bernoulli", slice(32, 64))]
+    settings_ = {"image_shape": (8, 8), "channels": (4,), "n_init": 3, "pretrain_epochs": 2, "max_epochs": 2}
+    vade = VaDEClusterer(2, likelihood=likelihood, random_state=0, **settings_).fit(X)
+    assert "random" in vade.held_out_scores_
+
+
+def test_checkpoints_are_of_the_same_likelihoods(tmp_path):
+    class Interrupts(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                raise KeyboardInterrupt
+
+    X = np.random.default_rng(0).random((60, 4))
+    settings_ = {"checkpoint": tmp_path / "fit", **SHORT}
+    first = [("a", "bernoulli", [0, 1]), ("b", "gaussian_features", [2, 3])]
+    with pytest.raises(KeyboardInterrupt):
+        VAEEmbedder(1, likelihood=first, callbacks=[Interrupts()], **settings_).fit(X)
+    second = [("a", "continuous_bernoulli", [0, 1]), ("b", "gaussian_features", [2, 3])]
+    with pytest.raises(ValueError, match="checkpoint"):
+        VAEEmbedder(1, likelihood=second, **settings_).fit(X)
 
 
 def test_searches_and_pipelines(table):
@@ -316,6 +462,8 @@ def test_other_columns(table, vae):
         vae.transform(table.drop(columns="age"))
     with pytest.raises(ValueError, match="NaN"):
         vae.transform(table.assign(city=None))
+    with pytest.raises(ValueError, match="same name"):
+        vae.transform(pd.concat([table, table[["city"]]], axis=1))
 
 
 BAD_LISTS = {
@@ -323,7 +471,8 @@ BAD_LISTS = {
     "name": ([("a", "gausian", ["age"])], "Did you mean 'gaussian'"),
     "twice": ([("a", "gaussian", ["age"]), ("b", "poisson", ["age"])], "'age'.*'a' and 'b'"),
     "column": ([("a", "gaussian", ["years"])], "years"),
-    "support": ([("a", "poisson", ["age"])], "whole numbers"),
+    "support": ([("a", "poisson", ["age"])], "'age'.*whole numbers"),
+    "categories": ([("a", "poisson", ["city"])], "'city'.*holds categories.*'poisson'"),
 }
 
 
@@ -391,7 +540,7 @@ def test_categories_are_in_order():
     assert categories_of("a", pd.Series(["b", "a", None])) == ["a", "b"]
     assert categories_of("a", pd.Series(pd.Categorical(["b", "a"], ["b", "a"]))) == ["b", "a"]
     assert categories_of("a", pl.Series(["b", "a"], dtype=pl.Enum(["b", "a"]))) == ["b", "a"]
-    assert categories_of("a", pd.Series([True, True])) == [True]
+    assert categories_of("a", pd.Series([True, True])) == [False, True]
 
 
 def test_global_random_states_stay(table):
