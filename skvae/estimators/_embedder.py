@@ -438,9 +438,9 @@ class SinglePhaseEmbedder(BaseEmbedder):
         Raises
         ------
         ValueError
-            If X is not a table of finite numbers (or, in a data frame, of numbers and categories) with at least two samples
-            and ``n_components`` samples, if it is outside
-            the support of the likelihood, if it has another image shape, or if the training diverges.
+            If X is not a table of finite numbers (or, in a data frame, of numbers and categories), if it has fewer than
+            two samples or ``n_components`` samples, if it is outside the support of the likelihood, if it has another
+            image shape, or if the training diverges.
 
         Notes
         -----
