@@ -10,6 +10,7 @@ from sklearn.utils import check_array, check_consistent_length, check_scalar
 from sklearn.utils.validation import _check_sample_weight
 
 from .data.arrays import FLOATS, host_array
+from .data.frames import library_of
 from .data.labels import check_types, is_missing, label_array, plain
 from .models.images import check_channels_first
 
@@ -213,7 +214,7 @@ def reconstruction_error(estimator, X, *, sample_weight=None):
     Raises
     ------
     TypeError
-        If the estimator cannot decode.
+        If the estimator cannot decode, or was fitted to a data frame with categories.
     ValueError
         If X has another number of features than in the fit, or all values are missing or have a weight of zero.
 
@@ -232,6 +233,11 @@ def reconstruction_error(estimator, X, *, sample_weight=None):
     """
     if hasattr(estimator, "reconstruct"):
         decoded = estimator.reconstruct(X)
+        if library_of(decoded) is not None:
+            raise TypeError(
+                f"reconstruction_error compares numbers, but {type(estimator).__name__} was fitted to a data frame "
+                "with categories; compare the columns of X and of estimator.reconstruct(X)."
+            )
     elif hasattr(estimator, "inverse_transform"):
         decoded = estimator.inverse_transform(estimator.transform(X))
     else:

@@ -28,6 +28,7 @@ class Ranges(NamedTuple):
     fraction: float | None  # a value that is no integer
     off: float  # largest distance of a value from an integer
     n_observed: np.ndarray  # (d,), numbers of observed values
+    whole: np.ndarray  # (d,), whether all observed values are integers
 
 
 class Columns:
@@ -48,6 +49,15 @@ class Columns:
     def __init__(self, X, group=SINGLE_PROCESS, names=None):
         self._X, self._group, self._names = X, group, names
         self.dtype = X.dtype
+
+    def select(self, features):
+        """Return the columns of some features, a list of indices; what is known of all is not computed again."""
+        return SelectedColumns(self, features)
+
+    @property
+    def is_whole(self):
+        """Whether all values are integers."""
+        return bool(self.ranges.whole.all())
 
     def named(self, features):
         """Return names of features with these indices for an error, a list of ten at most."""
@@ -107,9 +117,11 @@ class Columns:
         stands alone: it is more than three times the mean of the values that are not zero, and few of these are near
         it. Booleans, and pixels of one byte, are none.
         """
-        low, high, fraction, _, n_observed = self.ranges
+        if not self.is_whole:
+            return False
+        low, high, _, _, n_observed, _ = self.ranges
         largest = float(np.nanmax(high)) if n_observed.any() else 0.0
-        if fraction is not None or not np.nanmin(low) >= 0 or largest <= 1 or self.dtype == np.uint8:
+        if not np.nanmin(low) >= 0 or largest <= 1 or self.dtype == np.uint8:
             return False
         n_positive, n_above_one, n_above_two, n_near = self._group.all_reduce_sum(
             *self._numbers_above(0, 1, 2, 0.9 * largest)
@@ -194,21 +206,67 @@ class Columns:
         return (self._X[rows] for rows in row_chunks(*self._X.shape, n_bytes=LINEAR_BYTES))
 
 
+class SelectedColumns(Columns):
+    """Some columns of a dataset.
+
+    Parameters
+    ----------
+    columns : Columns
+        Of all features.
+    features : list of int
+        Indices of the features.
+    """
+
+    def __init__(self, columns, features):
+        super().__init__(columns._X, columns._group, columns._names)
+        self._columns, self._features = columns, np.asarray(features)
+
+    def named(self, features):
+        """Return names of features with these indices for an error, a list of ten at most."""
+        return self._columns.named(self._features[np.asarray(features)])
+
+    @property
+    def is_whole(self):
+        """Whether all values are integers."""
+        return bool(self._columns.ranges.whole[self._features].all())
+
+    @functools.cached_property
+    def ranges(self):
+        """Extremes of the features; NaN for those without an observed value."""
+        low, high, _, _, n_observed, whole = self._columns.ranges
+        chosen = self._features
+        if whole[chosen].all():
+            return Ranges(low[chosen], high[chosen], None, 0.0, n_observed[chosen], whole[chosen])
+        return super().ranges
+
+    @functools.cached_property
+    def _moments(self):
+        """Means and standard deviations (d,)."""
+        mean, scale = self._columns._moments
+        return mean[self._features], scale[self._features]
+
+    def _chunks(self):
+        return (part[:, self._features] for part in self._columns._chunks())
+
+
 def array_ranges(part):
     """Compute the ranges of an array (n, d)."""
     if part.dtype.kind != "f":
-        return Ranges(part.min(axis=0), part.max(axis=0), None, 0.0, np.full(part.shape[1], len(part)))
-    broken = part[(np.rint(part) != part) & ~np.isnan(part)]
+        n_observed = np.full(part.shape[1], len(part))
+        return Ranges(part.min(axis=0), part.max(axis=0), None, 0.0, n_observed, np.ones(part.shape[1], bool))
+    is_broken = (np.rint(part) != part) & ~np.isnan(part)
+    broken = part[is_broken]
     fraction, off = (broken[0], float(np.abs(np.rint(broken) - broken).max())) if len(broken) else (None, 0.0)
     n_observed = len(part) - np.isnan(part).sum(axis=0)
-    return Ranges(np.fmin.reduce(part), np.fmax.reduce(part), fraction, off, n_observed)
+    return Ranges(np.fmin.reduce(part), np.fmax.reduce(part), fraction, off, n_observed, ~is_broken.any(axis=0))
 
 
 def merge_ranges(parts):
     """Merge the ranges of parts of a dataset."""
-    low, high, fractions, offs, n_observed = zip(*parts, strict=True)
+    low, high, fractions, offs, n_observed, whole = zip(*parts, strict=True)
     fraction = next((fraction for fraction in fractions if fraction is not None), None)
-    return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, max(offs), np.sum(n_observed, axis=0))
+    n_observed, whole = np.sum(n_observed, axis=0), np.all(whole, axis=0)
+    return Ranges(np.fmin.reduce(low), np.fmax.reduce(high), fraction, max(offs), n_observed, whole)
 
 
 def merge_moments(parts):
@@ -227,15 +285,17 @@ def tensor_ranges(part):
     missing = part.isnan()
     low = part.masked_fill(missing, torch.inf).amin(0) if part.is_floating_point() else part.amin(0)
     high = part.masked_fill(missing, -torch.inf).amax(0) if part.is_floating_point() else part.amax(0)
-    broken = part[(part.round() != part) & ~missing] if part.is_floating_point() else part[:0, 0]
+    is_broken = (part.round() != part) & ~missing if part.is_floating_point() else torch.zeros_like(part, dtype=bool)
+    broken = part[is_broken]
     n_observed = len(part) - missing.sum(0)
     fraction, off = None, 0.0
     if len(broken):
         fraction, off = broken[0].cpu().numpy()[()], float((broken.round() - broken).abs().max())
-    low, high, n_observed = (values.cpu().numpy() for values in (low, high, n_observed))
+    whole = ~is_broken.any(0)
+    low, high, n_observed, whole = (values.cpu().numpy() for values in (low, high, n_observed, whole))
     if not n_observed.all():
         low[n_observed == 0] = high[n_observed == 0] = np.nan
-    return Ranges(low, high, fraction, off, n_observed)
+    return Ranges(low, high, fraction, off, n_observed, whole)
 
 
 def moments_of(part):

@@ -1,6 +1,7 @@
 """Plots of fitted models with the API of scikit-learn's displays; matplotlib is imported when they are drawn."""
 
 from .cluster_evolution import ClusterEvolutionDisplay
+from .cluster_profile import ClusterProfileDisplay
 from .cluster_samples import ClusterSamplesDisplay
 from .latent_space import LatentSpaceDisplay
 from .manifold import ManifoldDisplay
@@ -10,6 +11,7 @@ from .training_curves import TrainingCurveDisplay
 
 __all__ = [
     "ClusterEvolutionDisplay",
+    "ClusterProfileDisplay",
     "ClusterSamplesDisplay",
     "LatentSpaceDisplay",
     "ManifoldDisplay",

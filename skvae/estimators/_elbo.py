@@ -33,7 +33,7 @@ class ELBOMixin:
         Returns
         -------
         X_filled : ndarray of shape (n_samples, n_features)
-            The samples; observed values are unchanged.
+            The samples; observed values are unchanged. Of a data frame, one with the same index and dtypes.
 
         Raises
         ------
@@ -44,10 +44,10 @@ class ELBOMixin:
         ----------
         P.-A. Mattei and J. Frellsen, MIWAE: deep generative modelling and imputation of incomplete data sets, 2019.
         """
-        X = self._within_support(self._validate(X, reset=False))
+        samples = self._within_support(self._validate(X, reset=False))
         check_scalar(n_importance_samples, "n_importance_samples", Integral, min_val=1)
         points = normal_points(2 * math.ceil(n_importance_samples / 2), self._n_features_out)
-        return self._map_model(functools.partial(fill_missing, points=points), X)
+        return self._filled(X, self._map_model(functools.partial(fill_missing, points=points), samples))
 
     def posterior_variance(self, X):
         """Return the variances of q(z | x).
@@ -145,21 +145,24 @@ def elbo_at_points(points):
 def fill_missing(model, x, points=None):
     """Return rows with missing values replaced by conditional means over codes at fixed points (m, k).
 
-    Without points, and where values have no mean, the code is the mean of the posterior.
+    A category is the one with the largest mean probability. Without points, and where nothing can be averaged, the code
+    is the mean of the posterior.
     """
-    u = model.standardize(x)
+    u, likelihood = model.standardize(x), model.likelihood
     q = model.posterior(u)
-    if points is None or not getattr(model.likelihood, "has_mean", True):
+    statistics = getattr(likelihood, "statistics", likelihood.mean)
+    if points is None or not getattr(likelihood, "has_mean", True):
         return torch.where(x.isnan(), model.decode(q.mean).to(x.dtype), x)
     total = mean = None
     for noise in points.to(u):
         noise = noise.expand_as(q.mean)
-        weight, decoded = model.log_weights(u, q, noise), model.decode(model.prior.draw(q, noise))
+        weight, decoded = model.log_weights(u, q, noise), statistics(model.decoder(model.prior.draw(q, noise)))
         if total is None:
             total, mean = weight, decoded
             continue
         total = torch.logaddexp(total, weight)
         mean = mean + (weight - total).exp()[:, None] * (decoded - mean)
+    mean = likelihood.from_statistics(mean) if hasattr(likelihood, "from_statistics") else mean
     return torch.where(x.isnan(), mean.to(x.dtype), x)
 
 
@@ -184,4 +187,4 @@ def draw_samples(estimator, codes_of, n_samples, generator):
     model = copy.deepcopy(estimator.module_).to("cpu", torch.float64)
     with torch.inference_mode():
         X = model.likelihood.sample(model.decoder(codes_of(model, noise)), generator).numpy()
-    return to_dtype(X, estimator._fit_dtype)
+    return estimator._in_frame(to_dtype(X, estimator._fit_dtype), whole=True)

@@ -18,6 +18,8 @@ from torch import nn
 from ..data.arrays import FLOATS, compute_dtype, host_array, named_in_errors, resolve_device
 from ..data.chunks import map_samples
 from ..data.columns import Columns
+from ..data.frames import library_of
+from ..data.inputs import as_matrix
 from ..fitting.augment import AUGMENTATIONS
 from ..fitting.net import COMPILE_MODES, LR_SCHEDULES, OPTIMIZERS
 from ..fitting.warnings import warn
@@ -26,10 +28,12 @@ from ..models.images import check_channels_first
 from ..models.networks import NETWORKS
 from ._base import LatentMixin, TorchEstimator
 from ._callbacks import NamedCallbacksMixin
+from ._column_likelihoods import list_columns
 from ._embedder_training import (
     choose_epochs,
     column_names,
     hold_out,
+    listed_columns,
     prepare_batch,
     prepare_samples,
     to_device,
@@ -38,7 +42,7 @@ from ._embedder_training import (
     user_callbacks,
 )
 from ._fit import batch_by_batch, check_sample_size, fit_method, row_count
-from ._likelihood_choice import check_support, outside_counter, warn_of_outside
+from ._likelihood_choice import check_support, column_groups, likelihood_name, outside_counter, warn_of_outside
 from .export import Encoder
 
 POSITIVE_INT = Interval(Integral, 1, None, closed="left")
@@ -56,7 +60,14 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     _fitted_schema: ClassVar[dict] = {
         **{"module_": dict, "likelihood_": str, "history_": list, "loss_curve_": list, "n_iter_": int},
         **dict.fromkeys(("_n_features_out", "_n_trained_features", "_widest"), int),
-        **{"_n_steps": int, "_n_batches": int, "_first_seed": int, "_fit_dtype": np.dtype},
+        **{
+            "_frame": list,
+            "_listed_features": list,
+            "_n_steps": int,
+            "_n_batches": int,
+            "_first_seed": int,
+            "_fit_dtype": np.dtype,
+        },
     }
 
     architecture: str = "auto"
@@ -107,7 +118,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         "channels": ["array-like"],
         "encoder": [nn.Module, callable, None],
         "decoder": [nn.Module, callable, None],
-        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), nn.Module, HasMethods("from_data")],
+        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), nn.Module, HasMethods("from_data"), list, tuple],
         "max_epochs": [POSITIVE_INT, StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 2, None, closed="left")],
         "lr": [Interval(Real, 0.0, None, closed="neither")],
@@ -126,6 +137,12 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     }
 
     def _export_module(self, dtype):
+        if hasattr(self, "_frame"):
+            raise TypeError(
+                f"to_onnx writes graphs of numbers, but {type(self).__name__} was fitted to a data frame with "
+                "categories; encode them before (OrdinalEncoder), and give likelihood=[('codes', 'categorical', "
+                "columns)]."
+            )
         return Encoder(self.module_, dtype)
 
     @abstractmethod
@@ -219,9 +236,9 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Expected samples, in the units of the training data.
+            Expected samples, in the units of the training data; a data frame if that was one with categories.
         """
-        return self._map_model(decode, self._validate_codes(Z))
+        return self._in_frame(self._decode(Z))
 
     def reconstruct(self, X):
         """Encode samples and decode their latent codes.
@@ -234,9 +251,10 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         Returns
         -------
         X_hat : ndarray of shape (n_samples, n_features)
-            ``inverse_transform(transform(X))``.
+            ``inverse_transform(transform(X))``; a data frame if the training data was one with categories.
         """
-        return self._encode(lambda model, x: model.decode(posterior_mean(model, x)), self._validate(X, reset=False))
+        index, X = X.index if library_of(X) == "pandas" else None, self._validate(X, reset=False)
+        return self._in_frame(self._encode(lambda model, x: model.decode(posterior_mean(model, x)), X), index=index)
 
     def interpolate(self, X_from, X_to, n_steps=10):
         """Decode latent codes at equal steps between those of pairs of samples.
@@ -251,7 +269,8 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         Returns
         -------
         X : ndarray of shape (n_samples, n_steps, n_features)
-            Expected samples.
+            Expected samples. If the training data was a data frame with categories, a frame of ``n_samples * n_steps``
+            rows, one path after the other.
 
         Raises
         ------
@@ -272,12 +291,68 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         shares = np.linspace(0, 1, n_steps, dtype=start.dtype)[:, None]
         codes = start[:, None] * (1 - shares) + end[:, None] * shares
         decoded = self._map_model(decode, codes.reshape(-1, codes.shape[2]))
+        if hasattr(self, "_frame"):
+            return self._in_frame(decoded)
         return decoded.reshape(len(start), n_steps, -1)
 
     def _validate(self, X, *, reset, **settings):
         if reset:
             check_channels_first(self.image_shape)
-        return super()._validate(X, reset=reset, **settings)
+            X = X if library_of(X) is not None else as_matrix(X)
+            self._list_columns(X)
+        return super()._validate(self._as_numbers(X), reset=reset, **settings)
+
+    def _list_columns(self, X):
+        """Set what is known of the columns of training data, unless training continues."""
+        if self.warm_start and hasattr(self, "module_"):
+            return
+        given = self._pretrained
+        codec, features = None, None
+        if given is None:
+            codec, features = list_columns(self.likelihood, X, self.image_shape)
+            codec = None if codec is None else codec.to_lists()
+        for name, value in (("_frame", getattr(given, "_frame", codec)), ("_listed_features", features)):
+            vars(self).pop(name, None)
+            if value is not None:
+                setattr(self, name, value)
+
+    def _as_numbers(self, X):
+        """Return a data frame as numbers, if that of the training data had other values; warn of unknown categories."""
+        codec = listed_columns(self).codec
+        if codec is None or library_of(X) is None:
+            return X
+        encoded, unknown = codec.encode(X)
+        if unknown:
+            warn(
+                f"X has categories that are not in the training data, {unknown}; they are encoded as none of the known "
+                "ones. Fit with samples of them, or set them missing."
+            )
+        return encoded
+
+    def _decode(self, Z):
+        """Return expected samples of latent codes as numbers."""
+        return self._map_model(decode, self._validate_codes(Z))
+
+    def _in_frame(self, X, whole=False, index=None):
+        """Return samples (n, d) as a data frame, if the training data was one that did not hold numbers alone."""
+        codec = listed_columns(self).codec
+        return X if codec is None else codec.decode(host_array(X), whole, index)
+
+    def _filled(self, X, filled):
+        """Return samples with their missing values replaced: a data frame if they are one that became numbers."""
+        codec = listed_columns(self).codec
+        if codec is None or library_of(X) is None:
+            return self._in_frame(filled, whole=True)
+        return codec.fill(X, host_array(filled))
+
+    @property
+    def column_likelihoods_(self):
+        """Names of the likelihoods of the features, by the name or index of the feature."""
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", range(self.n_features_in_))
+        groups = column_groups(self.module_.likelihood, self.n_features_in_)
+        by_index = {index: likelihood_name(each) for each, features in groups for index in features}
+        return {name: by_index[index] for index, name in enumerate(names)}
 
     def _handles_missing(self):
         return not hasattr(self, "module_") or isinstance(self.module_.likelihood, MaskedLikelihood)
@@ -288,7 +363,9 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
 
     def _encode(self, function, X):
         """Apply `_map_model`, and warn of samples with values that the likelihood cannot produce."""
-        count, counts = outside_counter(self.module_.likelihood, X.dtype), []
+        codec = listed_columns(self).codec
+        unknown = None if codec is None else np.where(codec.n_categories > 0, codec.n_categories, np.nan)  # warned of
+        count, counts = outside_counter(self.module_.likelihood, X.dtype, unknown), []
         if count is None:
             return self._map_model(function, X)
 
@@ -361,8 +438,9 @@ class SinglePhaseEmbedder(BaseEmbedder):
         Raises
         ------
         ValueError
-            If X is not a finite numeric table of at least two samples and ``n_components`` samples, if it is outside
-            the support of the likelihood, if it has another image shape, or if the training diverges.
+            If X is not a table of finite numbers (or, in a data frame, of numbers and categories), if it has fewer than
+            two samples or ``n_components`` samples, if it is outside the support of the likelihood, if it has another
+            image shape, or if the training diverges.
 
         Notes
         -----

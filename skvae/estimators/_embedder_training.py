@@ -13,6 +13,7 @@ import torch
 
 from ..data.arrays import named_in_errors, resolve_device
 from ..data.columns import Columns
+from ..data.frames import FrameCodec
 from ..data.samples import select_samples
 from ..data.weights import resample_by_weight
 from ..fitting.augment import resolve_augment
@@ -30,6 +31,7 @@ from ..models.images import check_image_shape
 from ..models.networks import row_width
 from ..models.priors import Posterior
 from ._callbacks import check_callbacks, training_callbacks
+from ._column_likelihoods import ListedColumns, choose_column_likelihoods
 from ._fit import EpochTasks, check_enough_rows, check_processes, fit_seed, row_count
 from ._likelihood_choice import (
     build_likelihood,
@@ -162,14 +164,16 @@ def _new_model(estimator, samples, generator):
     """Choose a likelihood, and initialize the networks."""
     columns = Columns(samples.X, current_group(), column_names(estimator))
     if estimator._pretrained is None:
-        chosen = choose_likelihood(estimator.likelihood, columns)
-        hint_at_counts(estimator, chosen, columns)
+        chosen = choose_column_likelihoods(estimator.likelihood, listed_columns(estimator), columns)
+        if chosen is None:
+            chosen = choose_likelihood(estimator.likelihood, columns)
+            hint_at_counts(estimator, chosen, columns)
     else:
         chosen = pretrained_model(estimator).likelihood
     X = check_support(chosen, samples.X, columns)
     likelihood, prior = build_likelihood(chosen, X, columns), estimator._make_prior()
     networks = make_networks(estimator, likelihood, prior.n_statistics, X.shape[1], generator)
-    return InitialModel(LatentModel(*networks, likelihood, prior), X, likelihood_name(chosen), [], None)
+    return InitialModel(LatentModel(*networks, likelihood, prior), X, likelihood_name(likelihood), [], None)
 
 
 def _resumed_model(estimator, samples):
@@ -199,7 +203,7 @@ def _training_data(estimator, samples, initial, generator):
     """Store samples in the form in which networks are trained on them, and open the checkpoint."""
     likelihood, group, checkpoint = initial.model.likelihood, current_group(), None
     augments_images = isinstance(estimator.augment, str) and estimator.augment != "auto"
-    if augments_images and Support(*likelihood.support).integers:
+    if augments_images and np.any(Support(*likelihood.support).integers):
         raise ValueError(
             f"augment={estimator.augment!r} interpolates pixels, but likelihood={initial.likelihood_name!r} needs "
             "whole numbers; use a callable that keeps them, or another likelihood."
@@ -313,7 +317,7 @@ def augmentation(estimator, likelihood, **limits):
     if estimator.image_shape is not None:
         shape = check_image_shape(tuple(estimator.image_shape), estimator.n_features_in_)
     if isinstance(augment, str) and augment == "auto":
-        augment = None if shape is None or Support(*likelihood.support).integers else "affine"
+        augment = None if shape is None or np.any(Support(*likelihood.support).integers) else "affine"
     return resolve_augment(augment, shape, **limits)
 
 
@@ -336,11 +340,23 @@ def column_names(estimator):
     return getattr(estimator, "feature_names_in_", None)
 
 
+def listed_columns(estimator):
+    """Return the `ListedColumns` of the training data."""
+    codec = getattr(estimator, "_frame", None)
+    features = getattr(estimator, "_listed_features", None)
+    return ListedColumns(None if codec is None else FrameCodec.from_lists(codec), features)
+
+
 def fingerprint(estimator, *facts):
     """Return a hash that identifies a fit: of the parameters of an estimator, and of numbers or rows."""
     digest = hashlib.blake2b(digest_size=16)
     passive = {"checkpoint", "device", "verbose"}
     params = {name: value for name, value in estimator.get_params(deep=False).items() if name not in passive}
+    if isinstance(estimator.likelihood, list | tuple):
+        likelihoods = [each if isinstance(each, str) else type(each).__name__ for _, each, _ in estimator.likelihood]
+        params |= {"likelihood": likelihoods, "listed_features": str(estimator._listed_features)}
+    if hasattr(estimator, "_frame"):
+        params["frame"] = str(estimator._frame)
     for name, value in [("class", type(estimator).__name__), *sorted(params.items())]:
         parts = value if isinstance(value, list | tuple) else [value]
         plain = all(isinstance(part, str | Real | None) for part in parts)

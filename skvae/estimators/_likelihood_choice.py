@@ -16,8 +16,9 @@ from ..data.messages import meant, shown
 from ..data.samples import clip_samples, is_lazy, streamed
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
-from ..models import LIKELIHOODS, MaskedLikelihood, Support
+from ..models import LIKELIHOODS, MaskedLikelihood, MixedLikelihood, Support
 from ..models.features import Likelihood
+from ..models.mixed import ColumnLikelihoods
 
 MAX_EXCESS, MAX_FRACTION = 1e-3, 0.1  # beyond a bound, or a whole number, that rounding may explain
 REQUIRED_METHODS = ("support", "n_inputs", "n_outputs", "standardize", "inputs", "log_prob", "mean", "sample")
@@ -76,6 +77,10 @@ def likelihood_name(likelihood):
         return likelihood
     if isinstance(likelihood, MaskedLikelihood):
         return likelihood_name(likelihood.likelihood)
+    if isinstance(likelihood, ColumnLikelihoods) and len(likelihood.groups) == 1:
+        return likelihood_name(likelihood.groups[0].likelihood)
+    if isinstance(likelihood, ColumnLikelihoods | MixedLikelihood):
+        return "mixed"
     cls = likelihood if isinstance(likelihood, type) else type(likelihood)
     return next((name for name, registered in LIKELIHOODS.items() if registered is cls), cls.__name__)
 
@@ -96,15 +101,48 @@ def check_support(likelihood, X, columns=None):
     ValueError
         If there are values outside the support.
     """
-    columns, name = Columns(X) if columns is None else columns, likelihood_name(likelihood)
+    columns = Columns(X) if columns is None else columns
+    is_beyond, low, high = False, np.full(X.shape[1], -np.inf), np.full(X.shape[1], np.inf)
+    for part, features in column_groups(likelihood, X.shape[1]):
+        selected = columns if features == list(range(X.shape[1])) else columns.select(features)
+        try:
+            bounds = check_values(part, selected)
+        except ValueError as error:
+            if selected is columns:
+                raise
+            raise ValueError(f"Column(s) {selected.named(range(len(features)))} of X: {error}") from None
+        if bounds is not None:
+            low[features], high[features] = bounds
+            smallest, largest = selected.ranges.low, selected.ranges.high
+            is_beyond = is_beyond or (smallest < bounds[0]).any() or (largest > bounds[1]).any()
+    return clip_samples(X, low, high) if is_beyond else X
+
+
+def column_groups(likelihood, n_features):
+    """Return pairs of a likelihood and the indices of its features."""
+    if isinstance(likelihood, MaskedLikelihood):
+        return column_groups(likelihood.likelihood, n_features)
+    if isinstance(likelihood, ColumnLikelihoods):
+        return likelihood.groups
+    if isinstance(likelihood, MixedLikelihood):
+        return list(zip(likelihood.likelihoods, likelihood.features, strict=True))
+    return [(likelihood, list(range(n_features)))]
+
+
+def check_values(likelihood, columns):
+    """Raise if columns have values outside the support of a likelihood; return its bounds, None if it has none.
+
+    Rounding beyond the bounds is no error.
+    """
+    name = likelihood_name(likelihood)
     # A class of the user's may give its support to its instances only, which are checked when they are built.
     support = Support(*getattr(LIKELIHOODS[name] if isinstance(likelihood, str) else likelihood, "support", ()))
     low, high = bounds_of(support)
     if support.integers:
         check_integers(name, low, high, columns)
-        return X
+        return None
     if not np.isfinite(low).any() and not np.isfinite(high).any():
-        return X
+        return None
     smallest, largest = columns.ranges.low, columns.ranges.high
     if not all_within(support, columns):
         beyond = max(float(np.nanmax(low - smallest)), float(np.nanmax(largest - high)))
@@ -114,14 +152,12 @@ def check_support(likelihood, X, columns=None):
             f"{shown(np.nanmin(smallest), *low.flat)} to {shown(np.nanmax(largest), *high.flat)}; scale X "
             f"(MinMaxScaler(clip=True) keeps new rows inside),{clip} or use likelihood='gaussian'."
         )
-    if not (smallest < low).any() and not (largest > high).any():
-        return X
-    return clip_samples(X, low, high)
+    return low, high
 
 
 def check_integers(name, low, high, columns):
     """Raise if there are values that are not whole numbers from low to high."""
-    smallest, largest, fraction, off, _ = columns.ranges
+    smallest, largest, fraction, off, _, _ = columns.ranges
     if fraction is not None:
         advice = "round X (np.rint) if it should be counts"
         advice = f"{advice}." if off < MAX_FRACTION else f"use likelihood='gaussian' for measurements, or {advice}."
@@ -160,18 +196,21 @@ def bounds_of(support):
     return np.asarray(support.low, dtype=np.float64), np.asarray(support.high, dtype=np.float64)
 
 
-def outside_counter(likelihood, dtype):
+def outside_counter(likelihood, dtype, unknown=None):
     """Return a function that counts rows (b, d) outside the support of a likelihood, with a value of such a row.
 
-    Missing values, and rounding of a dtype beyond the bounds, do not count. None if the support is unbounded.
+    Missing values, values that stand for unknown categories (d,), and rounding of a dtype beyond the bounds, do not
+    count. None if the support is unbounded.
     """
     support = Support(*getattr(likelihood, "support", ()))
     low, high = bounds_of(support)
-    if not support.integers and not np.isfinite(low).any() and not np.isfinite(high).any():
+    integers = torch.as_tensor(support.integers)
+    if not integers.any() and not np.isfinite(low).any() and not np.isfinite(high).any():
         return None
     slack = 8 * np.finfo(float_dtype(dtype)).eps
     low, high = torch.as_tensor(low - slack), torch.as_tensor(high + slack)
-    alike = low.ndim == high.ndim == 0 and not support.integers
+    alike = low.ndim == high.ndim == 0 and not integers.any()
+    unknown = None if unknown is None else torch.as_tensor(unknown)
 
     def count(x):
         if alike:  # one pass over the rows is enough if all are within, as nearly always
@@ -179,8 +218,10 @@ def outside_counter(likelihood, dtype):
             if smallest >= low and largest <= high:
                 return 0, None
         is_outside = (x < low.to(x)) | (x > high.to(x))
-        if support.integers:
-            is_outside |= (x.round() - x).abs() > 0
+        if integers.any():
+            is_outside |= ((x.round() - x).abs() > 0) & integers.to(x.device)
+        if unknown is not None:
+            is_outside &= x != unknown.to(x)
         n_outside = int(is_outside.any(1).sum())
         return n_outside, np.dtype(dtype).type(float(x[is_outside][0])) if n_outside else None
 
@@ -195,7 +236,9 @@ def warn_of_outside(likelihood, counts, n_rows):
     example = next(value for n, value in counts if n)
     support, name = Support(*likelihood.support), likelihood_name(likelihood)
     low, high = bounds_of(support)
-    if support.integers:
+    if isinstance(support.integers, tuple):
+        values, advice = "that of the likelihood of each feature", "."
+    elif support.integers:
         largest = f" to {high:g}" if high.ndim == 0 else " to the largest that each feature has in its support"
         values = f"whole numbers from {low.max():g}{largest if np.isfinite(high).any() else ''}"
         advice = "." if example == np.rint(example) else "; np.rint makes counts of values that rounding has changed."
@@ -236,15 +279,25 @@ def build_likelihood(likelihood, X, columns=None):
     """
     columns = Columns(X) if columns is None else columns
     columns.check_observed()
+    if isinstance(likelihood, ColumnLikelihoods):
+        built = likelihood.build(columns, build_for_columns)
+    else:
+        built = build_for_columns(likelihood, columns)
+    if not isinstance(likelihood, nn.Module):
+        check_support(built, X, columns)
+    return for_missing(built, columns)
+
+
+def build_for_columns(likelihood, columns):
+    """Return the likelihood of columns: a copy of a module, or what a class, or the class of a name, makes of them."""
     if isinstance(likelihood, nn.Module):
-        return for_missing(copy.deepcopy(likelihood), columns)
+        return copy.deepcopy(likelihood)
     cls = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
     built = cls.from_data(columns)
     if not isinstance(built, nn.Module):
         raise TypeError(f"{cls.__name__}.from_data should make a torch.nn.Module, but made {built!r}.")
     check_required_methods(built, REQUIRED_METHODS)
-    check_support(built, X, columns)
-    return for_missing(built, columns)
+    return built
 
 
 def for_missing(likelihood, columns):

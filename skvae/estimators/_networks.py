@@ -45,7 +45,9 @@ def make_networks(estimator, likelihood, n_statistics, n_features, generator):
 
 def has_user_modules(estimator):
     """Return whether parts of the model are the user's."""
-    parts = (estimator.encoder, estimator.decoder, estimator.likelihood)
+    likelihood = estimator.likelihood
+    likelihoods = [each for _, each, _ in likelihood] if isinstance(likelihood, list | tuple) else [likelihood]
+    parts = (estimator.encoder, estimator.decoder, *likelihoods)
     return estimator._pretrained is not None or not all(isinstance(part, str | None) for part in parts)
 
 

@@ -74,7 +74,7 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         Your own network from codes (n, n_components) to the parameters of the likelihood (n, n_outputs): one for each
         feature, for most.
 
-    likelihood : str or object, default="auto"
+    likelihood : str, object or list, default="auto"
         Observation model: "bernoulli" (data in [0, 1]), "continuous_bernoulli" (the same, normalized over [0, 1]),
         "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
         "gaussian_samples" (one for each sample), "poisson", "negative_binomial" (counts), "categorical" (integers 0,
@@ -82,7 +82,9 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
         ones standardize the features internally; principal components, which are centred and uncorrelated, keep the
         ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
         that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
-        at most 2 % of which are within a tenth of it; ratings and pixels are not like that.
+        at most 2 % of which are within a tenth of it; ratings and pixels are not like that. In a data frame with
+        strings or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
+        `sklearn.compose.ColumnTransformer`, does it by hand.
 
     beta : float, default=1.0
         Weight of the KL term in the training loss.
@@ -184,7 +186,9 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
     net_ : skorch.NeuralNet
         The net that trained it; it is not part of a pickle.
     likelihood_ : str
-        The observation model that was used.
+        The observation model that was used; "mixed" if columns have different ones.
+    column_likelihoods_ : dict
+        Names of the likelihoods, by the name or index of the feature.
     history_ : list of dict
         ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per sample), ``dur`` (seconds) and, with validation
         samples, ``valid_loss``, ``valid_log_likelihood`` and ``valid_kl`` of each epoch, and records of callbacks.
@@ -362,7 +366,7 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         Your own network from codes (n, n_components) to the parameters of the likelihood (n, n_outputs): one for each
         feature, for most.
 
-    likelihood : str or object, default="auto"
+    likelihood : str, object or list, default="auto"
         Observation model: "bernoulli" (data in [0, 1]), "continuous_bernoulli" (the same, normalized over [0, 1]),
         "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
         "gaussian_samples" (one for each sample), "poisson", "negative_binomial" (counts), "categorical" (integers 0,
@@ -370,7 +374,9 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         ones standardize the features internally; principal components, which are centred and uncorrelated, keep the
         ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
         that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
-        at most 2 % of which are within a tenth of it; ratings and pixels are not like that.
+        at most 2 % of which are within a tenth of it; ratings and pixels are not like that. In a data frame with
+        strings or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
+        `sklearn.compose.ColumnTransformer`, does it by hand.
 
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its
@@ -453,7 +459,9 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
     net_ : skorch.NeuralNet
         The net that trained it; it is not part of a pickle.
     likelihood_ : str
-        The observation model that was used.
+        The observation model that was used; "mixed" if columns have different ones.
+    column_likelihoods_ : dict
+        Names of the likelihoods, by the name or index of the feature.
     history_ : list of dict
         ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per sample), ``dur`` (seconds) and, with validation
         samples, ``valid_loss``, ``valid_log_likelihood`` and ``valid_kl`` of each epoch, and records of callbacks.
@@ -519,7 +527,8 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         ValueError
             If values are missing, but none were in the training data.
         """
-        return self._map_model(fill_missing, self._within_support(self._validate(X, reset=False)))
+        samples = self._within_support(self._validate(X, reset=False))
+        return self._filled(X, self._map_model(fill_missing, samples))
 
     def score_samples(self, X):
         """Compute the log-likelihood of each sample at its own latent code: how well it is reconstructed.

@@ -113,7 +113,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     encoder, decoder : Module, class or callable, default=None
         Your own networks, as for `VAEEmbedder`.
 
-    likelihood : str or object, default="auto"
+    likelihood : str, object or list, default="auto"
         Observation model, as for `VAEEmbedder`.
 
     beta : float, default=1.0
@@ -260,7 +260,10 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         Epochs of joint training.
 
     likelihood_ : str
-        Name of the likelihood.
+        Name of the likelihood; "mixed" if columns have different ones.
+
+    column_likelihoods_ : dict
+        Names of the likelihoods, by the name or index of the feature.
 
     module_ : LatentModel
         The trained model.
@@ -641,7 +644,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         resp = model.prior.log_responsibilities(q.mean)[:, 0].exp().cpu().double()
         parts = mixture.log_weights.exp(), mixture.means, mixture.covariances
         self.weights_, self.means_, self.covariances_ = (part.cpu().double().numpy().astype(dtype) for part in parts)
-        self.cluster_centers_ = self.inverse_transform(self.means_)
+        self.cluster_centers_ = self._decode(self.means_)
         self.n_effective_clusters_ = float(torch.special.entr(resp.mean(0)).sum().exp())
         self._confidence = float(resp.max(1).values.mean())
         self.lower_bounds_ = [record["train_log_likelihood"] - record["train_kl"] for record in self.history_]
@@ -710,7 +713,7 @@ def uses_views(estimator):
         return estimator.augment is not None
     likelihood = estimator.likelihood if estimator.pretrained is None else pretrained_model(estimator).likelihood
     likelihood = LIKELIHOODS.get(likelihood) if isinstance(likelihood, str) else likelihood
-    return estimator.image_shape is not None and not Support(*getattr(likelihood, "support", ())).integers
+    return estimator.image_shape is not None and not np.any(Support(*getattr(likelihood, "support", ())).integers)
 
 
 def most_probable_cluster(model, x):

@@ -14,6 +14,7 @@ from .likelihoods import (
     SampleGaussian,
 )
 from .missing import MaskedLikelihood, Observed
+from .mixed import MixedLikelihood
 from .networks import ACTIVATIONS, NETWORKS
 from .ppca import PPCA
 from .priors import Flat, GaussianMixturePrior, Posterior, Prior, StandardNormal
@@ -37,6 +38,7 @@ __all__ = [
     "LatentModel",
     "Likelihood",
     "MaskedLikelihood",
+    "MixedLikelihood",
     "Mixture",
     "Moments",
     "NegativeBinomial",

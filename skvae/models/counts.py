@@ -150,7 +150,6 @@ class Categorical(Likelihood):
     """
 
     support = Support(0.0, math.inf, integers=True)  # of the class; instances are bounded by the training data
-    has_mean = False  # of codes
     missing = -1.0  # stands for a missing code; the encoder's inputs are zero for codes of no category
 
     def __init__(self, n_categories):
@@ -217,6 +216,17 @@ class Categorical(Likelihood):
     def mean(self, params):
         """Return the most probable code of each feature (n, d); codes have no mean."""
         return self._each_block(params, lambda logits: logits.argmax(-1))
+
+    def statistics(self, params):
+        """Return the probabilities of all categories (n, c)."""
+        probabilities = torch.empty_like(params)
+        for size, (_, logits) in zip(self.sizes, self._blocks(params), strict=True):
+            probabilities[..., getattr(self, f"columns_{size}")] = logits.softmax(-1).flatten(-2)
+        return probabilities
+
+    def from_statistics(self, statistics):
+        """Return the most probable code of each feature (n, d)."""
+        return self.mean(statistics)
 
     def sample(self, params, generator):
         """Draw samples of codes."""

@@ -21,13 +21,13 @@ class Support(NamedTuple):
     ----------
     low, high : float or tuple of float
         Bounds, which are possible values themselves if they are finite; a tuple has one for each feature.
-    integers : bool, default=False
+    integers : bool or tuple of bool, default=False
         Whether values are whole numbers.
     """
 
     low: float | tuple = -math.inf
     high: float | tuple = math.inf
-    integers: bool = False
+    integers: bool | tuple = False
 
 
 class Likelihood(nn.Module):
@@ -45,7 +45,7 @@ class Likelihood(nn.Module):
     Attributes
     ----------
     has_mean : bool
-        Whether `mean` is an expectation, so that it can be averaged; that of categories is not.
+        Whether `statistics` can be averaged; without, missing values are those expected at one code.
     missing : float
         Value of ``u`` that replaces missing ones in `inputs`. In densities zero does, which should be finite there.
     """
@@ -73,6 +73,14 @@ class Likelihood(nn.Module):
     def inputs(self, u):
         """Return the inputs of the encoder."""
         return u
+
+    def statistics(self, params):
+        """Return what is averaged where samples are expected over several latent codes: their expectations."""
+        return self.mean(params)
+
+    def from_statistics(self, statistics):
+        """Return expected samples in the units of the data from averages of `statistics`."""
+        return statistics
 
     def log_prob(self, u, params):
         """Return the log-density of each sample in nats (n,)."""

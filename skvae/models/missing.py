@@ -40,11 +40,8 @@ class MaskedLikelihood(nn.Module):
 
     def inputs(self, u):
         """Return the inputs of the encoder."""
-        observed = ~u.isnan()
-        inputs = self.likelihood.inputs(u.nan_to_num(nan=getattr(self.likelihood, "missing", 0.0)))
-        if inputs.shape == u.shape:
-            inputs = torch.where(observed, inputs, 0.0)
-        return torch.cat([inputs, observed.to(inputs.dtype)], -1)
+        inputs = masked_inputs(self.likelihood, u)
+        return torch.cat([inputs, (~u.isnan()).to(inputs.dtype)], -1)
 
     def log_prob(self, u, params):
         """Return the log-density of the observed values in nats (n,)."""
@@ -55,9 +52,25 @@ class MaskedLikelihood(nn.Module):
         """Return expected samples in the units of the data."""
         return self.likelihood.mean(params)
 
+    def statistics(self, params):
+        """Return what is averaged over latent codes."""
+        return getattr(self.likelihood, "statistics", self.likelihood.mean)(params)
+
+    def from_statistics(self, statistics):
+        """Return expected samples from averages of `statistics`."""
+        return self.likelihood.from_statistics(statistics) if hasattr(self.likelihood, "statistics") else statistics
+
     def sample(self, params, generator):
         """Draw samples, without missing values."""
         return self.likelihood.sample(params, generator)
+
+
+def masked_inputs(likelihood, u):
+    """Return the inputs of the encoder of samples with missing values, without a mask: zeros in their place."""
+    if hasattr(likelihood, "masked_inputs"):
+        return likelihood.masked_inputs(u)
+    inputs = likelihood.inputs(u.nan_to_num(nan=getattr(likelihood, "missing", 0.0)))
+    return torch.where(u.isnan(), 0.0, inputs) if inputs.shape == u.shape else inputs
 
 
 Observed = MaskedLikelihood  # the name in pickles of version 0.1.0 that hold modules of users

@@ -20,6 +20,7 @@ from . import (
     GaussianMixturePrior,
     LatentModel,
     MaskedLikelihood,
+    MixedLikelihood,
     StandardNormal,
 )
 from .counts import Categorical
@@ -94,6 +95,14 @@ def build_categorical(settings, parts, shapes):
     check_names("settings", settings, ("n_categories",))
     with torch.device("cpu"):
         return Categorical(settings["n_categories"])
+
+
+def build_mixed(settings, parts, shapes):
+    """Build a likelihood of groups of features, whose arrays are functions of its settings."""
+    check_names("settings", settings, ("features",))
+    check_names("parts", parts, ("likelihoods",))
+    with torch.device("cpu"):
+        return MixedLikelihood(parts["likelihoods"], settings["features"])
 
 
 def build_mixture_prior(settings, parts, shapes):
@@ -188,6 +197,7 @@ OURS = [
     Serializer(LatentNorm, lambda module: {"is_frozen": module.is_frozen}, build_latent_norm),
     Serializer(GaussianMixturePrior, prior_settings, build_mixture_prior),
     Serializer(Categorical, lambda module: {"n_categories": module.n_categories}, build_categorical),
+    Serializer(MixedLikelihood, lambda module: {"features": module.features}, build_mixed),
     *(
         likelihood(cls, *(("noise_scale",) if cls is FixedGaussian else ()))
         for cls in LIKELIHOODS.values()
