@@ -82,6 +82,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     encoder: nn.Module | Callable | None = None
     decoder: nn.Module | Callable | None = None
     likelihood: Any = "auto"
+    size_factor: str | None = None
     max_epochs: int | str = "auto"
     batch_size: int = 128
     lr: float = 1e-3
@@ -119,6 +120,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         "encoder": [nn.Module, callable, None],
         "decoder": [nn.Module, callable, None],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), nn.Module, HasMethods("from_data"), list, tuple],
+        "size_factor": [StrOptions({"total"}), None],
         "max_epochs": [POSITIVE_INT, StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 2, None, closed="left")],
         "lr": [Interval(Real, 0.0, None, closed="neither")],

@@ -171,7 +171,8 @@ def _new_model(estimator, samples, generator):
     else:
         chosen = pretrained_model(estimator).likelihood
     X = check_support(chosen, samples.X, columns)
-    likelihood, prior = build_likelihood(chosen, X, columns), estimator._make_prior()
+    size_factor = estimator.size_factor if estimator._pretrained is None else None
+    likelihood, prior = build_likelihood(chosen, X, columns, size_factor), estimator._make_prior()
     networks = make_networks(estimator, likelihood, prior.n_statistics, X.shape[1], generator)
     return InitialModel(LatentModel(*networks, likelihood, prior), X, likelihood_name(likelihood), [], None)
 

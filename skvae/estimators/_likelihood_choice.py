@@ -16,7 +16,7 @@ from ..data.messages import meant, shown
 from ..data.samples import clip_samples, is_lazy, streamed
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
-from ..models import LIKELIHOODS, MaskedLikelihood, MixedLikelihood, Support
+from ..models import LIKELIHOODS, Counts, MaskedLikelihood, MixedLikelihood, Support
 from ..models.features import Likelihood
 from ..models.mixed import ColumnLikelihoods
 
@@ -259,23 +259,26 @@ def interval(low, high):
     return f"{'[' if np.isfinite(low) else '('}{low:g}, {high:g}{']' if np.isfinite(high) else ')'}"
 
 
-def build_likelihood(likelihood, X, columns=None):
+def build_likelihood(likelihood, X, columns=None, size_factor=None):
     """Return the likelihood for the columns of X; a module of the user's is copied.
 
     Parameters
     ----------
-    likelihood : str, torch.nn.Module or class with ``from_data``
-        From `choose_likelihood`.
+    likelihood : str, torch.nn.Module, class with ``from_data``, or ColumnLikelihoods
+        From `choose_likelihood` or `choose_column_likelihoods`.
     X : ndarray of shape (n, d), or LazySamples
     columns : Columns, optional
         Ranges and moments of the columns of X.
+    size_factor : {"total"}, optional
+        Size factors of counts.
 
     Raises
     ------
     TypeError
         If a class makes an object that is not a module with the methods of a likelihood.
     ValueError
-        If X is outside the support, or if all values of a feature are missing.
+        If X is outside the support, if all values of a feature are missing, or if there are size factors, but no counts
+        or missing ones.
     """
     columns = Columns(X) if columns is None else columns
     columns.check_observed()
@@ -285,7 +288,33 @@ def build_likelihood(likelihood, X, columns=None):
         built = build_for_columns(likelihood, columns)
     if not isinstance(likelihood, nn.Module):
         check_support(built, X, columns)
+    if size_factor is not None:
+        set_size_factors(built, columns)
     return for_missing(built, columns)
+
+
+def set_size_factors(likelihood, columns):
+    """Multiply the rates of counts by the totals of samples.
+
+    Raises
+    ------
+    ValueError
+        If there are no counts, or if some are missing.
+    """
+    groups = column_groups(likelihood, len(columns.ranges.low))
+    counts = [(each, features) for each, features in groups if isinstance(each, Counts)]
+    if not counts:
+        raise ValueError(
+            f"size_factor='total' is for counts, but likelihood={likelihood_name(likelihood)!r} has none; give "
+            "'negative_binomial', 'zero_inflated_negative_binomial' or 'poisson', or size_factor=None."
+        )
+    for each, features in counts:
+        if columns.select(features).n_missing:
+            raise ValueError(
+                "size_factor='total' needs the counts of all features, but X has missing values among them; fill them "
+                "in, or give size_factor=None."
+            )
+        each.has_size_factors = True
 
 
 def build_for_columns(likelihood, columns):

@@ -77,14 +77,20 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
     likelihood : str, object or list, default="auto"
         Observation model: "bernoulli" (data in [0, 1]), "continuous_bernoulli" (the same, normalized over [0, 1]),
         "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
-        "gaussian_samples" (one for each sample), "poisson", "negative_binomial" (counts), "categorical" (integers 0,
-        1, ...), or an object with the same methods. "auto" is "bernoulli" for data in [0, 1], else "gaussian". Gaussian
-        ones standardize the features internally; principal components, which are centred and uncorrelated, keep the
-        ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
-        that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
-        at most 2 % of which are within a tenth of it; ratings and pixels are not like that. In a data frame with
+        "gaussian_samples" (one for each sample), "poisson", "negative_binomial", "zero_inflated_negative_binomial"
+        (counts), "categorical" (integers 0, 1, ...), or an object with the same methods. "auto" is "bernoulli" for data
+        in [0, 1], else "gaussian". Gaussian ones standardize the features internally; principal components, which are
+        centred and uncorrelated, keep the ratios of their scales. A UserWarning is emitted where "auto" takes
+        "gaussian" for likely counts: whole numbers that come close to 0 in nearly all features, whose largest is more
+        than three times the mean of those above 0, at most 2 % of which are within a tenth of it; ratings and pixels
+        are not like that. In a data frame with
         strings or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
         `sklearn.compose.ColumnTransformer`, does it by hand.
+
+    size_factor : {"total"}, default=None
+        Size factors of counts: "total" multiplies the expected counts of a sample by its total, in units of the mean
+        total, so that latent codes describe shares. Scores are those given the totals; `reconstruct`,
+        `inverse_transform` and `sample` are for the mean total.
 
     beta : float, default=1.0
         Weight of the KL term in the training loss.
@@ -369,14 +375,20 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
     likelihood : str, object or list, default="auto"
         Observation model: "bernoulli" (data in [0, 1]), "continuous_bernoulli" (the same, normalized over [0, 1]),
         "gaussian" (one learned noise scale), "gaussian_fixed", "gaussian_features" (a noise scale for each feature),
-        "gaussian_samples" (one for each sample), "poisson", "negative_binomial" (counts), "categorical" (integers 0,
-        1, ...), or an object with the same methods. "auto" is "bernoulli" for data in [0, 1], else "gaussian". Gaussian
-        ones standardize the features internally; principal components, which are centred and uncorrelated, keep the
-        ratios of their scales. A UserWarning is emitted where "auto" takes "gaussian" for likely counts: whole numbers
-        that come close to 0 in nearly all features, whose largest is more than three times the mean of those above 0,
-        at most 2 % of which are within a tenth of it; ratings and pixels are not like that. In a data frame with
+        "gaussian_samples" (one for each sample), "poisson", "negative_binomial", "zero_inflated_negative_binomial"
+        (counts), "categorical" (integers 0, 1, ...), or an object with the same methods. "auto" is "bernoulli" for data
+        in [0, 1], else "gaussian". Gaussian ones standardize the features internally; principal components, which are
+        centred and uncorrelated, keep the ratios of their scales. A UserWarning is emitted where "auto" takes
+        "gaussian" for likely counts: whole numbers that come close to 0 in nearly all features, whose largest is more
+        than three times the mean of those above 0, at most 2 % of which are within a tenth of it; ratings and pixels
+        are not like that. In a data frame with
         strings or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
         `sklearn.compose.ColumnTransformer`, does it by hand.
+
+    size_factor : {"total"}, default=None
+        Size factors of counts: "total" multiplies the expected counts of a sample by its total, in units of the mean
+        total, so that latent codes describe shares. Scores are those given the totals; `reconstruct`,
+        `inverse_transform` and `sample` are for the mean total.
 
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its

@@ -116,6 +116,9 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     likelihood : str, object or list, default="auto"
         Observation model, as for `VAEEmbedder`.
 
+    size_factor : {"total"}, default=None
+        Size factors of counts, as for `VAEEmbedder`.
+
     beta : float, default=1.0
         Weight of the divergence from the prior.
 

@@ -1,6 +1,6 @@
 """Models: densities and networks in torch, without data, devices, files or seeds."""
 
-from .counts import Categorical, NegativeBinomial, Poisson
+from .counts import Categorical, Counts, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from .covariances import COVARIANCES, Mixture, Moments
 from .features import FeatureSummary, Likelihood, Support
 from .latent import ELBO, LatentModel
@@ -29,6 +29,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "ContinuousBernoulli",
+    "Counts",
     "FeatureGaussian",
     "FeatureSummary",
     "FixedGaussian",
@@ -49,4 +50,5 @@ __all__ = [
     "SampleGaussian",
     "StandardNormal",
     "Support",
+    "ZeroInflatedNegativeBinomial",
 ]

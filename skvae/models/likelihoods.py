@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .counts import Categorical, NegativeBinomial, Poisson
+from .counts import Categorical, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from .covariances import LOG_2PI
 from .features import Likelihood, Support
 
@@ -275,5 +275,6 @@ LIKELIHOODS = {
     "gaussian_samples": SampleGaussian,
     "poisson": Poisson,
     "negative_binomial": NegativeBinomial,
+    "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
     "categorical": Categorical,
 }

@@ -23,7 +23,7 @@ from . import (
     MixedLikelihood,
     StandardNormal,
 )
-from .counts import Categorical
+from .counts import Categorical, Counts
 from .covariances import Mixture
 from .likelihoods import FixedGaussian, Standardized
 from .networks import Affine, Dropout, Flatten, Heads, LatentNorm, LogScaleHead, Unflatten
@@ -78,14 +78,20 @@ def likelihood(cls, *names):
     """Return the serializer of a likelihood, which takes a mean and a scale of each feature if it has arrays."""
 
     def settings(module):
-        return {name: getattr(module, name) for name in names}
+        size_factors = {"has_size_factors": True} if getattr(module, "has_size_factors", False) else {}
+        return {name: getattr(module, name) for name in names} | size_factors
 
     def build(settings, parts, shapes):
+        settings = dict(settings)
+        has_size_factors = issubclass(cls, Counts) and settings.pop("has_size_factors", False) is True
         check_names("settings", settings, names)
         if not shapes:
             return cls(**settings)
         (size,) = shapes["feature_mean" if issubclass(cls, Standardized) else "log_mean"]
-        return cls(torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64), **settings)
+        module = cls(torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64), **settings)
+        if has_size_factors:
+            module.has_size_factors = True
+        return module
 
     return Serializer(cls, settings, build)
 

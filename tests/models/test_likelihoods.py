@@ -1,6 +1,7 @@
 """Each likelihood beside torch's and SciPy's distributions: normalised, in the data's units, finite at the extremes."""
 
 import copy
+import functools
 import math
 import pickle
 from collections import namedtuple
@@ -24,7 +25,7 @@ FeatureSummary = namedtuple("FeatureSummary", "mean scale maximum")
 
 D, N = 4, 30
 GAUSSIANS = ["gaussian", "gaussian_fixed", "gaussian_features", "gaussian_samples"]
-COUNTS = ["poisson", "negative_binomial"]
+COUNTS = ["poisson", "negative_binomial", "zero_inflated_negative_binomial"]
 UNIT = ["bernoulli", "continuous_bernoulli"]
 over_likelihoods = pytest.mark.parametrize("name", LIKELIHOODS)
 
@@ -128,6 +129,8 @@ def twin_of(name, likelihood, params):
     if name == "negative_binomial":
         theta = likelihood.log_theta.double().exp()
         return lambda x: stats.nbinom.logpmf(x, theta, theta / (theta + likelihood.mean(params)))
+    if name == "zero_inflated_negative_binomial":
+        return functools.partial(zero_inflated, likelihood, params)
     log_scale = {
         "gaussian": lambda: likelihood.log_scale,
         "gaussian_features": lambda: likelihood.log_scale,
@@ -135,6 +138,16 @@ def twin_of(name, likelihood, params):
         "gaussian_samples": lambda: math.log(1e3) * (params[:, -1:] / math.log(1e3)).tanh(),
     }[name]()
     return Normal(likelihood.mean(params), likelihood.feature_scale * log_scale.exp()).log_prob
+
+
+def zero_inflated(likelihood, params, x):
+    """A mixture of zeros and of negative binomial counts, from SciPy."""
+    rates, logits = params.numpy().reshape(len(params), 2, -1).swapaxes(0, 1)
+    share, theta = special.expit(logits - 2), likelihood.log_theta.double().exp().numpy()
+    mean = likelihood.log_rate(torch.from_numpy(rates)).exp().numpy()
+    with np.errstate(divide="ignore"):
+        of_counts = np.log1p(-share) + stats.nbinom.logpmf(x, theta, theta / (theta + mean))
+        return np.logaddexp(of_counts, np.where(x == 0, np.log(share), -np.inf))
 
 
 @over_likelihoods
@@ -179,15 +192,38 @@ def test_continuous_bernoulli_integrates_to_one_with_its_mean(logit):
 @given(param=st.floats(-8, 3), mean=st.floats(0.01, 20), excess=st.floats(0.1, 30))
 def test_counts_sum_to_one_with_their_mean(name, param, mean, excess):
     likelihood = make(name, mean=mean, scale=math.sqrt(mean + excess), n_features=1)
-    params = torch.tensor([[param]], dtype=torch.float64)
-    rate = likelihood.mean(params).item()
-    theta = likelihood.log_theta.exp().item() if name == "negative_binomial" else math.inf
+    params = torch.full((1, likelihood.n_outputs(1)), param, dtype=torch.float64)
+    rate = likelihood.log_rate(params[:, :1]).exp().item()
+    theta = likelihood.log_theta.exp().item() if name != "poisson" else math.inf
     n = int(rate + 60 * math.sqrt(rate + rate**2 / theta) + 100 * max(rate / theta, 1))
     assume(n < 200_000)
     x = torch.arange(n, dtype=torch.float64)
-    probability = likelihood.log_prob(x[:, None], params.expand(n, 1)).exp().detach()
+    probability = likelihood.log_prob(x[:, None], params.expand(n, -1)).exp().detach()
     assert probability.sum().item() == pytest.approx(1.0, abs=1e-6)
-    assert (probability * x).sum().item() == pytest.approx(rate, rel=1e-5)
+    assert (probability * x).sum().item() == pytest.approx(likelihood.mean(params).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_size_factors_multiply_rates(name, generator):
+    likelihood, x, params = case(name, generator)
+    sized = copy.deepcopy(likelihood)
+    sized.has_size_factors = True
+    total, mean = x.sum(1, keepdim=True), likelihood.log_mean.exp().sum()
+    shifted = copy.deepcopy(likelihood)
+    for row in range(3):
+        shifted.log_mean = likelihood.log_mean + (total[row] / mean).log()
+        expected = shifted.feature_log_prob(x[row : row + 1], params[row : row + 1])
+        assert_close(sized.feature_log_prob(x[row : row + 1], params[row : row + 1]), expected)
+    equal = x * mean / total  # samples with the mean total
+    assert_close(sized.log_prob(equal, params), likelihood.log_prob(equal, params))
+    assert_close(sized.inputs(equal), likelihood.inputs(equal))
+    assert_close(sized.inputs(7 * x), sized.inputs(x))
+    assert torch.equal(sized.mean(params), likelihood.mean(params))
+    draws = [each.sample(params, torch.Generator().manual_seed(0)) for each in (sized, likelihood)]
+    assert torch.equal(*draws)
+    empty = torch.zeros(1, D, dtype=torch.float64)
+    assert sized.log_prob(empty, params[:1]).isfinite().all()
+    assert sized.inputs(empty).isfinite().all()
 
 
 def test_categories_sum_to_one(generator):
@@ -209,6 +245,10 @@ def variance_of(name, likelihood, params):
         return mean
     if name == "negative_binomial":
         return mean + mean**2 / likelihood.log_theta.exp()
+    if name == "zero_inflated_negative_binomial":
+        rates, logits = params.chunk(2)
+        share, rate = torch.sigmoid(logits - 2), likelihood.log_rate(rates).exp()
+        return (1 - share) * (rate + rate**2 / likelihood.log_theta.exp() + share * rate**2)
     return ((likelihood.noise(params)[1].exp()) * likelihood.feature_scale).square().expand(D)
 
 
@@ -316,7 +356,7 @@ def test_large_counts_in_float32(name, count):
     likelihood = make(name, mean=max(count, 1.0), scale=max(count, 1.0), n_features=1)
     with torch.no_grad():
         for param in (-0.01, 0.0, 1e-3):
-            params = torch.tensor([[param]], dtype=torch.float64)
+            params = torch.full((1, likelihood.n_outputs(1)), param, dtype=torch.float64)
             exact = twin_of(name, likelihood, params)(torch.tensor([[count]], dtype=torch.float64))
             found = likelihood.log_prob(torch.tensor([[count]]), params.float())
             assert found.item() == pytest.approx(float(np.squeeze(exact)), rel=1e-3, abs=0.02)
