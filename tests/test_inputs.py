@@ -107,6 +107,8 @@ def test_every_form_of_input_gives_the_results_of_an_array(estimator, X):
     fitted = clone(estimator).fit(X, y)
     expected = outputs(fitted, X)
     for form, convert in EXACT.items():
+        if "categories" in form and hasattr(estimator, "likelihood"):
+            continue  # categories are no numbers for networks
         rows = convert(X)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "X (has|does not have valid) feature names")

@@ -204,7 +204,7 @@ def test_every_parameter_changes_the_fit(cls, name, digits):
 @pytest.mark.parametrize("cls", CHANGES)
 def test_the_other_parameters_are_tested_elsewhere(cls):
     rest = set(cls().get_params()) - set(CHANGES[cls])
-    assert rest == {"device", "verbose", "precision", "compile", "warm_start", "checkpoint"}
+    assert rest == {"device", "verbose", "precision", "compile", "warm_start", "checkpoint", "size_factor"}
 
 
 def test_beta_weighs_the_kl(digits):

@@ -733,7 +733,8 @@ def test_every_parameter_changes_the_fit(name, images):
 
 def test_the_other_parameters_are_tested_elsewhere():
     rest = set(VaDEClusterer().get_params()) - set(CHANGES)
-    assert rest == {"device", "verbose", "precision", "compile", "warm_start", "checkpoint", "pretrained"}
+    tested = {"device", "verbose", "precision", "compile", "warm_start", "checkpoint", "pretrained", "size_factor"}
+    assert rest == tested
 
 
 def test_beta_weighs_the_divergence(groups):
