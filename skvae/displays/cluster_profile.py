@@ -209,7 +209,12 @@ class ClusterProfileDisplay:
         value, spread = self.values[row, column], self.spreads[row, column]
         if self.columns[column][1] is not None:
             return f"{'' if category is None else f'{category} '}{value:.0%}"
-        return f"{value:.3g} ± {spread:.2g}"
+        return f"{rounded(value, 3)} ± {rounded(spread, 2)}"
+
+
+def rounded(value, digits):
+    """Format a number in significant digits, without an exponent up to a million."""
+    return f"{float(f'{value:.{digits}g}'):.6g}"
 
 
 def features_of(X):

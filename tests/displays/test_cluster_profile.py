@@ -71,11 +71,17 @@ def test_figure():
     display = ClusterProfileDisplay.from_estimator(KMeans(2, n_init=1, random_state=0).fit(X), X)
     texts = [text.get_text() for text in display.ax_.texts]
     assert len(texts) == 6
-    assert texts[0] == f"{display.values[0, 0]:.3g}\n± {display.spreads[0, 0]:.2g}"
+    assert texts[0].startswith(f"{display.values[0, 0]:.3g}\n± ")
     labels = [label.get_text() for label in display.ax_.get_yticklabels()]
     assert labels[0] == f"0 ({display.sizes[0] / 60:.0%})"
     other = display.figure_.subplots()
     assert display.plot(ax=other).ax_ is other
+
+
+def test_large_numbers_have_no_exponent():
+    X = np.array([[5471.0], [5489.0], [0.001234], [0.001234]])
+    display = ClusterProfileDisplay.from_predictions(X, [0, 0, 1, 1])
+    assert display.describe() == ["Cluster 0 (50%): feature 0 5480 ± 9.", "Cluster 1 (50%): feature 0 0.00123 ± 0."]
 
 
 def test_clusters_without_values():
