@@ -5,6 +5,7 @@ import os
 import numpy as np
 import sklearn
 import torch
+from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 
 from .._version import __version__
@@ -16,6 +17,9 @@ from .values import TOO_DEEP, ValueDecoder, ValueEncoder, cannot_store, expect
 
 FORMAT_VERSION = 1
 FIELDS = {"sha256", "format_version", "versions", "estimator"}
+SKOPS_FIELDS = {"sha256", "format_version", "versions", "skops"}  # of a file with estimators of scikit-learn
+MAX_NAMED = 10  # types in an error
+TRUSTED_MODULES = ("sklearn.model_selection._split.", "sklearn.metrics.")
 TRUSTED_TYPES = (
     *(f"{estimator.__module__}.{estimator.__name__}" for estimator in ESTIMATORS.values()),
     "numpy.dtype",
@@ -28,13 +32,15 @@ def save(estimator, path):
     """Write an estimator, fitted or not, into one file.
 
     The file is in the safetensors format: arrays, and text that describes them, with a checksum over everything.
-    There is no code in it, and `load` runs none. It is read back before it replaces an older file, in one step.
+    There is no code in it, and `load` runs none. It is read back before it replaces an older file, in one step. A
+    pipeline, a search or another estimator of scikit-learn, which may hold estimators of this package, is described by
+    skops (``pip install skvae[skops]``); types that skops does not know, but for ``TRUSTED_TYPES``, are refused.
 
     Parameters
     ----------
-    estimator : estimator of this package
-        Parameters may be numbers, strings, arrays, lists, tuples, dicts, `numpy.random.RandomState`, networks of
-        torch's and this package's layers, and other estimators of this package, also in a
+    estimator : estimator of this package or of scikit-learn
+        Parameters of ours may be numbers, strings, arrays, lists, tuples, dicts, `numpy.random.RandomState`, networks
+        of torch's and this package's layers, and other estimators of this package, also in a
         `sklearn.frozen.FrozenEstimator`.
     path : str or path-like
         Where to write.
@@ -42,8 +48,10 @@ def save(estimator, path):
     Raises
     ------
     TypeError
-        If it is not an estimator of this package, or if it holds values that only code can make again: functions,
-        classes, callbacks, networks with layers of your own, other estimators.
+        If it is not an estimator, or if it holds values that only code can make again: functions, classes, callbacks,
+        networks with layers of your own, estimators of other packages.
+    ImportError
+        If it is an estimator of scikit-learn, and skops is not installed.
     ValueError
         If parameters are not valid, or fitted attributes are inconsistent.
 
@@ -70,11 +78,12 @@ def save(estimator, path):
     if isinstance(estimator, type):
         raise TypeError(f"skvae.save stores instances, but got the class {estimator.__name__} itself.")
     name = type(estimator).__name__
-    if type(estimator) not in ESTIMATORS.values():
-        raise TypeError(cannot_store("The estimator", f"a {name}", f"save one of {sorted(ESTIMATORS)}"))
-    encoder = ValueEncoder(encode_estimator)
-    tree = encoder.encode(estimator, name)
-    data = container.pack({"format_version": FORMAT_VERSION, "versions": versions(), "estimator": tree}, encoder.arrays)
+    is_ours, encoder = type(estimator) in ESTIMATORS.values(), ValueEncoder(encode_estimator)
+    if not is_ours and type(estimator).__module__.partition(".")[0] != "sklearn":
+        raise TypeError(cannot_store("The estimator", f"a {name}", f"save one of {sorted(ESTIMATORS)}, or a Pipeline"))
+    field, value = ("estimator", estimator) if is_ours else ("skops", to_skops(estimator))
+    tree = {"format_version": FORMAT_VERSION, "versions": versions(), field: encoder.encode(value, name)}
+    data = container.pack(tree, encoder.arrays)
     try:
         restore(data)
     except CorruptFile as error:
@@ -125,16 +134,78 @@ def restore(data):
             f"its format has the version {version!r:.40}, but this skvae reads version {FORMAT_VERSION}; it was "
             f"written by {writer!r:.200}"
         )
-    if set(tree) != FIELDS:
+    if set(tree) not in (FIELDS, SKOPS_FIELDS):
         raise CorruptFile(f"it has the fields {sorted(tree)!r:.200}")
-    decoder = ValueDecoder(arrays, decode_estimator)
+    decoder, is_ours = ValueDecoder(arrays, decode_estimator), set(tree) == FIELDS
     try:
-        estimator = decoder.decode(tree["estimator"])
+        estimator = decoder.decode(tree["estimator" if is_ours else "skops"])
     except RecursionError as error:
         raise CorruptFile(TOO_DEEP) from error
+    if not is_ours:
+        decoder.check_all_used()
+        return from_skops(estimator)
     if type(estimator) not in ESTIMATORS.values():
         raise CorruptFile("its value is not an estimator")
     decoder.check_all_used()
+    return estimator
+
+
+def import_skops():
+    """Return skops.io.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed.
+    """
+    try:
+        import skops.io
+    except ImportError as error:
+        raise ImportError(
+            "Files with estimators of scikit-learn need skops, which is not installed: pip install skvae[skops]."
+        ) from error
+    return skops.io
+
+
+def is_trusted(name):
+    """Return whether a type that skops does not know is one of this package, or a splitter or scorer of a search."""
+    return name in TRUSTED_TYPES or name.startswith(TRUSTED_MODULES)
+
+
+def to_skops(estimator):
+    """Return an estimator of scikit-learn as the bytes of a file of skops (n,), uint8.
+
+    Raises
+    ------
+    TypeError
+        If it holds types that reading would not trust.
+    """
+    io, name = import_skops(), type(estimator).__name__
+    data = io.dumps(estimator)
+    foreign = [each for each in io.get_untrusted_types(data=data) if not is_trusted(each)]
+    if foreign:
+        raise TypeError(cannot_store(f"The {name}", f"something with {', '.join(foreign[:MAX_NAMED])}", "leave it out"))
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def from_skops(data):
+    """Return the estimator in the bytes of a file of skops.
+
+    Raises
+    ------
+    CorruptFile
+        If it is none, or if it holds types that are not trusted.
+    """
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
+        raise CorruptFile("its pipeline is no file of skops")
+    io, data = import_skops(), data.tobytes()
+    try:
+        types = [each for each in io.get_untrusted_types(data=data) if is_trusted(each)]
+        estimator = io.loads(data, trusted=types)
+    except Exception as error:
+        raise CorruptFile(f"its pipeline cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
+    if not isinstance(estimator, BaseEstimator):
+        raise CorruptFile("its value is not an estimator")
     return estimator
 
 

@@ -1,0 +1,129 @@
+"""Files with estimators of scikit-learn, by way of skops."""
+
+import builtins
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.cluster import KMeans
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+
+import skvae
+from skvae import TorchGMM, VaDEClusterer, VAEEmbedder
+from skvae.persistence import container
+
+SHORT = {"max_epochs": 2, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def X():
+    return np.random.default_rng(0).normal(size=(60, 5))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.skvae"
+
+
+def save_and_load(estimator, path):
+    skvae.save(estimator, path)
+    return skvae.load(path)
+
+
+def test_pipelines(X, path):
+    pipeline = make_pipeline(StandardScaler(), VAEEmbedder(2, **SHORT), TorchGMM(2, random_state=0)).fit(X)
+    other = save_and_load(pipeline, path)
+    assert_array_equal(other.predict(X), pipeline.predict(X))
+    assert_array_equal(other[:-1].transform(X), pipeline[:-1].transform(X))
+    assert other.get_params().keys() == pipeline.get_params().keys()
+
+
+def test_column_transformers_and_frames(path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.normal(size=40), "b": rng.normal(size=40), "c": list("xyxy") * 10})
+    encode = make_column_transformer((VAEEmbedder(1, **SHORT), ["a", "b"]), (OneHotEncoder(), ["c"]))
+    pipeline = make_pipeline(encode, LogisticRegression()).fit(table, table["c"])
+    assert_allclose(save_and_load(pipeline, path).predict_proba(table), pipeline.predict_proba(table))
+    mixed = make_pipeline(VAEEmbedder(2, **SHORT), TorchGMM(2, random_state=0)).fit(table)
+    assert_array_equal(save_and_load(mixed, path).predict(table), mixed.predict(table))
+
+
+def test_searches_and_estimators_that_are_not_fitted(X, path):
+    search = GridSearchCV(TorchGMM(random_state=0), {"n_components": [1, 2]}, cv=2).fit(X)
+    other = save_and_load(search, path)
+    assert other.best_params_ == search.best_params_
+    assert_array_equal(other.predict(X), search.predict(X))
+    y = (X[:, 0] > 0).astype(int)
+    pipeline = make_pipeline(VAEEmbedder(2, **SHORT), LogisticRegression())
+    folds = StratifiedKFold(2, shuffle=True, random_state=0)
+    search = GridSearchCV(pipeline, {"logisticregression__C": [1, 2]}, cv=folds, scoring="accuracy").fit(X, y)
+    assert save_and_load(search, path).score(X, y) == search.score(X, y)
+    assert save_and_load(make_pipeline(VaDEClusterer(3)), path).get_params()["vadeclusterer__n_clusters"] == 3
+    assert save_and_load(KMeans(4), path).n_clusters == 4
+
+
+def test_files_are_checked(X, path):
+    skvae.save(make_pipeline(StandardScaler(), TorchGMM(2, random_state=0)).fit(X), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="is not an estimator that skvae.save wrote"):
+        skvae.load(path)
+
+
+class Harmless(StandardScaler):
+    """A class that skops does not know."""
+
+
+def packed(value):
+    """Return a file with some bytes in the place of those of skops."""
+    tree = {"format_version": 1, "versions": {}, "skops": {"$": "array", "name": "a"}}
+    encoder = skvae.persistence.files.ValueEncoder(None)
+    tree["skops"] = encoder.encode(value, "value")
+    return container.pack(tree, encoder.arrays)
+
+
+HOSTILE = {
+    "own class": lambda: np.frombuffer(skops.io.dumps(Harmless()), np.uint8),
+    "no estimator": lambda: np.frombuffer(skops.io.dumps({"a": 1}), np.uint8),
+    "pickle": lambda: np.frombuffer(pickle.dumps(StandardScaler()), np.uint8),
+    "nothing": lambda: np.zeros(0, np.uint8),
+    "numbers": lambda: np.zeros(3),
+    "text": lambda: "PK",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_files_are_refused(kind, path):
+    path.write_bytes(packed(HOSTILE[kind]()))
+    with pytest.raises(ValueError, match="is not an estimator that skvae.save wrote"):
+        skvae.load(path)
+
+
+def test_functions_are_refused(path):
+    pipeline = make_pipeline(FunctionTransformer(Harmless), TorchGMM(2))
+    with pytest.raises(TypeError, match=r"The Pipeline is something with [\w.]*Harmless.*joblib.dump"):
+        skvae.save(pipeline, path)
+    assert not path.exists()
+
+
+def test_without_skops(X, path, monkeypatch):
+    original = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("skops"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install skvae\[skops\]"):
+        skvae.save(make_pipeline(TorchGMM(2)), path)
+    skvae.save(TorchGMM(2), path)
+    assert skvae.load(path).n_components == 2
