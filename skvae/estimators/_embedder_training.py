@@ -281,8 +281,19 @@ def history_of(net, n_epochs_before):
     return history
 
 
-def training_plan(estimator, max_epochs, **settings):
-    """Return a plan with the parameters that all autoencoders have, and further settings."""
+def training_plan(estimator, max_epochs, phase="", **settings):
+    """Return a plan with the parameters that all autoencoders have, and further settings.
+
+    Parameters
+    ----------
+    estimator : BaseEmbedder
+    max_epochs : int
+    phase : str, default=""
+        Name of a training among several, which the progress bar shows.
+    **settings : dict
+        Other fields of `Plan`.
+    """
+    description = f"{type(estimator).__name__}, {phase}" if phase else type(estimator).__name__
     common = {
         "latent_dim": latent_dim(estimator),
         "batch_size": estimator.batch_size,
@@ -292,7 +303,7 @@ def training_plan(estimator, max_epochs, **settings):
         "bf16": estimator.precision == "bf16",
         "compile": estimator.compile,
         "user_modules": has_user_modules(estimator),
-        "progress": type(estimator).__name__ if estimator.verbose and current_group().rank == 0 else None,
+        "progress": description if estimator.verbose and current_group().rank == 0 else None,
     }
     return Plan(max_epochs, **common | settings)
 

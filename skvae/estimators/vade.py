@@ -207,7 +207,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         Seeds the networks, the mixtures, the batches and the noise.
 
     verbose : int, default=0
-        Whether to show progress bars.
+        Whether to show progress bars of pretraining and of joint training, and to print the initialization that was
+        chosen.
 
     Attributes
     ----------
@@ -506,6 +507,8 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
             data = limit_inference_batches(data, trained[-1].net, self.batch_size)
         best = self._choose_trained(trained, relation, data)
         self.init_, self.init_losses_, self.held_out_scores_ = best.init, best.losses, best.scores
+        if self.verbose and relation.held_out is not None and data.group.rank == 0:
+            print(f"VaDEClusterer: held-out samples chose init={best.init!r}")
         for name in ("encoder", "decoder", "likelihood", "prior"):
             setattr(model, name, getattr(best.model, name))
         return best.net
@@ -516,7 +519,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         is_sampled, family = self.responsibilities == "sampled", COVARIANCES[self.covariance_type]
         model.prior = GaussianMixturePrior(list(chain(*mixtures.values())), family, sampled=is_sampled)
         references = init.references if relation.held_out is not None else None
-        net, prune = self._train_jointly(model, data, max_epochs, relation, references)
+        net, prune = self._train_jointly(model, data, max_epochs, relation, references, names)
         names = list(chain(*([name] * len(mixtures[name]) for name in names)))
         scores = {} if references is None else best_scores(names, prune.scores_[0])
         return Trained(model, net, names[prune.survivor_], prune.scores_, scores)
@@ -541,6 +544,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         plan = training_plan(
             self,
             epochs,
+            phase="pretraining",
             lr=self.pretrain_lr,
             lr_name="pretrain_lr",
             lr_schedule=one_cycle,
@@ -592,7 +596,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         data, neighbors, held_out = neighborhood(model, data, self.n_neighbors, holds_out)
         return data, relation._replace(neighborhood=neighbors, held_out=held_out)
 
-    def _train_jointly(self, model, data, max_epochs, relation, references=None):
+    def _train_jointly(self, model, data, max_epochs, relation, references=None, names=()):
         """Train networks and mixtures in place, and drop all mixtures but one; return the net and what dropped them."""
         weight, view_of, group = relation.weight, relation.view_of, data.group
         n_steps = max_epochs * count_steps(group.all_gather_int(len(data.rows)), self.batch_size)
@@ -604,6 +608,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
         plan = training_plan(
             self,
             max_epochs,
+            phase=f"from {', '.join(names)}" if names else "",
             lr=self.lr,
             lr_schedule=None if is_one_epoch else one_cycle,
             beta=self.beta,

@@ -337,6 +337,18 @@ def test_held_out_samples_choose_between_trainings_of_images(better, images, mon
     assert len(vade.history_) == IMAGES["max_epochs"]
 
 
+def test_progress_bars_name_the_trainings(images, capsys):
+    vade = fit_quietly(VaDEClusterer(3, verbose=1, **IMAGES), images)
+    out, err = capsys.readouterr()
+    assert out == f"VaDEClusterer: held-out samples chose init={vade.init_!r}\n"
+    for phase in ("pretraining", "from gmm, kmeans, neighbor_kmeans, neighbor_gmm", "from random"):
+        assert f"VaDEClusterer, {phase}: 100%" in err
+    fit_quietly(VaDEClusterer(3, verbose=1, consistency=0, **IMAGES), images)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "VaDEClusterer, from gmm: 100%" in err
+
+
 @pytest.mark.parametrize("weight", [0, 2.5])
 def test_weight_of_the_consistency(weight, images):
     vade = fit_quietly(VaDEClusterer(3, consistency=weight, **IMAGES), images)
