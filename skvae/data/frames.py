@@ -126,6 +126,9 @@ class FrameCodec(NamedTuple):
                 filled[name] = column
             elif library_of(X) == "pandas":
                 own = own.set_axis(X.index)
+                if not missing.all() and str(column.dtype) == str(own.dtype) == "category":
+                    column = column.cat.add_categories(own.cat.categories.difference(column.cat.categories, sort=False))
+                    own = own.astype(column.dtype)
                 filled[name] = own if missing.all() else column.where(~missing, own)
             else:
                 values = np.where(missing, values_of(own), values_of(column))
@@ -279,6 +282,11 @@ def dtype_name(series, has_categories=True):
         return name
     is_pandas = hasattr(series, "iloc")
     return ("object" if is_pandas else "String") if has_categories else ("float64" if is_pandas else "Float64")
+
+
+def are_flags(categories):
+    """Return whether categories are False and True; 0 and 1 are equal to them, but are numbers."""
+    return categories is not None and [*map(repr, categories)] == ["False", "True"]
 
 
 def is_boolean(series):

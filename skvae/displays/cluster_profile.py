@@ -8,10 +8,21 @@ from sklearn.utils import check_array, check_consistent_length, check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 from ..data.arrays import host_array
-from ..data.frames import categories_of, holds_categories, library_of, series_at, values_of
+from ..data.frames import (
+    are_flags,
+    categories_of,
+    check_names,
+    codes_of,
+    holds_categories,
+    library_of,
+    series_at,
+    values_of,
+)
 from ..data.labels import is_missing, label_array, sorted_classes
 from .drawing import axes_or_new
 
+MAX_CATEGORIES = 10  # of a feature that are shown
+CONSTANT = 1e-9  # standard deviation, by the largest size of a value, below which a number does not vary
 SHADES = 3.0  # standard deviations from the mean of all samples at which colours end
 
 
@@ -75,7 +86,7 @@ class ClusterProfileDisplay:
         X : data frame or array-like of shape (n_samples, n_features)
             Samples.
         max_features : int, default=20
-            Number of features that are shown: those in which clusters differ most.
+            Number of features that are shown: those in which clusters differ most, with ten categories at most.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
 
@@ -97,7 +108,7 @@ class ClusterProfileDisplay:
         labels : array-like of shape (n_samples,)
             Their clusters.
         max_features : int, default=20
-            Number of features that are shown: those in which clusters differ most.
+            Number of features that are shown: those in which clusters differ most, with ten categories at most.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
 
@@ -115,13 +126,20 @@ class ClusterProfileDisplay:
         if library_of(X) is None:
             X = check_array(host_array(X), dtype=float, ensure_all_finite="allow-nan", input_name="X")
         check_consistent_length(X, labels)
+        if is_missing(labels).any():
+            raise ValueError("labels should have a cluster for each sample, but some are missing; leave these out.")
         clusters, codes = sorted_classes(labels)
         features = list(features_of(X))
         profiles = [profile(values, codes, len(clusters)) for _, _, values in features]
-        strength = [np.nanmax(np.abs(effect), axis=0).max(initial=0.0) for _, _, effect in profiles]
-        kept = np.sort(np.argsort(-np.nan_to_num(strength), kind="stable")[:max_features])
-        columns = [(features[i][0], category) for i in kept for category in features[i][1] or [None]]
-        values, spreads, effects = (np.concatenate([profiles[i][part] for i in kept], axis=1) for part in range(3))
+        strength = np.array([np.nan_to_num(np.abs(effects)).max() for _, _, effects in profiles])
+        kept = np.sort(np.argsort(-strength, kind="stable")[:max_features])
+        columns, parts = [], []
+        for index in kept:
+            name, categories, _ = features[index]
+            largest = np.argsort(-np.nan_to_num(np.abs(profiles[index][2])).max(0), kind="stable")[:MAX_CATEGORIES]
+            columns += [(name, None if categories is None else categories[i]) for i in np.sort(largest)]
+            parts.append([part[:, np.sort(largest)] for part in profiles[index]])
+        values, spreads, effects = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         sizes = np.bincount(codes, minlength=len(clusters))
         settings = {"sizes": sizes, "columns": columns, "values": values, "spreads": spreads, "effects": effects}
         return cls(clusters, **settings).plot(ax=ax)
@@ -158,15 +176,17 @@ class ClusterProfileDisplay:
         sentences : list of str
         """
         sentences, total = [], self.sizes.sum()
+        names = [feature for feature, _ in self.columns]
         for row, (cluster, size) in enumerate(zip(self.clusters, self.sizes, strict=True)):
             parts, named = [], set()
             for column in np.argsort(-np.abs(np.nan_to_num(self.effects[row])), kind="stable"):
                 feature, category = self.columns[column]
-                is_rare = category is not None and self.effects[row, column] < 0
-                if feature not in named and not is_rare and len(parts) < n_features:
+                is_rare = names.count(feature) > 1 and self.effects[row, column] < 0
+                is_empty = np.isnan(self.values[row, column])
+                if feature not in named and not is_rare and not is_empty and len(parts) < n_features:
                     parts.append(f"{feature} {self._cell(row, column, category)}")
                     named.add(feature)
-            sentences.append(f"Cluster {cluster} ({size / total:.0%}): {', '.join(parts)}.")
+            sentences.append(f"Cluster {cluster} ({size / total:.0%}): {', '.join(parts) or 'no values'}.")
         return sentences
 
     def plot(self, *, ax=None):
@@ -223,19 +243,19 @@ def features_of(X):
         for index, values in enumerate(X.T):
             yield f"feature {index}", None, values[:, None]
         return
+    check_names(X)
     for index, name in enumerate(X.columns):
         series = series_at(X, index)
         values = values_of(series)
-        missing = is_missing(values)
         if not holds_categories(series):
-            yield str(name), None, np.where(missing, np.nan, values).astype(float)[:, None]
+            yield name, None, np.where(is_missing(values), np.nan, values).astype(float)[:, None]
             continue
         categories = categories_of(name, series)
-        categories = [True] if categories == [False, True] else categories  # the other share follows
-        one_hot = np.array([[value == category for category in categories] for value in values.tolist()], dtype=float)
-        one_hot = one_hot.reshape(len(values), len(categories))
-        one_hot[missing] = np.nan
-        yield str(name), list(map(str, categories)), one_hot
+        codes = codes_of(values, categories)[0][:, None]
+        one_hot = np.where(np.isnan(codes), np.nan, codes == np.arange(len(categories)))
+        if are_flags(categories):  # the other share follows
+            categories, one_hot = [True], one_hot[:, 1:]
+        yield name, [str(category) for category in categories], one_hot
 
 
 def profile(values, codes, n_clusters):
@@ -249,5 +269,7 @@ def profile(values, codes, n_clusters):
         means = np.stack([np.nanmean(group, axis=0) for group in groups])
         spreads = np.stack([np.nanstd(group, axis=0) for group in groups])
         scale = np.nanstd(values, axis=0)
-        effects = (means - np.nanmean(values, axis=0)) / np.where(scale > 0, scale, 1.0)
+        varies = scale > CONSTANT * np.nanmax(np.abs(values), axis=0)
+        differences = np.where(varies, means - np.nanmean(values, axis=0), 0.0)
+        effects, spreads = differences / np.where(varies, scale, 1.0), np.where(varies, spreads, 0.0)
     return means, spreads, effects

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.utils._indexing import _get_column_indices
 
-from ..data.frames import FrameCodec, library_of, make_codec, merge_codecs
+from ..data.frames import FrameCodec, are_flags, library_of, make_codec, merge_codecs
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
 from ..models import Categorical
@@ -141,7 +141,7 @@ def automatic(columns, codec, feature):
     between 0 and 1 continuous Bernoulli, and other numbers Gaussian with a noise scale of their own.
     """
     categories = None if codec is None else codec.columns[feature].categories
-    if categories is not None and categories != [False, True]:
+    if categories is not None and not are_flags(categories):
         return "categorical"
     if columns.ranges.low[feature] >= 0 and columns.ranges.high[feature] <= 1:
         return "bernoulli" if columns.ranges.whole[feature] else "continuous_bernoulli"
@@ -154,7 +154,7 @@ def check_categories(group, codec):
         return
     for feature in group.features:
         column = codec.columns[feature]
-        is_flag = group.likelihood == "bernoulli" and column.categories == [False, True]
+        is_flag = group.likelihood == "bernoulli" and are_flags(column.categories)
         if column.categories is not None and not is_flag:
             raise ValueError(
                 f"Column {column.name!r} of X holds categories, but its likelihood is {group.likelihood!r}; give it "

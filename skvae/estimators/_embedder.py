@@ -42,7 +42,15 @@ from ._embedder_training import (
     user_callbacks,
 )
 from ._fit import batch_by_batch, check_sample_size, fit_method, row_count
-from ._likelihood_choice import check_support, column_groups, likelihood_name, outside_counter, warn_of_outside
+from ._likelihood_choice import (
+    check_support,
+    check_totals,
+    column_groups,
+    has_size_factors,
+    likelihood_name,
+    outside_counter,
+    warn_of_outside,
+)
 from .export import Encoder
 
 POSITIVE_INT = Interval(Integral, 1, None, closed="left")
@@ -302,7 +310,16 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             check_channels_first(self.image_shape)
             X = X if library_of(X) is not None else as_matrix(X)
             self._list_columns(X)
-        return super()._validate(self._as_numbers(X), reset=reset, **settings)
+        X = super()._validate(self._as_numbers(X), reset=reset, **settings)
+        is_new = reset or settings.get("allows_nan", False) or not hasattr(self, "module_")
+        if not is_new and isinstance(self.module_.likelihood, MaskedLikelihood):
+            self._check_totals(X)
+        return X
+
+    def _check_totals(self, X):
+        """Raise if counts whose totals are size factors are missing."""
+        if has_size_factors(self.module_.likelihood):
+            check_totals(self.module_.likelihood, Columns(X))
 
     def _list_columns(self, X):
         """Set what is known of the columns of training data, unless training continues."""
@@ -361,6 +378,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
 
     def _within_support(self, X):
         """Return X after `check_support` of the fitted likelihood."""
+        self._check_totals(X)
         return check_support(self.module_.likelihood, X, Columns(X, names=column_names(self)))
 
     def _encode(self, function, X):

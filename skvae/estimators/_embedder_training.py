@@ -36,7 +36,9 @@ from ._fit import EpochTasks, check_enough_rows, check_processes, fit_seed, row_
 from ._likelihood_choice import (
     build_likelihood,
     check_support,
+    check_totals,
     choose_likelihood,
+    has_size_factors,
     hint_at_counts,
     likelihood_name,
     stored_rows,
@@ -171,7 +173,10 @@ def _new_model(estimator, samples, generator):
     else:
         chosen = pretrained_model(estimator).likelihood
     X = check_support(chosen, samples.X, columns)
-    size_factor = estimator.size_factor if estimator._pretrained is None else None
+    size_factor = estimator.size_factor
+    if estimator._pretrained is not None:
+        check_size_factor(estimator, chosen, columns, "pretrained was")
+        size_factor = None  # it is that of the pretrained model
     likelihood, prior = build_likelihood(chosen, X, columns, size_factor), estimator._make_prior()
     networks = make_networks(estimator, likelihood, prior.n_statistics, X.shape[1], generator)
     return InitialModel(LatentModel(*networks, likelihood, prior), X, likelihood_name(likelihood), [], None)
@@ -191,6 +196,7 @@ def _resumed_model(estimator, samples):
             "X has missing values, but the networks to continue from were trained on rows without any, and have no "
             "mask of them; fit a clone."
         )
+    check_size_factor(estimator, estimator.module_.likelihood, columns, "the networks to continue from were")
     module, optimizer_state = estimator.module_, None
     if hasattr(estimator, "net_"):
         optimizer_state = copy.deepcopy(estimator.net_.optimizer_.state_dict())
@@ -198,6 +204,16 @@ def _resumed_model(estimator, samples):
             module = unwrapped_module(estimator.net_)
     X = check_support(module.likelihood, samples.X, columns)
     return InitialModel(copy.deepcopy(module), X, estimator.likelihood_, estimator.history_, optimizer_state)
+
+
+def check_size_factor(estimator, likelihood, columns, what):
+    """Raise if a trained model has no size factors, although there should be some, or if counts are missing."""
+    if estimator.size_factor is not None and not has_size_factors(likelihood):
+        raise ValueError(
+            f"size_factor={estimator.size_factor!r} is given, but {what} fitted without size factors; fit a clone, or "
+            "give size_factor=None."
+        )
+    check_totals(likelihood, columns)
 
 
 def _training_data(estimator, samples, initial, generator):
@@ -238,6 +254,7 @@ def _validation_rows(estimator, likelihood, X_val, device):
     columns = Columns(X_val, names=column_names(estimator))
     if columns.n_missing and not isinstance(likelihood, MaskedLikelihood):
         raise ValueError("X_val has missing values, but X has none, so that no mask of them is learned; fill them in.")
+    check_totals(likelihood, columns)
     with named_in_errors("X_val"):
         return stored_rows(likelihood, check_support(likelihood, X_val, columns), device)
 

@@ -302,19 +302,30 @@ def set_size_factors(likelihood, columns):
         If there are no counts, or if some are missing.
     """
     groups = column_groups(likelihood, len(columns.ranges.low))
-    counts = [(each, features) for each, features in groups if isinstance(each, Counts)]
+    counts = [each for each, _ in groups if isinstance(each, Counts)]
     if not counts:
         raise ValueError(
             f"size_factor='total' is for counts, but likelihood={likelihood_name(likelihood)!r} has none; give "
             "'negative_binomial', 'zero_inflated_negative_binomial' or 'poisson', or size_factor=None."
         )
-    for each, features in counts:
-        if columns.select(features).n_missing:
+    for each in counts:
+        each.has_size_factors = True
+    check_totals(likelihood, columns)
+
+
+def has_size_factors(likelihood):
+    """Return whether a likelihood multiplies the rates of counts by the totals of samples."""
+    return any(getattr(part, "has_size_factors", False) for part in likelihood.modules())
+
+
+def check_totals(likelihood, columns):
+    """Raise if counts whose totals are size factors are missing."""
+    for each, features in column_groups(likelihood, len(columns.ranges.low)):
+        if getattr(each, "has_size_factors", False) and columns.select(features).n_missing:
             raise ValueError(
                 "size_factor='total' needs the counts of all features, but X has missing values among them; fill them "
                 "in, or give size_factor=None."
             )
-        each.has_size_factors = True
 
 
 def build_for_columns(likelihood, columns):

@@ -5,7 +5,6 @@ import os
 import numpy as np
 import sklearn
 import torch
-from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 
 from .._version import __version__
@@ -13,19 +12,12 @@ from ..estimators import ESTIMATORS
 from . import container
 from .container import CorruptFile
 from .fitted import fitted_state, restore_fitted
+from .skops_files import from_skops, to_skops
 from .values import TOO_DEEP, ValueDecoder, ValueEncoder, cannot_store, expect
 
 FORMAT_VERSION = 1
 FIELDS = {"sha256", "format_version", "versions", "estimator"}
 SKOPS_FIELDS = {"sha256", "format_version", "versions", "skops"}  # of a file with estimators of scikit-learn
-MAX_NAMED = 10  # types in an error
-TRUSTED_MODULES = ("sklearn.model_selection._split.", "sklearn.metrics.")
-TRUSTED_TYPES = (
-    *(f"{estimator.__module__}.{estimator.__name__}" for estimator in ESTIMATORS.values()),
-    "numpy.dtype",
-    "torch.device",
-)
-"""Names of the types that `skops.io.load` has to trust for a file with estimators of this package."""
 
 
 def save(estimator, path):
@@ -34,7 +26,7 @@ def save(estimator, path):
     The file is in the safetensors format: arrays, and text that describes them, with a checksum over everything.
     There is no code in it, and `load` runs none. It is read back before it replaces an older file, in one step. A
     pipeline, a search or another estimator of scikit-learn, which may hold estimators of this package, is described by
-    skops (``pip install skvae[skops]``); types that skops does not know, but for ``TRUSTED_TYPES``, are refused.
+    skops (``pip install skvae[skops]``); what only code can make again is refused, such as trees and functions.
 
     Parameters
     ----------
@@ -147,65 +139,6 @@ def restore(data):
     if type(estimator) not in ESTIMATORS.values():
         raise CorruptFile("its value is not an estimator")
     decoder.check_all_used()
-    return estimator
-
-
-def import_skops():
-    """Return skops.io.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed.
-    """
-    try:
-        import skops.io
-    except ImportError as error:
-        raise ImportError(
-            "Files with estimators of scikit-learn need skops, which is not installed: pip install skvae[skops]."
-        ) from error
-    return skops.io
-
-
-def is_trusted(name):
-    """Return whether a type that skops does not know is one of this package, or a splitter or scorer of a search."""
-    return name in TRUSTED_TYPES or name.startswith(TRUSTED_MODULES)
-
-
-def to_skops(estimator):
-    """Return an estimator of scikit-learn as the bytes of a file of skops (n,), uint8.
-
-    Raises
-    ------
-    TypeError
-        If it holds types that reading would not trust.
-    """
-    io, name = import_skops(), type(estimator).__name__
-    data = io.dumps(estimator)
-    foreign = [each for each in io.get_untrusted_types(data=data) if not is_trusted(each)]
-    if foreign:
-        raise TypeError(cannot_store(f"The {name}", f"something with {', '.join(foreign[:MAX_NAMED])}", "leave it out"))
-    return np.frombuffer(data, dtype=np.uint8)
-
-
-def from_skops(data):
-    """Return the estimator in the bytes of a file of skops.
-
-    Raises
-    ------
-    CorruptFile
-        If it is none, or if it holds types that are not trusted.
-    """
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
-        raise CorruptFile("its pipeline is no file of skops")
-    io, data = import_skops(), data.tobytes()
-    try:
-        types = [each for each in io.get_untrusted_types(data=data) if is_trusted(each)]
-        estimator = io.loads(data, trusted=types)
-    except Exception as error:
-        raise CorruptFile(f"its pipeline cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
-    if not isinstance(estimator, BaseEstimator):
-        raise CorruptFile("its value is not an estimator")
     return estimator
 
 

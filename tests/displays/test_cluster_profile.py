@@ -84,9 +84,46 @@ def test_large_numbers_have_no_exponent():
     assert display.describe() == ["Cluster 0 (50%): feature 0 5480 ± 9.", "Cluster 1 (50%): feature 0 0.00123 ± 0."]
 
 
+@pytest.mark.parametrize("dtype", ["string", "boolean"])
+def test_nullable_values(dtype):
+    values = ["a", None, "b"] if dtype == "string" else [True, None, False]
+    display = ClusterProfileDisplay.from_predictions(pd.DataFrame({"b": pd.array(values, dtype=dtype)}), [0, 0, 1])
+    assert display.values[0, 0] == 1
+
+
+def test_constant_features_do_not_differ():
+    labels = np.repeat([0, 1], [700, 300])
+    X = np.column_stack([np.full(1_000, 0.1), 1e-12 * labels + 5, np.random.default_rng(0).normal(size=1_000)])
+    display = ClusterProfileDisplay.from_predictions(X, labels)
+    assert_array_equal(display.effects[:, :2], 0)
+    assert ClusterProfileDisplay.from_predictions(X, labels, max_features=1).columns == [("feature 2", None)]
+
+
+def test_both_halves_of_flags_are_told():
+    display = ClusterProfileDisplay.from_predictions(pd.DataFrame({"member": LABELS == "a"}), LABELS)
+    assert display.describe() == ["Cluster a (50%): member True 100%.", "Cluster b (50%): member True 0%."]
+    numbers = pd.DataFrame({"k": pd.Categorical([0, 1] * 3)})
+    assert ClusterProfileDisplay.from_predictions(numbers, LABELS).columns == [("k", "0"), ("k", "1")]
+
+
+def test_few_of_many_categories_are_shown():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"zip": rng.integers(200, size=500).astype(str), "x": rng.normal(size=500)})
+    labels = (table["zip"] == "7").to_numpy().astype(int)
+    columns = ClusterProfileDisplay.from_predictions(table, labels).columns
+    assert len(columns) == 11
+    assert ("zip", "7") in columns
+
+
 def test_clusters_without_values():
     display = ClusterProfileDisplay.from_predictions(np.array([[1.0], [np.nan]]), [0, 1])
     assert np.isnan(display.values[1, 0])
+    assert display.describe()[1] == "Cluster 1 (50%): no values."
+    ClusterProfileDisplay.from_predictions(np.full((4, 2), np.nan), [0, 0, 1, 1])
+    with pytest.raises(ValueError, match="labels should have a cluster for each sample"):
+        ClusterProfileDisplay.from_predictions(np.ones((3, 1)), [0, None, 1])
+    with pytest.raises(ValueError, match="same name"):
+        ClusterProfileDisplay.from_predictions(pd.concat([TABLE, TABLE[["age"]]], axis=1), LABELS)
     with pytest.raises(ValueError, match="inconsistent numbers"):
         ClusterProfileDisplay.from_predictions(TABLE, LABELS[:3])
     with pytest.raises(ValueError, match="max_features"):

@@ -92,6 +92,46 @@ def test_counts_beside_other_columns(cells):
     assert [getattr(each, "has_size_factors", False) for each in vae.module_.likelihood.likelihoods] == [False, True]
 
 
+def test_counts_are_not_missing_later_either(cells):
+    """Another column has gaps, so that there is a mask."""
+    X = np.column_stack([cells[0][:80], np.random.default_rng(0).normal(size=80)]).astype(float)
+    X[::3, -1] = np.nan
+    likelihood = [("genes", "negative_binomial", slice(0, -1))]
+    vae = VAEEmbedder(2, likelihood=likelihood, size_factor="total", **SHORT).fit(X)
+    assert np.isfinite(vae.impute(X)).all()
+    gaps = X.copy()
+    gaps[0, 3] = np.nan
+    calls = (
+        vae.transform,
+        vae.impute,
+        vae.score_samples,
+        vae.partial_fit,
+        lambda X: vae.score(X, sample_weight=np.ones(80)),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="missing values among them"):
+            call(gaps)
+    with pytest.raises(ValueError, match="missing values among them"):
+        VaDEClusterer(2, latent_dim=2, pretrained=vae, max_epochs=1).fit(gaps)
+    with pytest.raises(ValueError, match="missing values among them"):
+        VAEEmbedder(2, likelihood=likelihood, size_factor="total", **SHORT).fit(X, X_val=gaps)
+    with pytest.raises(ValueError, match="missing values among them"):
+        vae.set_params(warm_start=True).fit(gaps)
+
+
+def test_size_factors_of_earlier_networks(cells):
+    X = cells[0][:80]
+    plain = VAEEmbedder(2, likelihood="poisson", **SHORT).fit(X)
+    sized = VAEEmbedder(2, likelihood="poisson", size_factor="total", **SHORT).fit(X)
+    settings = {"latent_dim": 2, "max_epochs": 1, "random_state": 0}
+    with pytest.raises(ValueError, match="pretrained was fitted without size factors"):
+        VaDEClusterer(2, pretrained=plain, size_factor="total", **settings).fit(X)
+    with pytest.raises(ValueError, match="continue from were fitted without size factors"):
+        plain.set_params(size_factor="total", warm_start=True).fit(X)
+    vade = VaDEClusterer(2, pretrained=sized, **settings).fit(X)
+    assert vade.module_.likelihood.has_size_factors
+
+
 def test_errors(cells):
     X = cells[0][:50].copy()
     with pytest.raises(ValueError, match="is for counts, but likelihood='gaussian'"):

@@ -335,6 +335,19 @@ def test_rows_keep_their_index(gaps):
     assert_array_equal(numbers.impute(whole)["visits"], whole["visits"])
 
 
+def test_categories_of_other_dtypes_are_filled():
+    table = pd.DataFrame({"n": [1.0, 2.0, 3.0] * 10, "c": pd.Categorical(["x", "y", None] * 10)})
+    vae = VAEEmbedder(1, **SHORT).fit(table)
+    filled = vae.impute(pd.DataFrame({"n": [1.0, 2.0, 3.0], "c": pd.Categorical(["x", "x", None])}))
+    assert filled["c"].tolist()[:2] == ["x", "x"]
+    assert filled["c"][2] in ("x", "y")
+
+
+def test_categories_of_zero_and_one_are_no_flags():
+    table = pd.DataFrame({"k": pd.Categorical([0, 1] * 20), "n": np.arange(40.0)})
+    assert VAEEmbedder(1, **SHORT).fit(table).column_likelihoods_["k"] == "categorical"
+
+
 def test_numbers_instead_of_a_frame(vae, table):
     encoded = np.column_stack([table["age"], np.zeros((N, 6))])
     with warnings.catch_warnings():

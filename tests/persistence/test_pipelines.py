@@ -1,7 +1,10 @@
 """Files with estimators of scikit-learn, by way of skops."""
 
 import builtins
+import io
+import json
 import pickle
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -10,8 +13,10 @@ import skops.io
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
@@ -90,7 +95,38 @@ def packed(value):
     return container.pack(tree, encoder.arrays)
 
 
+def edited(change, estimator=None, **zipped):
+    """Return a file of skops whose description was changed."""
+    original = zipfile.ZipFile(io.BytesIO(skops.io.dumps(estimator or FunctionTransformer(np.exp))))
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", **zipped) as archive:
+        for name in original.namelist():
+            content = original.read(name).decode() if name == "schema.json" else original.read(name)
+            archive.writestr(name, change(content) if name == "schema.json" else content)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def renamed(module, name, loader="FunctionNode"):
+    """Return a function that gives the function of a transformer another name, or another loader."""
+
+    def change(text):
+        schema = json.loads(text)
+        node = schema["content"]["content"]["func"]
+        node |= {"__module__": module, "__class__": name, "__loader__": loader}
+        return json.dumps(schema)
+
+    return change
+
+
 HOSTILE = {
+    "a module that a module imports": lambda: edited(renamed("sklearn.metrics._classification", "np")),
+    "a function of the system": lambda: edited(renamed("os", "system")),
+    "a method": lambda: edited(renamed("sklearn.metrics._scorer", "_Scorer", "MethodNode")),
+    "a partial function": lambda: edited(renamed("sklearn.metrics._scorer", "_Scorer", "PartialNode")),
+    "a constructor": lambda: edited(renamed("sklearn.metrics._scorer", "_Scorer", "LossNode")),
+    "compressed": lambda: edited(str, compression=zipfile.ZIP_DEFLATED),
+    "no description": lambda: edited(lambda text: "[]"),
+    "unfinished": lambda: edited(lambda text: text[:50]),
     "own class": lambda: np.frombuffer(skops.io.dumps(Harmless()), np.uint8),
     "no estimator": lambda: np.frombuffer(skops.io.dumps({"a": 1}), np.uint8),
     "pickle": lambda: np.frombuffer(pickle.dumps(StandardScaler()), np.uint8),
@@ -107,9 +143,22 @@ def test_hostile_files_are_refused(kind, path):
         skvae.load(path)
 
 
+def test_changes_alone_are_no_reason(path):
+    """The edited files of above are refused for what was changed."""
+    path.write_bytes(packed(edited(str)))
+    assert skvae.load(path).func is np.exp
+
+
+@pytest.mark.parametrize("estimator", [KNeighborsClassifier(algorithm="kd_tree"), RandomForestClassifier(2)])
+def test_estimators_that_need_code_are_refused(estimator, X, path):
+    with pytest.raises(TypeError, match="joblib.dump"):
+        skvae.save(make_pipeline(StandardScaler(), estimator).fit(X, X[:, 0] > 0), path)
+    assert not path.exists()
+
+
 def test_functions_are_refused(path):
     pipeline = make_pipeline(FunctionTransformer(Harmless), TorchGMM(2))
-    with pytest.raises(TypeError, match=r"The Pipeline is something with [\w.]*Harmless.*joblib.dump"):
+    with pytest.raises(TypeError, match=r"The Pipeline is an estimator of which it holds [\w.]*Harmless.*joblib.dump"):
         skvae.save(pipeline, path)
     assert not path.exists()
 

@@ -385,7 +385,10 @@ UNWRITABLE = {
     "function": (VAEEmbedder(2, augment=lambda x, generator: x), "VAEEmbedder.augment is <function"),
     "clusterer": (TorchGMM(2, init_params=KMeans(2)), "TorchGMM.init_params is a KMeans.*use one of"),
     "subclass": (OwnGMM(2), "The estimator is a OwnGMM"),
-    "own class in a pipeline": (make_pipeline(OwnGMM(2)), r"The Pipeline is something with [\w.]*OwnGMM"),
+    "own class in a pipeline": (
+        make_pipeline(OwnGMM(2)),
+        r"The Pipeline is .* holds [\w.]*OwnGMM",
+    ),
     "nested": (
         ClusterLabelClassifier(make_pipeline(TorchGMM(2))),
         "ClusterLabelClassifier.estimator is a Pipeline",
