@@ -281,6 +281,7 @@ TABLES = {
     "clusters, accuracy": lambda: cluster_tables.overview("accuracy"),
     "clusters, minutes": cluster_tables.minutes,
     "clusters, summary": cluster_tables.summary,
+    "clusters, initializations": cluster_tables.initializations,
     "clusters, settings": cluster_tables.settings,
     "large files": large_files,
     "kills": kills,
