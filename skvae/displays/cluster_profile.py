@@ -132,9 +132,9 @@ class ClusterProfileDisplay:
         features = list(features_of(X))
         profiles = [profile(values, codes, len(clusters)) for _, _, values in features]
         strength = np.array([np.nan_to_num(np.abs(effects)).max() for _, _, effects in profiles])
-        kept = np.sort(np.argsort(-strength, kind="stable")[:max_features])
+        shown = np.sort(np.argsort(-strength, kind="stable")[:max_features])
         columns, parts = [], []
-        for index in kept:
+        for index in shown:
             name, categories, _ = features[index]
             largest = np.argsort(-np.nan_to_num(np.abs(profiles[index][2])).max(0), kind="stable")[:MAX_CATEGORIES]
             columns += [(name, None if categories is None else categories[i]) for i in np.sort(largest)]

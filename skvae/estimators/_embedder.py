@@ -325,12 +325,12 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         """Set what is known of the columns of training data, unless training continues."""
         if self.warm_start and hasattr(self, "module_"):
             return
-        given = self._pretrained
+        pretrained = self._pretrained
         codec, features = None, None
-        if given is None:
+        if pretrained is None:
             codec, features = list_columns(self.likelihood, X, self.image_shape)
             codec = None if codec is None else codec.to_lists()
-        for name, value in (("_frame", getattr(given, "_frame", codec)), ("_listed_features", features)):
+        for name, value in (("_frame", getattr(pretrained, "_frame", codec)), ("_listed_features", features)):
             vars(self).pop(name, None)
             if value is not None:
                 setattr(self, name, value)

@@ -42,8 +42,10 @@ LIKELIHOODS = {
     "tier": "categorical",
     "flag": "bernoulli",
 }
-ignore_hint = pytest.mark.filterwarnings("ignore:Column.*whole numbers with a long tail", "ignore:.*ConvergenceWarning")
-pytestmark = [ignore_hint, pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")]
+# Of fits that are short, and of the column of counts; `test_counts_are_hinted_at` expects the hint.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Column.*whole numbers with a long tail", "ignore::sklearn.exceptions.ConvergenceWarning"
+)
 
 
 def make_table(n=N, seed=0):
@@ -145,8 +147,6 @@ def test_clusters_have_samples_as_frames(table):
 
 @over_estimators
 def test_missing_values_are_imputed(estimator, gaps):
-    if not hasattr(estimator, "impute"):
-        pytest.skip("It does not impute.")
     fitted = clone(estimator).fit(gaps)
     filled = fitted.impute(gaps)
     assert_same_types(filled, gaps)
@@ -439,7 +439,8 @@ def test_unknown_categories(table, vae):
     with pytest.warns(UserWarning, match=r"not in the training data, \{'city': \['Paris'\]\}") as record:
         codes = vae.transform(strange)
     assert len(record) == 1
-    assert_array_equal(np.delete(codes, 2, 0), vae.transform(table.head(6).drop(index=2)))
+    others = vae.transform(table.head(6).drop(index=2))
+    assert_allclose(np.delete(codes, 2, 0), others, rtol=1e-9, atol=1e-12)  # products of another shape
     with pytest.warns(UserWarning, match="not in the training data"), pytest.raises(ValueError, match="feature 'city'"):
         vae.score(strange)
     beyond = table.head(3).assign(share=2.0)
