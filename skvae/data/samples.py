@@ -194,6 +194,58 @@ class TensorSamples(Samples):
         return TensorSamples(self.x.clamp(low, high))
 
 
+class ConditionedSamples(Samples):
+    """Samples followed by columns with what is known beside their features, in float64.
+
+    Parameters
+    ----------
+    features : ndarray, LazySamples or TensorSamples of shape (n, d)
+    conditions : ndarray of shape (n, e)
+    """
+
+    def __init__(self, features, conditions):
+        self.features = features[:] if isinstance(features, TensorSamples) else features
+        if isinstance(self.features, torch.Tensor):
+            self.features = self.features.cpu().numpy()
+        self.conditions, self.dtype = conditions, features.dtype
+        self.shape = (len(features), features.shape[1] + conditions.shape[1])
+
+    def __getitem__(self, rows):
+        """Return the columns of samples (b, d + e) of a slice, a mask, or an array of indices."""
+        return np.concatenate([self.features[rows], self.conditions[rows]], 1)
+
+    @property
+    def run_length(self):
+        """Number of neighbouring samples that are best read together."""
+        return run_length(self.features)
+
+    def has_missing(self):
+        """Return whether a feature is NaN, as far as this is known without reading a file."""
+        return has_missing(self.features)
+
+    def select(self, rows):
+        """Return the samples of a mask, or an array of indices."""
+        return ConditionedSamples(select_samples(self.features, rows), self.conditions[rows])
+
+    def clip(self, low, high):
+        """Return samples with features clipped to bounds."""
+        return self.with_features(clip_samples(self.features, low, high))
+
+    def with_features(self, features):
+        """Return other samples with the same conditions."""
+        return ConditionedSamples(features, self.conditions)
+
+
+def features_of(X):
+    """Return samples without what is known beside their features."""
+    return X.features if isinstance(X, ConditionedSamples) else X
+
+
+def with_features(X, features):
+    """Return samples with other features, and what else is known of them."""
+    return X.with_features(features) if isinstance(X, ConditionedSamples) else features
+
+
 def select_samples(X, rows):
     """Return the samples of a slice, a mask, or an array of indices."""
     return X[rows] if isinstance(X, np.ndarray) else X.select(rows)
@@ -211,17 +263,19 @@ def has_missing(X):
 
 def refuse_missing(X):
     """Return samples that raise an error where a value that is read is missing."""
+    if isinstance(X, ConditionedSamples):
+        return X.with_features(refuse_missing(X.features))
     return X.without_missing() if isinstance(X, LazySamples) else X
 
 
 def is_lazy(X):
     """Return whether samples are read a chunk at a time."""
-    return isinstance(X, LazySamples)
+    return isinstance(features_of(X), LazySamples)
 
 
 def run_length(X):
     """Return the number of neighbouring samples that are best read together: one where any order is as fast."""
-    return X.run_length if isinstance(X, LazySamples) else 1
+    return X.run_length if is_lazy(X) else 1
 
 
 def memory_blocks(X):
@@ -252,9 +306,10 @@ def empty_results(X, part):
 def tensor_or_stream(X, missing=0.0):
     """Return a tensor that shares the memory of an array, or streamed rows, with missing values replaced."""
     fill = partial(torch.nan_to_num, nan=missing)
-    if isinstance(X, LazySamples):
+    if is_lazy(X):
         x = streamed(X, tensor_dtype(X.dtype), "cpu")
         return x.map(fill) if X.has_missing() else x
+    X = X[:] if isinstance(X, ConditionedSamples) else X
     x = torch.from_numpy(np.require(X, requirements=["C", "W"]))
     return fill(x) if has_missing(X) else x
 
@@ -264,7 +319,7 @@ def streamed(X, dtype, device, *, center=None, block_size=None):
 
     Parameters
     ----------
-    X : LazySamples of shape (n, d)
+    X : LazySamples of shape (n, d), or ConditionedSamples of them
     dtype : torch.dtype
     device : torch.device
     center : ndarray of shape (d,), optional

@@ -149,14 +149,15 @@ def fill_missing(model, x, points=None):
     is the mean of the posterior.
     """
     u, likelihood = model.standardize(x), model.likelihood
-    q = model.posterior(u)
+    q, x, columns = model.posterior(u), model.features(x), model.covariates_of(u)
     statistics = getattr(likelihood, "statistics", likelihood.mean)
     if points is None or not getattr(likelihood, "has_mean", True):
-        return torch.where(x.isnan(), model.decode(q.mean).to(x.dtype), x)
+        return torch.where(x.isnan(), model.decode(q.mean, columns).to(x.dtype), x)
     total = mean = None
     for noise in points.to(u):
         noise = noise.expand_as(q.mean)
-        weight, decoded = model.log_weights(u, q, noise), statistics(model.decoder(model.prior.draw(q, noise)))
+        inputs = model.decoder_inputs(model.prior.draw(q, noise), columns)
+        weight, decoded = model.log_weights(u, q, noise), statistics(model.decoder(inputs))
         if total is None:
             total, mean = weight, decoded
             continue
@@ -173,7 +174,7 @@ def draw_generator(estimator, n_samples, random_state):
     return generator_from(estimator.random_state if random_state is None else random_state)
 
 
-def draw_samples(estimator, codes_of, n_samples, generator):
+def draw_samples(estimator, codes_of, n_samples, generator, conditions=None):
     """Draw latent codes and then samples, in the units and the dtype of the training data.
 
     Parameters
@@ -182,9 +183,13 @@ def draw_samples(estimator, codes_of, n_samples, generator):
     codes_of : callable, (model, standard normal Tensor (n, k)) -> Tensor (n, k)
     n_samples : int
     generator : torch.Generator
+    conditions : ndarray of shape (n, e), optional
+        Columns of covariates.
     """
     noise = torch.randn(n_samples, estimator._n_features_out, dtype=torch.float64, generator=generator)
     model = copy.deepcopy(estimator.module_).to("cpu", torch.float64)
     with torch.inference_mode():
-        X = model.likelihood.sample(model.decoder(codes_of(model, noise)), generator).numpy()
+        columns = None if conditions is None else torch.from_numpy(conditions)
+        inputs = model.decoder_inputs(codes_of(model, noise), columns)
+        X = model.likelihood.sample(model.decoder(inputs), generator).numpy()
     return estimator._in_frame(to_dtype(X, estimator._fit_dtype), whole=True)

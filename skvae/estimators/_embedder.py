@@ -18,8 +18,10 @@ from torch import nn
 from ..data.arrays import FLOATS, compute_dtype, host_array, named_in_errors, resolve_device
 from ..data.chunks import map_samples
 from ..data.columns import Columns
+from ..data.conditions import ConditionCodec, Given, make_condition_codec
 from ..data.frames import library_of
 from ..data.inputs import as_matrix
+from ..data.samples import ConditionedSamples, features_of
 from ..fitting.augment import AUGMENTATIONS
 from ..fitting.net import COMPILE_MODES, LR_SCHEDULES, OPTIMIZERS
 from ..fitting.warnings import warn
@@ -32,6 +34,7 @@ from ._column_likelihoods import list_columns
 from ._embedder_training import (
     choose_epochs,
     column_names,
+    condition_codec,
     hold_out,
     listed_columns,
     prepare_batch,
@@ -70,6 +73,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         **dict.fromkeys(("_n_features_out", "_n_trained_features", "_widest"), int),
         **{
             "_frame": list,
+            "_conditions": list,
             "_listed_features": list,
             "_n_steps": int,
             "_n_batches": int,
@@ -153,6 +157,9 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
                 "categories; encode them before (OrdinalEncoder), and give likelihood=[('codes', 'categorical', "
                 "columns)]."
             )
+        codec = condition_codec(self)
+        if codec is not None and codec.n_sizes:
+            raise TypeError("to_onnx writes graphs of features alone, but the model was fitted with size_factors.")
         return Encoder(self.module_, dtype)
 
     @abstractmethod
@@ -216,6 +223,8 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         O. Shamir and T. Zhang, Stochastic gradient descent for non-smooth optimization: convergence results and optimal
         averaging schemes, 2013.
         """
+        if hasattr(self, "_conditions"):
+            raise ValueError("partial_fit has no covariates or size_factors, with which the model was fitted; use fit.")
         X = self._validate(X, reset=not hasattr(self, "module_"), min_samples=2)
         train(self, prepare_batch(self, X, sample_weight), max_epochs=1)
         return self
@@ -263,8 +272,9 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         X_hat : ndarray of shape (n_samples, n_features)
             ``inverse_transform(transform(X))``; a data frame if the training data was one with categories.
         """
-        index, X = X.index if library_of(X) == "pandas" else None, self._validate(X, reset=False)
-        return self._in_frame(self._encode(lambda model, x: model.decode(posterior_mean(model, x)), X), index=index)
+        frame = X.X if isinstance(X, Given) else X
+        index, X = frame.index if library_of(frame) == "pandas" else None, self._validate(X, reset=False)
+        return self._in_frame(self._encode(reconstruction, X), index=index)
 
     def interpolate(self, X_from, X_to, n_steps=10):
         """Decode latent codes at equal steps between those of pairs of samples.
@@ -287,6 +297,10 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         ValueError
             If the numbers of samples differ, or ``n_steps`` is less than two.
         """
+        return self._interpolate(X_from, X_to, n_steps)
+
+    def _interpolate(self, X_from, X_to, n_steps, covariates=None):
+        """Decode latent codes between those of samples, at a level of covariates."""
         ends = []
         for name, X in (("X_from", X_from), ("X_to", X_to)):
             with named_in_errors(name):
@@ -300,12 +314,14 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         start, end = self._encode(posterior_mean, ends[0]), self._encode(posterior_mean, ends[1])
         shares = np.linspace(0, 1, n_steps, dtype=start.dtype)[:, None]
         codes = start[:, None] * (1 - shares) + end[:, None] * shares
-        decoded = self._map_model(decode, codes.reshape(-1, codes.shape[2]))
+        decoded = self._decode(codes.reshape(-1, codes.shape[2]), covariates)
         if hasattr(self, "_frame"):
             return self._in_frame(decoded)
         return decoded.reshape(len(start), n_steps, -1)
 
     def _validate(self, X, *, reset, **settings):
+        given = X if isinstance(X, Given) else Given(X, has_decoder=False)
+        X = given.X
         if reset:
             check_channels_first(self.image_shape)
             X = X if library_of(X) is not None else as_matrix(X)
@@ -314,10 +330,20 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         is_new = reset or settings.get("allows_nan", False) or not hasattr(self, "module_")
         if not is_new and isinstance(self.module_.likelihood, MaskedLikelihood):
             self._check_totals(X)
-        return X
+        return self._with_conditions(X, given, reset)
+
+    def _with_conditions(self, X, given, reset):
+        """Return validated samples, followed by columns of what is given beside them."""
+        if reset and not (self.warm_start and hasattr(self, "module_")):
+            vars(self).pop("_conditions", None)
+            if given.covariates is not None or given.size_factors is not None:
+                self._conditions = make_condition_codec(given, len(X)).to_lists()
+        codec = condition_codec(self) or ConditionCodec([], None)
+        conditions = codec.encode(given, len(X))
+        return ConditionedSamples(X, conditions) if conditions.shape[1] else X
 
     def _check_totals(self, X):
-        """Raise if counts whose totals are size factors are missing."""
+        """Raise if counts with size factors are missing."""
         if has_size_factors(self.module_.likelihood):
             check_totals(self.module_.likelihood, Columns(X))
 
@@ -348,9 +374,16 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             )
         return encoded
 
-    def _decode(self, Z):
+    def _decode(self, Z, covariates=None):
         """Return expected samples of latent codes as numbers."""
-        return self._map_model(decode, self._validate_codes(Z))
+        Z = self._validate_codes(Z)
+        columns = self._encode_covariates(covariates, len(Z))
+        return self._map_model(decode, ConditionedSamples(Z, columns) if columns.shape[1] else Z)
+
+    def _encode_covariates(self, covariates, n_samples):
+        """Return columns of covariates; size factors do not matter to expected samples."""
+        codec = (condition_codec(self) or ConditionCodec([], None))._replace(mean_size=None)
+        return codec.encode(Given(None, covariates), n_samples)
 
     def _in_frame(self, X, whole=False, index=None):
         """Return samples (n, d) as a data frame, if the training data was one that did not hold numbers alone."""
@@ -359,7 +392,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
 
     def _filled(self, X, filled):
         """Return samples with their missing values replaced: a data frame if they are one that became numbers."""
-        codec = listed_columns(self).codec
+        codec, X = listed_columns(self).codec, X.X if isinstance(X, Given) else X
         if codec is None or library_of(X) is None:
             return self._in_frame(filled, whole=True)
         return codec.fill(X, host_array(filled))
@@ -378,8 +411,9 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
 
     def _within_support(self, X):
         """Return X after `check_support` of the fitted likelihood."""
-        self._check_totals(X)
-        return check_support(self.module_.likelihood, X, Columns(X, names=column_names(self)))
+        features = features_of(X)
+        self._check_totals(features)
+        return check_support(self.module_.likelihood, X, Columns(features, names=column_names(self)))
 
     def _encode(self, function, X):
         """Apply `_map_model`, and warn of samples with values that the likelihood cannot produce."""
@@ -390,7 +424,7 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             return self._map_model(function, X)
 
         def count_and_map(model, x):
-            outside = count(x)  # before anything could change the rows
+            outside = count(x[:, : self.n_features_in_])  # before anything could change the rows
             mapped = function(model, x)
             counts.append(outside)  # only now: a chunk too large for the device comes again in halves
             return mapped
@@ -468,6 +502,10 @@ class SinglePhaseEmbedder(BaseEmbedder):
         continues from the last fit (``warm_start``), it leaves it as it would be after its last whole epoch; but with a
         ``checkpoint`` as it was, because the next fit resumes from the file.
         """
+        return self._fit(X, sample_weight, X_val)
+
+    def _fit(self, X, sample_weight, X_val):
+        """Train the networks on samples, or on what is `Given`."""
         X = self._validate(X, reset=True, min_samples=2)
         if X_val is not None:
             with named_in_errors("X_val"):
@@ -500,6 +538,13 @@ def posterior_mean(model, x):
     return model.posterior(model.standardize(x)).mean
 
 
+def reconstruction(model, x):
+    """Return the expected rows at the latent codes of rows."""
+    return model.decode(posterior_mean(model, x), model.covariates_of(x))
+
+
 def decode(model, z):
-    """Return the expected rows of latent codes."""
-    return model.decode(z.to(model.dtype))
+    """Return the expected rows of latent codes, which columns of covariates may follow."""
+    n_components = z.shape[1] - (0 if model.covariates is None else len(model.covariates.n_levels))
+    z = z.to(model.dtype)
+    return model.decode(z[:, :n_components], z[:, n_components:])

@@ -13,8 +13,9 @@ import torch
 
 from ..data.arrays import named_in_errors, resolve_device
 from ..data.columns import Columns
+from ..data.conditions import ConditionCodec
 from ..data.frames import FrameCodec
-from ..data.samples import select_samples
+from ..data.samples import features_of, select_samples
 from ..data.weights import resample_by_weight
 from ..fitting.augment import resolve_augment
 from ..fitting.batches import count_batches, subsample
@@ -26,7 +27,7 @@ from ..fitting.net import unwrapped_module
 from ..fitting.rows import is_lazy
 from ..fitting.training import Interrupted, Plan, TrainingData, average_models
 from ..fitting.warnings import warn
-from ..models import LatentModel, MaskedLikelihood, Support
+from ..models import CovariateInputs, LatentModel, MaskedLikelihood, Support
 from ..models.images import check_image_shape
 from ..models.networks import row_width
 from ..models.priors import Posterior
@@ -164,7 +165,8 @@ class InitialModel(NamedTuple):
 
 def _new_model(estimator, samples, generator):
     """Choose a likelihood, and initialize the networks."""
-    columns = Columns(samples.X, current_group(), column_names(estimator))
+    features, codec = features_of(samples.X), condition_codec(estimator)
+    columns = Columns(features, current_group(), column_names(estimator))
     if estimator._pretrained is None:
         chosen = choose_column_likelihoods(estimator.likelihood, listed_columns(estimator), columns)
         if chosen is None:
@@ -173,18 +175,24 @@ def _new_model(estimator, samples, generator):
     else:
         chosen = pretrained_model(estimator).likelihood
     X = check_support(chosen, samples.X, columns)
-    size_factor = estimator.size_factor
+    size_factors = "given" if codec is not None and codec.n_sizes else estimator.size_factor
     if estimator._pretrained is not None:
         check_size_factor(estimator, chosen, columns, "pretrained was")
-        size_factor = None  # it is that of the pretrained model
-    likelihood, prior = build_likelihood(chosen, X, columns, size_factor), estimator._make_prior()
-    networks = make_networks(estimator, likelihood, prior.n_statistics, X.shape[1], generator)
-    return InitialModel(LatentModel(*networks, likelihood, prior), X, likelihood_name(likelihood), [], None)
+        size_factors = None  # they are those of the pretrained model
+    likelihood, prior = build_likelihood(chosen, features_of(X), columns, size_factors), estimator._make_prior()
+    covariates, n_features = None, features.shape[1]
+    if codec is not None and codec.n_levels:
+        covariates = CovariateInputs(n_features + codec.n_sizes, codec.n_levels)
+    n_covariates = 0 if covariates is None else covariates.n_outputs
+    networks = make_networks(estimator, likelihood, prior.n_statistics, n_features, generator, n_covariates)
+    model = LatentModel(*networks, likelihood, prior, covariates)
+    return InitialModel(model, X, likelihood_name(likelihood), [], None)
 
 
 def _resumed_model(estimator, samples):
     """Copy the model of the last fit; of a stream, the last one and not the mean of models."""
-    n_features, columns = samples.X.shape[1], Columns(samples.X, current_group(), column_names(estimator))
+    features = features_of(samples.X)
+    n_features, columns = features.shape[1], Columns(features, current_group(), column_names(estimator))
     sizes = estimator._n_trained_features, estimator._n_features_out
     if sizes != (n_features, latent_dim(estimator)):
         raise ValueError(
@@ -251,7 +259,7 @@ def _training_data(estimator, samples, initial, generator):
 
 def _validation_rows(estimator, likelihood, X_val, device):
     """Store validation samples in the form of training samples."""
-    columns = Columns(X_val, names=column_names(estimator))
+    columns = Columns(features_of(X_val), names=column_names(estimator))
     if columns.n_missing and not isinstance(likelihood, MaskedLikelihood):
         raise ValueError("X_val has missing values, but X has none, so that no mask of them is learned; fill them in.")
     check_totals(likelihood, columns)
@@ -261,7 +269,7 @@ def _validation_rows(estimator, likelihood, X_val, device):
 
 def _publish(estimator, samples, initial, data, net, device):
     """Set the fitted attributes; return a warning about the latent codes, or None."""
-    model, n_features = initial.model, initial.X.shape[1]
+    model, n_features = initial.model, features_of(initial.X).shape[1]
     n_batches_before = vars(estimator).get("_n_batches", 0) if hasattr(estimator, "net_") else 0
     estimator._n_batches = n_batches_before + 1 if samples.is_batch else 0
     if estimator._n_batches > 1:
@@ -279,8 +287,7 @@ def _publish(estimator, samples, initial, data, net, device):
 
 def fitted_sizes(estimator, model, n_features, dtype):
     """Return the private fitted attributes with sizes, by name."""
-    encoder = row_width(model.encoder, model.likelihood.n_inputs(n_features))
-    decoder = row_width(model.decoder, latent_dim(estimator))
+    encoder, decoder = map(row_width, (model.encoder, model.decoder), model.n_inputs(n_features, latent_dim(estimator)))
     return {
         "_n_features_out": latent_dim(estimator),
         "_n_trained_features": n_features,
@@ -376,6 +383,12 @@ def listed_columns(estimator):
     return ListedColumns(None if codec is None else FrameCodec.from_lists(codec), features)
 
 
+def condition_codec(estimator):
+    """Return the codec of what was given beside the features of the training data, None if nothing was."""
+    lists = getattr(estimator, "_conditions", None)
+    return None if lists is None else ConditionCodec.from_lists(lists)
+
+
 def fingerprint(estimator, *facts):
     """Return a hash that identifies a fit: of the parameters of an estimator, and of numbers or rows."""
     digest = hashlib.blake2b(digest_size=16)
@@ -384,8 +397,9 @@ def fingerprint(estimator, *facts):
     if isinstance(estimator.likelihood, list | tuple):
         likelihoods = [each if isinstance(each, str) else type(each).__name__ for _, each, _ in estimator.likelihood]
         params |= {"likelihood": likelihoods, "listed_features": str(estimator._listed_features)}
-    if hasattr(estimator, "_frame"):
-        params["frame"] = str(estimator._frame)
+    for name in ("_frame", "_conditions"):
+        if hasattr(estimator, name):
+            params[name] = str(getattr(estimator, name))
     for name, value in [("class", type(estimator).__name__), *sorted(params.items())]:
         parts = value if isinstance(value, list | tuple) else [value]
         plain = all(isinstance(part, str | Real | None) for part in parts)

@@ -13,7 +13,7 @@ from torch import nn
 from ..data.arrays import float_dtype, tensor_dtype, to_tensor
 from ..data.columns import Columns
 from ..data.messages import meant, shown
-from ..data.samples import clip_samples, is_lazy, streamed
+from ..data.samples import ConditionedSamples, clip_samples, features_of, is_lazy, streamed
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
 from ..models import LIKELIHOODS, Counts, MaskedLikelihood, MixedLikelihood, Support
@@ -101,10 +101,10 @@ def check_support(likelihood, X, columns=None):
     ValueError
         If there are values outside the support.
     """
-    columns = Columns(X) if columns is None else columns
-    is_beyond, low, high = False, np.full(X.shape[1], -np.inf), np.full(X.shape[1], np.inf)
-    for part, features in column_groups(likelihood, X.shape[1]):
-        selected = columns if features == list(range(X.shape[1])) else columns.select(features)
+    columns, n_features = Columns(X) if columns is None else columns, features_of(X).shape[1]
+    is_beyond, low, high = False, np.full(n_features, -np.inf), np.full(n_features, np.inf)
+    for part, features in column_groups(likelihood, n_features):
+        selected = columns if features == list(range(n_features)) else columns.select(features)
         try:
             bounds = check_values(part, selected)
         except ValueError as error:
@@ -259,7 +259,7 @@ def interval(low, high):
     return f"{'[' if np.isfinite(low) else '('}{low:g}, {high:g}{']' if np.isfinite(high) else ')'}"
 
 
-def build_likelihood(likelihood, X, columns=None, size_factor=None):
+def build_likelihood(likelihood, X, columns=None, size_factors=None):
     """Return the likelihood for the columns of X; a module of the user's is copied.
 
     Parameters
@@ -269,7 +269,7 @@ def build_likelihood(likelihood, X, columns=None, size_factor=None):
     X : ndarray of shape (n, d), or LazySamples
     columns : Columns, optional
         Ranges and moments of the columns of X.
-    size_factor : {"total"}, optional
+    size_factors : {"total", "given"}, optional
         Size factors of counts.
 
     Raises
@@ -288,43 +288,44 @@ def build_likelihood(likelihood, X, columns=None, size_factor=None):
         built = build_for_columns(likelihood, columns)
     if not isinstance(likelihood, nn.Module):
         check_support(built, X, columns)
-    if size_factor is not None:
-        set_size_factors(built, columns)
+    if size_factors is not None:
+        set_size_factors(built, columns, size_factors)
     return for_missing(built, columns)
 
 
-def set_size_factors(likelihood, columns):
-    """Multiply the rates of counts by the totals of samples.
+def set_size_factors(likelihood, columns, source):
+    """Multiply the rates of counts by size factors: the totals of samples, or those that are given.
 
     Raises
     ------
     ValueError
-        If there are no counts, or if some are missing.
+        If there are no counts, if some are missing, or if size factors are given and there are other columns.
     """
     groups = column_groups(likelihood, len(columns.ranges.low))
     counts = [each for each, _ in groups if isinstance(each, Counts)]
-    if not counts:
+    if not counts or (source == "given" and len(groups) > 1):
+        what = "size_factor='total' is for counts" if source == "total" else "size_factors are for counts in all columns"
         raise ValueError(
-            f"size_factor='total' is for counts, but likelihood={likelihood_name(likelihood)!r} has none; give "
-            "'negative_binomial', 'zero_inflated_negative_binomial' or 'poisson', or size_factor=None."
+            f"{what}, but likelihood={likelihood_name(likelihood)!r}; give 'negative_binomial', "
+            "'zero_inflated_negative_binomial' or 'poisson', or no size factors."
         )
     for each in counts:
-        each.has_size_factors = True
+        each.size_factors = source
     check_totals(likelihood, columns)
 
 
 def has_size_factors(likelihood):
-    """Return whether a likelihood multiplies the rates of counts by the totals of samples."""
-    return any(getattr(part, "has_size_factors", False) for part in likelihood.modules())
+    """Return whether a likelihood multiplies the rates of counts by size factors."""
+    return any(getattr(part, "size_factors", None) is not None for part in likelihood.modules())
 
 
 def check_totals(likelihood, columns):
-    """Raise if counts whose totals are size factors are missing."""
+    """Raise if counts with size factors are missing."""
     for each, features in column_groups(likelihood, len(columns.ranges.low)):
-        if getattr(each, "has_size_factors", False) and columns.select(features).n_missing:
+        if getattr(each, "size_factors", None) is not None and columns.select(features).n_missing:
             raise ValueError(
-                "size_factor='total' needs the counts of all features, but X has missing values among them; fill them "
-                "in, or give size_factor=None."
+                "Size factors need the counts of all features, but X has missing values among them; fill them in, or "
+                "leave size factors out."
             )
 
 
@@ -375,18 +376,20 @@ def stored_rows(likelihood, X, device):
     standardized, when they are needed.
     """
     likelihood = copy.deepcopy(likelihood).cpu()  # which may have been trained on a device
+    n_features = features_of(X).shape[1]
 
     def standardize(rows):
         if not rows.is_floating_point() and device.type != "mps":  # which has no float64 to standardize in
             return rows
         with torch.no_grad():
-            return likelihood.standardize(rows).to(torch.float32)
+            u = likelihood.standardize(rows[:, :n_features]).to(torch.float32)
+            return u if u.shape == rows.shape else torch.cat([u, rows[:, n_features:].to(u)], 1)
 
     if is_lazy(X):
-        dtype = tensor_dtype(X.dtype)
+        dtype = torch.float64 if isinstance(X, ConditionedSamples) else tensor_dtype(X.dtype)
         is_standardized = dtype.is_floating_point or device.type == "mps"
         return streamed(X, dtype, "cpu").map(standardize, torch.float32 if is_standardized else dtype)
-    rows = standardize(to_tensor(X, None, "cpu"))
+    rows = standardize(to_tensor(X[:] if isinstance(X, ConditionedSamples) else X, None, "cpu"))
     if device.type == "cuda" and rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return rows
     return rows.to(device)

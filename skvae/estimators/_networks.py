@@ -15,7 +15,7 @@ from ..models.images import check_image_shape
 from ..models.networks import NETWORKS, LogScaleHead, NetworkConfig, mlp
 
 
-def make_networks(estimator, likelihood, n_statistics, n_features, generator):
+def make_networks(estimator, likelihood, n_statistics, n_features, generator, n_covariates=0):
     """Return an encoder and a decoder with initial weights.
 
     Parameters
@@ -27,18 +27,21 @@ def make_networks(estimator, likelihood, n_statistics, n_features, generator):
     n_features : int
     generator : torch.Generator
         Source of the initial weights.
+    n_covariates : int, default=0
+        Inputs of the decoder beside the latent code.
     """
     if estimator._pretrained is not None:
         return _pretrained_networks(estimator, likelihood, n_features)
     latent_dim = getattr(estimator, estimator._latent_dim_parameter)
     sizes = {
         "encoder": (likelihood.n_inputs(n_features), n_statistics * latent_dim),
-        "decoder": (latent_dim, likelihood.n_outputs(n_features)),
+        "decoder": (latent_dim + n_covariates, likelihood.n_outputs(n_features)),
     }
     with seeded_rng_state(generator) if has_user_modules(estimator) else nullcontext():
         networks = [_user_network(name, getattr(estimator, name), *sizes[name]) for name in sizes]
     if any(network is None for network in networks):
-        defaults = _default_networks(estimator, likelihood, n_statistics, n_features, generator)
+        sizes = {"n_statistics": n_statistics, "n_covariates": n_covariates}
+        defaults = _default_networks(estimator, likelihood, n_features, generator, **sizes)
         networks = [default if own is None else own for own, default in zip(networks, defaults, strict=True)]
     return networks
 
@@ -73,6 +76,11 @@ def pretrained_model(estimator):
 def _pretrained_networks(estimator, likelihood, n_features):
     """Return copies of the networks of the pretrained estimator, with a head of log-scales where they have none."""
     model, latent_dim = estimator._pretrained.module_, getattr(estimator, estimator._latent_dim_parameter)
+    if hasattr(estimator._pretrained, "_conditions"):
+        raise ValueError(
+            f"pretrained was fitted with covariates or size_factors, which {type(estimator).__name__} does not take; fit "
+            "it without them, or cluster its latent codes (TorchGMM)."
+        )
     if isinstance(likelihood, MaskedLikelihood) != isinstance(model.likelihood, MaskedLikelihood):
         raise ValueError(
             "X has missing values, but pretrained was fitted to rows without any, and its encoder has no mask of them; "
@@ -88,7 +96,7 @@ def _pretrained_networks(estimator, likelihood, n_features):
     return (LogScaleHead(encoder, latent_dim) if model.prior.n_statistics == 1 else encoder), decoder
 
 
-def _default_networks(estimator, likelihood, n_statistics, n_features, generator):
+def _default_networks(estimator, likelihood, n_features, generator, **sizes_beside):
     """Return the encoder and decoder that the parameters of an estimator describe."""
     n_inputs, n_outputs = likelihood.n_inputs(n_features), likelihood.n_outputs(n_features)
     auto = estimator._image_architecture if estimator.image_shape is not None else "mlp"
@@ -103,7 +111,7 @@ def _default_networks(estimator, likelihood, n_statistics, n_features, generator
         batch_norm=estimator.batch_norm,
         layer_norm=estimator.layer_norm,
         dropout=estimator.dropout,
-        n_statistics=n_statistics,
+        **sizes_beside,
     )
     latent_dim = getattr(estimator, estimator._latent_dim_parameter)
     if architecture == "mlp":

@@ -12,7 +12,8 @@ from ..fitting.distributed import current_group
 from ..fitting.latent_norm import begin_latent_norm, end_latent_norm
 from ..fitting.training import fit_module
 from ..models import Flat, StandardNormal
-from ._elbo import ELBOMixin, draw_generator, draw_samples, elbo_at_points, fill_missing
+from ._conditional import ConditionalMixin
+from ._elbo import draw_generator, draw_samples, elbo_at_points, fill_missing
 from ._embedder import NOT_NEGATIVE, POSITIVE_INT, SinglePhaseEmbedder
 from ._embedder_training import augmentation, user_callbacks
 from ._fit import row_count
@@ -24,7 +25,7 @@ ACTIVE_VARIANCE = 0.01  # of posterior means, above which a latent dimension is 
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
+class VAEEmbedder(ConditionalMixin):
     """Variational autoencoder as a transformer.
 
     Learns a nonlinear embedding in ``n_components`` dimensions whose distribution is close to a standard normal, and a
@@ -261,27 +262,6 @@ class VAEEmbedder(ELBOMixin, SinglePhaseEmbedder):
     latent_norm_epochs: int | str = "auto"
     free_bits: float = 0.0
     n_draws: int = 1
-
-    def sample(self, n_samples=1, random_state=None):
-        """Draw samples: latent codes from the prior, then data from the likelihood.
-
-        Samples have the noise of the likelihood: those of a Bernoulli are 0 or 1. For expected values, such as grey
-        values, decode latent codes of your own with `inverse_transform`.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-            Number of samples.
-        random_state : int, RandomState instance or None, default=None
-            Seeds the draw; None uses the estimator's own ``random_state``.
-
-        Returns
-        -------
-        X : ndarray of shape (n_samples, n_features)
-            Samples, in the units and the dtype of the training data.
-        """
-        generator = draw_generator(self, n_samples, random_state)
-        return draw_samples(self, lambda model, noise: model.prior.sample(noise), n_samples, generator)
 
     def _make_prior(self):
         return StandardNormal()

@@ -252,11 +252,11 @@ def _recompute_batch_norm(model, latent_dim, batch_size, data):
 
     def draw(u):
         noise = torch.randn(len(u), latent_dim, generator=generator, device=generator.device)
-        return model.prior.draw(model.posterior(u), noise)
+        return model.decoder_inputs(model.prior.draw(model.posterior(u), noise), model.covariates_of(u))
 
     model.eval()
     # Neither looks at a row if its network has no batch normalization.
-    update_bn((model.likelihood.inputs(u) for u in batches()), model.encoder)
+    update_bn((model.encoder_inputs(u) for u in batches()), model.encoder)
     update_bn((draw(u) for u in batches()), model.decoder)
     average_batch_norm(model, len(data.rows), data.group)
 

@@ -3,7 +3,7 @@
 from .counts import Categorical, Counts, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from .covariances import COVARIANCES, Mixture, Moments
 from .features import FeatureSummary, Likelihood, Support
-from .latent import ELBO, LatentModel
+from .latent import ELBO, CovariateInputs, LatentModel
 from .likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -30,6 +30,7 @@ __all__ = [
     "Categorical",
     "ContinuousBernoulli",
     "Counts",
+    "CovariateInputs",
     "FeatureGaussian",
     "FeatureSummary",
     "FixedGaussian",

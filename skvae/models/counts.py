@@ -23,7 +23,8 @@ class Counts(Likelihood):
 
     With size factors, the rates of a sample are multiplied by its total, in units of the mean total, and counts are
     divided by it for the encoder: latent codes need not describe how many counts a sample has, only their shares.
-    Densities are those given the total. Without a sample, as in `mean` and `sample`, the size factor is one.
+    Densities are those given the total. Or the logs of size factors are given, as a last column of samples. Without a
+    sample, as in `mean` and `sample`, the size factor is one.
 
     Parameters
     ----------
@@ -32,12 +33,12 @@ class Counts(Likelihood):
 
     Attributes
     ----------
-    has_size_factors : bool
-        Whether there are size factors; it can be set.
+    size_factors : {"total", "given"} or None
+        Where size factors are from; it can be set.
     """
 
     support = Support(0.0, math.inf, integers=True)
-    has_size_factors = False
+    size_factors = None
 
     def __init__(self, mean, scale):
         super().__init__()
@@ -49,18 +50,29 @@ class Counts(Likelihood):
 
     def inputs(self, u):
         """Return log(1 + x), shifted and scaled to about unit variance; a number below 0 counts as 0."""
-        counts = u.clamp(min=0)
-        counts = counts / self.log_size(counts).exp() if self.has_size_factors else counts
+        counts, log_size = self._split(u)
+        counts = counts.clamp(min=0)
+        if self.size_factors is not None:
+            counts = counts / (self.log_total(counts) if log_size is None else log_size).exp()
         return (counts.log1p() - self.input_mean.to(u.dtype)) / self.input_scale.to(u.dtype)
 
-    def log_size(self, u):
-        """Return the logs of the size factors of samples (n, 1): their totals, at least 1, by the mean total."""
-        return u.sum(-1, keepdim=True).clamp(min=1).log() - self.log_mean.logsumexp(0).to(u.dtype)
+    def log_total(self, counts):
+        """Return the logs of the totals of samples (n, 1), at least 1, by the mean total."""
+        return counts.sum(-1, keepdim=True).clamp(min=1).log() - self.log_mean.logsumexp(0).to(counts.dtype)
 
-    def log_rate(self, params, u=None):
-        """Return logs of the expected counts (n, d): of samples u, if their size factors count."""
+    def log_rate(self, params, log_size=None):
+        """Return logs of the expected counts (n, d), for logs of size factors (n, 1) if there are any."""
         log_rate = self.log_mean.to(params.dtype) + LOG_RATE_BOUND * (params / LOG_RATE_BOUND).tanh()
-        return log_rate if u is None or not self.has_size_factors else log_rate + self.log_size(u)
+        return log_rate if log_size is None else log_rate + log_size
+
+    def sized(self, u):
+        """Return counts (n, d), and the logs of their size factors (n, 1) or None."""
+        counts, log_size = self._split(u)
+        return counts, self.log_total(counts) if self.size_factors == "total" else log_size
+
+    def _split(self, u):
+        """Return counts, and the logs of size factors that are given, or None."""
+        return (u[..., :-1], u[..., -1:]) if self.size_factors == "given" else (u, None)
 
     def mean(self, params):
         """Return expected samples in the units of the data."""
@@ -72,7 +84,8 @@ class Poisson(Counts):
 
     def feature_log_prob(self, u, params):
         """Return the log-probability of each count in nats (n, d)."""
-        log_rate, count, is_positive = self.log_rate(params, u), u.clamp(min=1), (u > 0).to(params.dtype)
+        u, log_size = self.sized(u)
+        log_rate, count, is_positive = self.log_rate(params, log_size), u.clamp(min=1), (u > 0).to(params.dtype)
         constant = stirling_error(count) + 0.5 * (count.log() + LOG_2PI)
         # For a count of zero, the deviance is that of a count of 1, which is rate - 1 - log(rate).
         zero = (1 - is_positive) * (1 + log_rate)
@@ -115,7 +128,8 @@ class NegativeBinomial(Counts):
         accurate computation of binomial probabilities"). Differences of log-gamma functions would lose all digits of
         float32 for large counts or theta.
         """
-        log_mu, log_theta = self.log_rate(params, u), self.log_theta.to(params.dtype)
+        u, log_size = self.sized(u)
+        log_mu, log_theta = self.log_rate(params, log_size), self.log_theta.to(params.dtype)
         mu, theta, count, is_positive = log_mu.exp(), log_theta.exp(), u.clamp(min=1), (u > 0).to(params.dtype)
         total, difference = count + theta, count - mu
         # log((x + theta) / (mu + theta)), accurate where they are nearly equal and where one is much larger.
@@ -156,7 +170,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         """Return the log-probability of each count in nats (n, d)."""
         rates, logits = self._parts(params)
         of_counts = super().feature_log_prob(u, rates) + F.logsigmoid(-logits)
-        return torch.where(u > 0, of_counts, torch.logaddexp(of_counts, F.logsigmoid(logits)))
+        return torch.where(self._split(u)[0] > 0, of_counts, torch.logaddexp(of_counts, F.logsigmoid(logits)))
 
     def mean(self, params):
         """Return expected samples in the units of the data."""

@@ -30,26 +30,73 @@ class ELBO(NamedTuple):
         return self.log_likelihood - self.kl
 
 
+class CovariateInputs(nn.Module):
+    """Inputs of a decoder for covariates: one-hot codes of levels, and numbers as they are.
+
+    Parameters
+    ----------
+    n_features : int
+        Columns of a row before those of the covariates.
+    n_levels : list of int
+        Number of levels of each covariate, which are coded 0, 1, ...; zero for a number.
+    """
+
+    def __init__(self, n_features, n_levels):
+        super().__init__()
+        self.n_features, self.n_levels = n_features, list(n_levels)
+
+    @property
+    def n_outputs(self):
+        """Number of inputs of the decoder."""
+        return sum(max(1, n) for n in self.n_levels)
+
+    def forward(self, columns):
+        """Return the inputs (n, n_outputs) of columns of covariates (n, number of covariates)."""
+        if columns is None or columns.shape[-1] != len(self.n_levels):
+            raise ValueError(f"The decoder needs {len(self.n_levels)} covariates; give those of each sample.")
+        parts = zip(self.n_levels, columns.split(1, -1), strict=True)
+        return torch.cat([self._codes(column, n) if n else column for n, column in parts], -1)
+
+    @staticmethod
+    def _codes(column, n_levels):
+        return (column == torch.arange(n_levels, device=column.device)).to(column.dtype)
+
+
 class LatentModel(nn.Module):
     """Latent variable model p(x | decoder(z)) p(z) with q(z | x) from the encoder (Kingma and Welling 2014).
 
     The autoencoder, the variational autoencoder and VaDE are this model with different priors. Its inputs are
     standardized samples ``u = likelihood.standardize(x)``.
 
+    With covariates c, the likelihood is p(x | decoder(z, c)): codes need not tell what is known of a sample (Sohn et al.
+    2015, with an encoder of x alone). Rows are samples followed by the columns of the covariates then; what needs no
+    covariates takes samples alone, too.
+
     Parameters
     ----------
     encoder, decoder : Module
     likelihood : Likelihood
     prior : Prior
+    covariates : CovariateInputs, optional
+
+    References
+    ----------
+    K. Sohn, H. Lee and X. Yan, Learning structured output representation using deep conditional generative models, 2015.
     """
 
-    def __init__(self, encoder, decoder, likelihood, prior):
+    def __init__(self, encoder, decoder, likelihood, prior, covariates=None):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihood
         self.prior = prior
+        self.covariates = covariates
         self.autocast = None  # lower precision of the networks during training
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if not hasattr(self, "covariates"):  # a pickle of version 0.1.0
+            self.covariates = None
 
     @property
     def dtype(self):
@@ -58,12 +105,35 @@ class LatentModel(nn.Module):
         return next((parameter.dtype for parameter in parameters), torch.float32)
 
     def standardize(self, x):
-        """Return samples in the units of the model and the dtype of the networks."""
-        return self.likelihood.standardize(x).to(self.dtype)
+        """Return samples in the units of the model and the dtype of the networks; covariates stay as they are."""
+        u = self.likelihood.standardize(self.features(x))
+        u = u if self.covariates is None else torch.cat([u, x[..., u.shape[-1] :].to(u)], -1)
+        return u.to(self.dtype)
+
+    def features(self, u):
+        """Return rows without covariates."""
+        return u if self.covariates is None else u[..., : self.covariates.n_features]
+
+    def encoder_inputs(self, u):
+        """Return the inputs of the encoder."""
+        return self.likelihood.inputs(self.features(u))
+
+    def covariates_of(self, u):
+        """Return the columns of the covariates of rows, None if there are none."""
+        return None if self.covariates is None else u[..., self.covariates.n_features :]
+
+    def decoder_inputs(self, z, columns):
+        """Return the inputs of the decoder: codes z, followed by those for columns of covariates."""
+        return z if self.covariates is None else torch.cat([z, self.covariates(columns).to(z)], -1)
+
+    def n_inputs(self, n_features, n_components):
+        """Return the numbers of inputs of the encoder and of the decoder."""
+        n_covariates = 0 if self.covariates is None else self.covariates.n_outputs
+        return self.likelihood.n_inputs(n_features), n_components + n_covariates
 
     def posterior(self, u):
         """Return q(z | x) of each sample."""
-        mean, *raw = self._run(self.encoder, self.likelihood.inputs(u)).chunk(self.prior.n_statistics, dim=-1)
+        mean, *raw = self._run(self.encoder, self.encoder_inputs(u)).chunk(self.prior.n_statistics, dim=-1)
         if not raw:
             return Posterior(mean, torch.full_like(mean, -torch.inf))
         # Bounded smoothly: a sample far from the training data cannot overflow exp, and gradients do not vanish.
@@ -73,7 +143,7 @@ class LatentModel(nn.Module):
         """Return the ELBO at latent codes drawn with this noise, (n, k) or (n, m, k) for the mean over m draws."""
         if noise.ndim == 2:
             z = self.prior.draw(q, noise)
-            return ELBO(self.likelihood.log_prob(u, self._run(self.decoder, z)), self.prior.kl_parts(q, z))
+            return ELBO(self._log_prob(u, z), self.prior.kl_parts(q, z))
         parts = [self.elbo(u, q, noise[:, draw])[:2] for draw in range(noise.shape[1])]
         return ELBO(*(torch.stack(terms).mean(0) for terms in zip(*parts, strict=True)))
 
@@ -93,11 +163,16 @@ class LatentModel(nn.Module):
         """Return log p(x, z) / q(z | x) at latent codes drawn with this noise (n, k); the mean of the ratio is p(x)."""
         z = self.prior.draw(q, noise)
         log_q = -0.5 * (noise.square() + LOG_2PI).sum(-1) - q.log_scale.sum(-1)
-        return self.likelihood.log_prob(u, self.decoder(z)) + self.prior.log_prob(z) - log_q
+        return self._log_prob(u, z) + self.prior.log_prob(z) - log_q
 
-    def decode(self, z):
-        """Return expected samples in the units of the data."""
-        return self.likelihood.mean(self.decoder(z))
+    def decode(self, z, columns=None):
+        """Return expected samples in the units of the data: of codes z, and columns of covariates if there are any."""
+        return self.likelihood.mean(self.decoder(self.decoder_inputs(z, columns)))
+
+    def _log_prob(self, u, z):
+        """Return log p(x | z) of each row."""
+        inputs = self.decoder_inputs(z, self.covariates_of(u))
+        return self.likelihood.log_prob(self.features(u), self._run(self.decoder, inputs))
 
     def _run(self, network, x):
         if self.autocast is None:

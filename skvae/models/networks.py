@@ -50,6 +50,8 @@ class NetworkConfig(NamedTuple):
         Probability that a hidden value is dropped in training.
     n_statistics : int, default=2
         Outputs of the encoder for each latent dimension: mean and log-scale, or the mean alone.
+    n_covariates : int, default=0
+        Inputs of the decoder beside the latent code.
     """
 
     activation: str
@@ -60,6 +62,7 @@ class NetworkConfig(NamedTuple):
     layer_norm: bool = False
     dropout: float = 0.0
     n_statistics: int = 2
+    n_covariates: int = 0
 
 
 class Dropout(nn.Module):
@@ -284,7 +287,7 @@ def encoder_layers(sizes, n_components, config):
 
 def mlp_decoder(n_components, n_outputs, config):
     """Return a multi-layer perceptron that mirrors the hidden layers of an encoder."""
-    sizes = (n_components, *config.head_layer_sizes[::-1], *config.hidden_layer_sizes[::-1])
+    sizes = (n_components + config.n_covariates, *config.head_layer_sizes[::-1], *config.hidden_layer_sizes[::-1])
     return nn.Sequential(*hidden_layers(sizes, config), linear(sizes[-1], n_outputs, config))
 
 
@@ -345,7 +348,7 @@ def conv(n_inputs, n_components, n_outputs, config, *, image_shape, channels=(32
         )
     widths = (math.prod(shapes[-1]), *config.hidden_layer_sizes)
     encoder = [*convolutions(shapes, kernel_size, config), *encoder_layers(widths, n_components, config)]
-    widths = (n_components, *config.head_layer_sizes[::-1], *widths[::-1])
+    widths = (n_components + config.n_covariates, *config.head_layer_sizes[::-1], *widths[::-1])
     decoder = [*hidden_layers(widths, config), Unflatten(shapes[-1])]
     targets = [(shapes[0][0] * (n_outputs // n_inputs), *shapes[0][1:]), *shapes[1:]][::-1]
     for size, (before, after) in zip(per_layer(kernel_size, channels)[::-1], pairwise(targets), strict=True):

@@ -16,6 +16,7 @@ from . import (
     ACTIVATIONS,
     COVARIANCES,
     LIKELIHOODS,
+    CovariateInputs,
     Flat,
     GaussianMixturePrior,
     LatentModel,
@@ -78,22 +79,30 @@ def likelihood(cls, *names):
     """Return the serializer of a likelihood, which takes a mean and a scale of each feature if it has arrays."""
 
     def settings(module):
-        size_factors = {"has_size_factors": True} if getattr(module, "has_size_factors", False) else {}
-        return {name: getattr(module, name) for name in names} | size_factors
+        source = getattr(module, "size_factors", None)
+        return {name: getattr(module, name) for name in names} | ({} if source is None else {"size_factors": source})
 
     def build(settings, parts, shapes):
         settings = dict(settings)
-        has_size_factors = issubclass(cls, Counts) and settings.pop("has_size_factors", False) is True
+        size_factors = settings.pop("size_factors", None) if issubclass(cls, Counts) else None
+        if size_factors not in (None, "total", "given"):
+            raise ValueError(f"size_factors={size_factors!r:.40} is unknown")
         check_names("settings", settings, names)
         if not shapes:
             return cls(**settings)
         (size,) = shapes["feature_mean" if issubclass(cls, Standardized) else "log_mean"]
         module = cls(torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64), **settings)
-        if has_size_factors:
-            module.has_size_factors = True
+        if size_factors is not None:
+            module.size_factors = size_factors
         return module
 
     return Serializer(cls, settings, build)
+
+
+def build_latent_model(parts):
+    """Build a model; there may be covariates."""
+    check_names("parts", parts, ("encoder", "decoder", "likelihood", "prior", *(parts.keys() & {"covariates"})))
+    return LatentModel(**parts)
 
 
 def build_categorical(settings, parts, shapes):
@@ -198,7 +207,8 @@ OURS = [
     container(Heads, build_heads),
     assembly(MaskedLikelihood, "likelihood"),
     container(LogScaleHead, build_log_scale_head),
-    assembly(LatentModel, "encoder", "decoder", "likelihood", "prior"),
+    container(LatentModel, build_latent_model),
+    layer(CovariateInputs, "n_features", "n_levels"),
     Serializer(Affine, lambda module: {}, build_affine),
     Serializer(LatentNorm, lambda module: {"is_frozen": module.is_frozen}, build_latent_norm),
     Serializer(GaussianMixturePrior, prior_settings, build_mixture_prior),

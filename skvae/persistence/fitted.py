@@ -104,7 +104,7 @@ def check_shapes(state, arrays):
 def check_widths(estimator):
     """Raise if a sample takes more memory in the networks than the file says; modules on meta need none to find out."""
     model = copy.deepcopy(estimator.module_).to("meta")
-    inputs = model.likelihood.n_inputs(estimator.n_features_in_), estimator._n_features_out
+    inputs = model.n_inputs(estimator.n_features_in_, estimator._n_features_out)
     widest = max(row_width(network, n) for network, n in zip((model.encoder, model.decoder), inputs, strict=True))
     if not widest <= estimator._widest <= MAX_ROW_WIDTH:
         raise CorruptFile(f"its networks hold {widest} values for a sample, but the file says {estimator._widest}")
@@ -122,14 +122,15 @@ def is_fitted(estimator):
 def smoke_test(estimator):
     """Call the methods of a fitted estimator for a sample of zeros, on the CPU; their errors propagate."""
     x, device = np.zeros((1, estimator.n_features_in_)), estimator.device
+    given = estimator._example_conditions() if hasattr(estimator, "_conditions") else {}
     estimator.device = "cpu"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for method in ("predict", "transform", "score_samples"):
                 if hasattr(estimator, method):
-                    getattr(estimator, method)(x)
+                    getattr(estimator, method)(x, **given.get(method, {}))
             if hasattr(estimator, "sample"):
-                estimator.sample(1, random_state=0)
+                estimator.sample(1, random_state=0, **given.get("sample", {}))
     finally:
         estimator.device = device

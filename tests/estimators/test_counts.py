@@ -89,7 +89,7 @@ def test_counts_beside_other_columns(cells):
     X = np.column_stack([np.random.default_rng(0).normal(size=600), cells[0]])
     likelihood = [("age", "gaussian_features", [0]), ("genes", "negative_binomial", slice(1, None))]
     vae = VAEEmbedder(2, likelihood=likelihood, size_factor="total", **SHORT).fit(X)
-    assert [getattr(each, "has_size_factors", False) for each in vae.module_.likelihood.likelihoods] == [False, True]
+    assert [getattr(each, "size_factors", None) for each in vae.module_.likelihood.likelihoods] == [None, "total"]
 
 
 def test_counts_are_not_missing_later_either(cells):
@@ -129,7 +129,7 @@ def test_size_factors_of_earlier_networks(cells):
     with pytest.raises(ValueError, match="continue from were fitted without size factors"):
         plain.set_params(size_factor="total", warm_start=True).fit(X)
     vade = VaDEClusterer(2, pretrained=sized, **settings).fit(X)
-    assert vade.module_.likelihood.has_size_factors
+    assert vade.module_.likelihood.size_factors == "total"
 
 
 def test_errors(cells):

@@ -207,7 +207,7 @@ def test_counts_sum_to_one_with_their_mean(name, param, mean, excess):
 def test_size_factors_multiply_rates(name, generator):
     likelihood, x, params = case(name, generator)
     sized = copy.deepcopy(likelihood)
-    sized.has_size_factors = True
+    sized.size_factors = "total"
     total, mean = x.sum(1, keepdim=True), likelihood.log_mean.exp().sum()
     shifted = copy.deepcopy(likelihood)
     for row in range(3):
