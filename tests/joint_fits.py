@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 from helpers import Slices, fitted_values
 from sklearn.cluster import KMeans
@@ -217,6 +218,25 @@ def network(cls, X=ROWS, weighted=False, **settings):
     return fit
 
 
+def conditional(own):
+    """Fit a VAE with a covariate of levels, one of numbers, and size factors, on shuffled samples."""
+    order = np.random.default_rng(0).permutation(len(ROWS))
+    X, sizes = np.abs(ROWS - ROWS.mean(0)).astype(np.int64)[order], WEIGHTS[order] + 0.5
+    covariates = pd.DataFrame({"level": CLASSES[order].astype(str), "number": ROWS[order, 0]})
+    vae = VAEEmbedder(2, likelihood="poisson", **NET | SHORT)
+    vae.fit(own(X), covariates=own(covariates), size_factors=own(sizes))
+    return weights_of(vae) | {"score": vae.score(X, covariates=covariates, size_factors=sizes)}
+
+
+def frames(own):
+    """Fit a VAE to a data frame, of which one process has a category that the other lacks."""
+    levels = np.array(list("abc"))[np.searchsorted([2, 4, 7], CLASSES)]
+    levels[0] = "first"
+    X = pd.DataFrame({"x": ROWS[:, 0], "level": levels, "y": ROWS[:, 1]})
+    vae = VAEEmbedder(2, **NET | SHORT).fit(own(X))
+    return weights_of(vae) | {"score": vae.score(X)}
+
+
 def uneven(own):
     """Fit to shards of 1490 and 10 samples: the second process has none in most of the steps."""
     X = ROWS[:1490] if own.rank == 0 else ROWS[1490:]
@@ -280,6 +300,8 @@ NETS = {
     "VAE": network(VAEEmbedder, n_components=2, **SHORT),
     "VAE, batch norm, weighted": network(VAEEmbedder, n_components=2, batch_norm=True, weighted=True, **SHORT),
     "VAE, missing values": network(VAEEmbedder, HOLES, n_components=2, early_stopping=True, **SHORT),
+    "VAE, covariates": conditional,
+    "VAE, data frames": frames,
     "VaDE": network(VaDEClusterer, n_clusters=3, latent_dim=2, pretrain_epochs=10, **SHORT),
     "VaDE, augmented views": digits,
 }

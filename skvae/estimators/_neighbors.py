@@ -12,13 +12,15 @@ from sklearn.neighbors import NearestNeighbors
 
 from ..fitting.batches import standardized, subsample
 from ..fitting.neighbors import NeighborPairs, embed_neighbors
-from ..models import MaskedLikelihood
+from ..models import Categorical, MaskedLikelihood, MixedLikelihood
 
 MAX_FEATURES = 50  # principal components in which neighbours are searched
 MIN_PCA_ROWS, MAX_PCA_ROWS, MAX_PCA_VALUES = 1_000, 10_000, 2**26  # rows that components are of, and their values
 MAX_REFERENCES = 10_000  # rows among which neighbours are searched
 MAX_EDGES = 4  # neighbours of a row from which pairs are drawn, as a multiple of those that were searched
 EMBEDDING_DIM = 10
+MAX_WEIGHT_ROWS, N_WEIGHT_NEIGHBORS = 1_000, 15  # rows and neighbours from which the weight of categories is chosen
+N_HALVINGS = 12  # of squared distances between categories, at most
 
 
 class NeighborGraph(NamedTuple):
@@ -32,6 +34,8 @@ class NeighborGraph(NamedTuple):
 
 def neighbor_features(model, data):
     """Return the features in which neighbours are searched: inputs of the encoder, or their principal components.
+
+    Where there are numbers and categories, inputs of categories have the weight of `input_weights`.
 
     Parameters
     ----------
@@ -51,10 +55,10 @@ def neighbor_features(model, data):
         n_rows = max(MIN_PCA_ROWS, min(MAX_PCA_ROWS, MAX_PCA_VALUES // data.rows.shape[1])) // data.group.size
         part = [inputs(rows) for rows in subsample(data.rows, max(1, n_rows)).split(data.inference_batch_size)]
         sample = data.group.all_gather(torch.from_numpy(np.concatenate(part))).numpy()
-        project = np.asarray
+        weight, project = input_weights(sample, categorical_inputs(model.likelihood, sample.shape[1])), np.asarray
         if sample.shape[1] > MAX_FEATURES and len(sample) > MAX_FEATURES:
-            project = PCA(MAX_FEATURES, random_state=data.seed).fit(sample).transform
-        parts = [project(inputs(part)) for part in data.rows.split(data.inference_batch_size)]
+            project = PCA(MAX_FEATURES, random_state=data.seed).fit(weight * sample).transform
+        parts = [project(weight * inputs(part)) for part in data.rows.split(data.inference_batch_size)]
     return np.concatenate(parts).astype(np.float32, copy=False)
 
 
@@ -196,6 +200,48 @@ def embed_graph(graph, seed):
     degrees = torch.from_numpy(graph.weights.sum(1)).float()
     pairs = neighbor_pairs(distinct, len(graph.first))
     return embed_neighbors(z, pairs, degrees, generator).double().numpy()[graph.inverse]
+
+
+def input_weights(sample, is_categorical):
+    """Return the weight of each input in distances, one for numbers, and at most one for categories.
+
+    Neighbours by all inputs should be no closer in the categories than they are in the numbers, both relative to other
+    pairs: with a few categories and many samples, all neighbours of a sample would have all its categories, and
+    clusters could only be combinations of them.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (n, p)
+        Inputs of some rows.
+    is_categorical : ndarray of bool of shape (p,)
+        Inputs that are one for a category, else zero.
+
+    Returns
+    -------
+    weight : ndarray of shape (p,), float32
+    """
+    weight = np.ones(len(is_categorical), np.float32)
+    rows = sample[:: max(1, -(-len(sample) // MAX_WEIGHT_ROWS))]
+    spread = rows.var(0)
+    if min(spread[is_categorical].sum(), spread[~is_categorical].sum()) <= 0 or len(rows) < 2:
+        return weight
+    for exponent in range(N_HALVINGS + 1):
+        weight[is_categorical] = 2 ** (-exponent / 2)
+        _, nearest = nearest_neighbors(weight * rows, min(N_WEIGHT_NEIGHBORS, len(rows) - 1))
+        squares = np.square(rows[nearest] - rows[:, None]).mean((0, 1))
+        numbers, categories = (squares[part].sum() / spread[part].sum() for part in (~is_categorical, is_categorical))
+        if categories >= numbers:
+            break
+    return weight
+
+
+def categorical_inputs(likelihood, n_inputs):
+    """Return a mask of the inputs of the encoder that are ones and zeros for categories (n_inputs,)."""
+    likelihood = likelihood.likelihood if isinstance(likelihood, MaskedLikelihood) else likelihood
+    if not isinstance(likelihood, MixedLikelihood):
+        return np.full(n_inputs, isinstance(likelihood, Categorical))
+    parts = zip(likelihood.likelihoods, likelihood.features, strict=True)
+    return np.concatenate([np.full(each.n_inputs(len(part)), isinstance(each, Categorical)) for each, part in parts])
 
 
 def _encoder_inputs(likelihood, u):

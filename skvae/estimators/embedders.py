@@ -84,9 +84,8 @@ class VAEEmbedder(ConditionalMixin):
         centred and uncorrelated, keep the ratios of their scales. A UserWarning is emitted where "auto" takes
         "gaussian" for likely counts: whole numbers that come close to 0 in nearly all features, whose largest is more
         than three times the mean of those above 0, at most 2 % of which are within a tenth of it; ratings and pixels
-        are not like that. In a data frame with
-        strings or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
-        `sklearn.compose.ColumnTransformer`, does it by hand.
+        are not like that. In a data frame with strings or categories, "auto" chooses for each column; a list of
+        (name, likelihood, columns), as of `sklearn.compose.ColumnTransformer`, does it by hand.
 
     size_factor : {"total"}, default=None
         Size factors of counts: "total" multiplies the expected counts of a sample by its total, in units of the mean
@@ -196,6 +195,8 @@ class VAEEmbedder(ConditionalMixin):
         The observation model that was used; "mixed" if columns have different ones.
     column_likelihoods_ : dict
         Names of the likelihoods, by the name or index of the feature.
+    covariate_levels_ : dict
+        Levels of the covariates that `fit` got, by name or index, and None for those that are numbers.
     history_ : list of dict
         ``train_loss``, ``train_log_likelihood``, ``train_kl`` (nats per sample), ``dur`` (seconds) and, with validation
         samples, ``valid_loss``, ``valid_log_likelihood`` and ``valid_kl`` of each epoch, and records of callbacks.
@@ -361,9 +362,8 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
         centred and uncorrelated, keep the ratios of their scales. A UserWarning is emitted where "auto" takes
         "gaussian" for likely counts: whole numbers that come close to 0 in nearly all features, whose largest is more
         than three times the mean of those above 0, at most 2 % of which are within a tenth of it; ratings and pixels
-        are not like that. In a data frame with
-        strings or categories, "auto" chooses for each column; a list of (name, likelihood, columns), as of
-        `sklearn.compose.ColumnTransformer`, does it by hand.
+        are not like that. In a data frame with strings or categories, "auto" chooses for each column; a list of
+        (name, likelihood, columns), as of `sklearn.compose.ColumnTransformer`, does it by hand.
 
     size_factor : {"total"}, default=None
         Size factors of counts: "total" multiplies the expected counts of a sample by its total, in units of the mean

@@ -11,6 +11,7 @@ from sklearn.metrics import silhouette_score
 from skvae.estimators._neighbors import (
     embed_graph,
     fuzzy_weights,
+    input_weights,
     nearest_neighbors,
     neighbor_graph,
     neighbor_pairs,
@@ -161,3 +162,36 @@ def test_neighbors_of_held_out_samples_are_other_samples(blobs):
     assert_array_equal(np.sort(nearest, 1), np.sort(distances.argsort(1)[:, :3], 1))
     assert nearest_of_others(X[:2], others, 3).shape == (20, 2)
     assert nearest_of_others(X[:1], X[:1], 3).shape == (1, 1)
+
+
+def mixed_inputs(n_categorical, n_levels=2, n=300):
+    """Return standardized numbers of three columns and one-hot codes, and a mask of the latter."""
+    rng = np.random.default_rng(0)
+    codes = np.eye(n_levels)[rng.integers(n_levels, size=(n, n_categorical))].reshape(n, -1)
+    rows = np.hstack([rng.normal(size=(n, 3)), codes]).astype(np.float32)
+    return rows, np.arange(rows.shape[1]) >= 3
+
+
+def share_of_same_codes(rows, is_categorical, weight):
+    """Return how often the codes of neighbours are equal."""
+    _, nearest = nearest_neighbors(weight * rows, 15)
+    return (rows[nearest][:, :, is_categorical] == rows[:, None, is_categorical]).all(2).mean()
+
+
+def test_neighbours_are_of_several_categories():
+    rows, is_categorical = mixed_inputs(1)
+    weight = input_weights(rows, is_categorical)
+    assert (weight[:3] == 1).all() and 0 < weight[3] == weight[4] < 0.8
+    assert share_of_same_codes(rows, is_categorical, np.ones(5)) > 0.95
+    assert 0.7 < share_of_same_codes(rows, is_categorical, weight) < 0.95
+
+
+def test_many_categories_keep_their_weight():
+    rows, is_categorical = mixed_inputs(12, n_levels=4)
+    assert (input_weights(rows, is_categorical) == 1).all()
+
+
+@pytest.mark.parametrize("is_categorical", [np.zeros(5, dtype=bool), np.ones(5, dtype=bool)])
+def test_inputs_of_one_kind_have_no_weight(is_categorical):
+    assert (input_weights(mixed_inputs(1)[0], is_categorical) == 1).all()
+    assert (input_weights(np.zeros((4, 5), np.float32), np.arange(5) > 2) == 1).all()
