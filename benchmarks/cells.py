@@ -1,7 +1,6 @@
 """Counts of blood cells with VAEEmbedder, and with scvi-tools' SCVI: likelihood, clusters, depth and batches.
 
     python benchmarks/cells.py --seeds 0 1 2 3 4
-    python benchmarks/cells.py --table
 
 700 cells of ten types with 765 genes, from the file of scanpy (see `sets.py`): it has logs of counts per 10,000 and the
 total of each cell, from which the counts follow up to rounding. A quarter of the cells is held out, drawn by the seed.
@@ -9,11 +8,11 @@ total of each cell, from which the counts follow up to rounding. A quarter of th
 of its own, which is drawn from a beta distribution with mean 0.4.
 
 "log-likelihood" is the importance-weighted bound of held-out cells with 100 draws, in nats per cell, given the totals
-where a method uses them; those without are of another scale. "V" is the V-measure of the types of held-out cells and the
-clusters of a mixture of ten Gaussians that was fitted to the codes of the others. "depth" is the largest correlation of a
-dimension of the codes with the log of the total; "within types" is the same after the means of each type are taken off
-both, since depth differs between types. "mixing" is the share of the 15 nearest neighbours that are of the other batch,
-by what is expected at random: 1 is best.
+where a method uses them; those without are of another scale. "V" is the V-measure of the types of held-out cells and
+the clusters of a mixture of ten Gaussians that was fitted to the codes of the others. "depth" is the largest
+correlation of a dimension of the codes with the log of the total; "within types" is the same after the means of each
+type are taken off both, since depth differs between types. "mixing" is the share of the 15 nearest neighbours that are
+of the other batch, by what is expected at random: 1 is best.
 
 SCVI has the latent dimensions and epochs of ours, and its own defaults in all else, with "its epochs" also those. The
 principal components are of log-counts, scaled to the median total.
@@ -21,17 +20,15 @@ principal components are of log-counts, scaled to the median total.
 
 import argparse
 import json
-import statistics
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from markdown_tables import table as markdown_table
 from record import RESULTS, append_run, environment, read_runs
-from sets import find
 from scipy.sparse import csr_matrix
+from sets import find
 from sklearn.decomposition import PCA
 from sklearn.metrics import v_measure_score
 from sklearn.neighbors import NearestNeighbors
@@ -40,7 +37,6 @@ from threadpoolctl import threadpool_limits
 from skvae import TorchGMM, VAEEmbedder
 
 N_TYPES, N_COMPONENTS, EPOCHS, N_DRAWS = 10, 10, 100, 100
-COLUMNS = ("log_likelihood", "v_measure", "depth", "depth_within_types", "mixing", "seconds")
 METHODS = {
     "PCA of log-counts": {},
     "VAEEmbedder": {"size_factor": None},
@@ -63,7 +59,9 @@ def load_cells(packages):
 
     with h5py.File(find(packages, "scanpy/datasets/10x_pbmc68k_reduced.h5ad")) as file:
         raw, total = file["raw.X"], file["obs"]["n_counts"]
-        logs = csr_matrix((raw["data"][:], raw["indices"][:], raw["indptr"][:]), shape=(len(total), len(file["raw.var"])))
+        logs = csr_matrix(
+            (raw["data"][:], raw["indices"][:], raw["indptr"][:]), shape=(len(total), len(file["raw.var"]))
+        )
         types = np.unique(file["obs"]["bulk_labels"], return_inverse=True)[1]
     return np.rint(np.expm1(logs.toarray()) * total[:, None] / 1e4).astype(np.int64), types
 
@@ -168,39 +166,25 @@ def run_missing(args):
                 if seed in done.get(row, {}) or (needs_batches and name == "cells"):
                     continue
                 record = run(cells, name, method, seed)
-                head = environment(args.threads, "scvi-tools") | {"row": row, "seed": seed, "set": name, "method": method}
+                head = environment(args.threads, "scvi-tools") | {
+                    "row": row,
+                    "seed": seed,
+                    "set": name,
+                    "method": method,
+                }
                 append_run(args.output, head | record)
                 print(row, seed, json.dumps(record), flush=True)
-
-
-def table(path):
-    """Return the means over seeds, with the range of the V-measure."""
-    rows = []
-    for row, runs in read_runs(path).items():
-        means = []
-        for column in COLUMNS:
-            values = [run[column] for run in runs.values()]
-            digits = 1 if column in ("log_likelihood", "seconds") else 2
-            means.append("" if None in values else f"{statistics.mean(values):.{digits}f}")
-            if column == "v_measure":
-                means[-1] += f" ({min(values):.2f} to {max(values):.2f})"
-        rows.append([row, str(len(runs)), *means])
-    return markdown_table(["data, method", "seeds", *(column.replace("_", " ") for column in COLUMNS)], rows)
 
 
 def main():
     """Run or print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of recorded runs, and run nothing")
     parser.add_argument("--seeds", nargs="+", type=int, default=[*range(5)])
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS], metavar="NAME")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--packages", type=Path, default=Path("packages"), help="folder of scanpy, as of sets.py")
     parser.add_argument("--output", type=Path, default=RESULTS / "cells.jsonl")
     args = parser.parse_args()
-    if args.table:
-        print(table(args.output))
-        return
     torch.set_num_threads(args.threads)
     with threadpool_limits(args.threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -24,6 +24,7 @@ DAMAGES = {
     "plants": "pickles planted, alone or in the file",
     "forgeries": "forged: text, values or arrays changed, with a checksum that fits",
 }
+DEPTHS = ("depth", "depth_within_types")
 VADE_ROWS = [
     "mnist, defaults",
     "mnist 20k, defaults",
@@ -251,6 +252,28 @@ def corrupted_files():
     return table(["what was done", *head], lines)
 
 
+def cells():
+    """Counts of cells: likelihood, clusters, depth and batches."""
+    lines = []
+    for row, runs in runs_of_rows("cells").items():
+        name, method = row.split(", ", 1)
+        values = {score: [run[score] for run in runs] for score in ("log_likelihood", "v_measure", *DEPTHS, "mixing")}
+        v, (score, *others) = values.pop("v_measure"), values.values()
+        means = ["" if None in each else f"{statistics.mean(each):.2f}" for each in others]
+        bound = "" if None in score else f"{statistics.mean(score):.1f}"
+        lines.append(
+            [name, method, len(runs), bound, worst(v), *means, f"{statistics.mean(r['seconds'] for r in runs):.0f}"]
+        )
+    head = ["data", "method", "seeds", "log-likelihood", "V: mean (sd), worst", "depth", "within types", "mixing", "s"]
+    return table(head, lines)
+
+
+def penguins():
+    """Clusters of a table of numbers and categories."""
+    rows = record("penguins")["rows"]
+    return table(["method", "seeds", "V: mean (sd), worst"], [[name, len(v), worst(v)] for name, v in rows.items()])
+
+
 def plan():
     """Benchmarks with their scripts and minutes, and the versions of their records."""
     lines = []
@@ -283,6 +306,8 @@ TABLES = {
     "clusters, summary": cluster_tables.summary,
     "clusters, initializations": cluster_tables.initializations,
     "clusters, settings": cluster_tables.settings,
+    "cells": cells,
+    "penguins": penguins,
     "large files": large_files,
     "kills": kills,
     "corrupted files": corrupted_files,

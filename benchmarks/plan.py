@@ -91,6 +91,20 @@ STUDIES = (
     *(f"e, {model}" for model in ("mlp vae", "conv vae", "mlp vae, gaussian", "mlp vae, continuous bernoulli", "ppca")),
     *(f"e, mixture, {covariances}" for covariances in ("spherical", "full", "full, regularised")),
 )
+CELLS = (
+    "cells, PCA of log-counts",
+    "cells, VAEEmbedder",
+    "cells, VAEEmbedder, size factors",
+    "cells, SCVI",
+    "batches, PCA of log-counts",
+    "batches, VAEEmbedder",
+    "batches, VAEEmbedder, size factors",
+    "batches, VAEEmbedder, size factors and covariates",
+    "batches, VAEEmbedder, zero-inflated, size factors and covariates",
+    "batches, SCVI",
+    "batches, SCVI, batches",
+    "batches, SCVI, batches, its epochs",
+)
 BENCHMARKS = {
     "gmm": single("gmm", 25, "gmm", "--threads 1"),
     "gmm, 2 threads": single("gmm", 7, "gmm_2_threads", "--threads 2", '--rows "float64 (70000"'),
@@ -145,6 +159,8 @@ BENCHMARKS = {
     "clusters, new sets": clusters(NEW_SETS, OURS, 60),
     "clusters, unbalanced": clusters(UNBALANCED_SETS, METHODS, 20),
     "clusters, initializations": clusters(SMALL_SETS, INITS, 60),
+    "cells": Benchmark("cells.py", 30, "cells.jsonl", dict.fromkeys(CELLS, 5), modules=("scvi", "h5py")),
+    "penguins": single("penguins", 5, "penguins", modules=("palmerpenguins",)),
     "memory": single("memory", 10, "memory"),
     "partial_fit": single("partial_fit", 15, "partial_fit", data=(MNIST,)),
     "shuffled runs": single("shuffled_runs", 45, "shuffled_runs", data=(MNIST,)),

@@ -96,13 +96,17 @@ class ConditionCodec(NamedTuple):
         """
         columns = []
         if given.size_factors is not None and self.mean_size is None:
-            raise ValueError("size_factors are given, but the model was fitted without them; leave them out, or fit it so.")
+            raise ValueError(
+                "size_factors are given, but the model was fitted without them; leave them out, or fit it so."
+            )
         if self.mean_size is not None:
             if given.size_factors is None:
                 raise ValueError("The model was fitted with size_factors; give those of these samples, too.")
             columns.append(np.log(check_size_factors(given.size_factors, n_samples) / self.mean_size))
         if given.covariates is not None and not self.covariates:
-            raise ValueError("covariates are given, but the model was fitted without them; leave them out, or fit it so.")
+            raise ValueError(
+                "covariates are given, but the model was fitted without them; leave them out, or fit it so."
+            )
         if given.has_decoder and self.covariates:
             columns += self._encode_covariates(given.covariates, n_samples)
         return np.stack(columns, 1) if columns else np.empty((n_samples, 0))
@@ -111,7 +115,7 @@ class ConditionCodec(NamedTuple):
         if covariates is None:
             levels = "; ".join(each.name + of_levels(each.levels) for each in self.covariates)
             raise ValueError(
-                f"The model was fitted with covariates; give covariates=, those of every sample or a level of all: {levels}."
+                f"The model was fitted with covariates; give those of every sample, or a level of all: {levels}."
             )
         by_name = columns_by_name(covariates, n_samples, self.covariates)
         return [encode_column(each, by_name[each.name]) for each in self.covariates if each.n_columns]
@@ -201,7 +205,9 @@ def columns_by_name(covariates, n_samples, known=None):
     else:
         columns = array_columns(covariates)
         if known is not None and len(columns) != len(names):
-            raise ValueError(f"covariates has {len(columns)} columns, but had {len(names)} in training: {one_of(names)}.")
+            raise ValueError(
+                f"covariates has {len(columns)} columns, but had {len(names)} in training: {one_of(names)}."
+            )
         columns = dict(zip(names or columns, columns.values(), strict=True))
     for series in columns.values():
         if len(series) != n_samples:
@@ -227,7 +233,9 @@ def check_known(columns, names):
     """Raise if covariates lack a name of the training data."""
     lacking = [name for name in names if name not in columns]
     if lacking:
-        raise ValueError(f"covariates lack {one_of(lacking)}, which the training data have; they have {sorted(columns)}.")
+        raise ValueError(
+            f"covariates lack {one_of(lacking)}, which the training data have; they have {sorted(columns)}."
+        )
 
 
 def refuse_missing_values(name, series):
@@ -236,8 +244,8 @@ def refuse_missing_values(name, series):
     is_infinite = np.array([isinstance(value, float) and np.isinf(value) for value in values], dtype=bool)
     if is_missing(values).any() or is_infinite.any():
         raise ValueError(
-            f"covariates[{name!r}] has missing or infinite values; give them a level of their own, or leave such samples "
-            "out."
+            f"covariates[{name!r}] has missing or infinite values; give them a level of their own, or leave such "
+            "samples out."
         )
 
 

@@ -6,6 +6,7 @@ from ._embedder import SinglePhaseEmbedder, posterior_mean
 from ._embedder_training import condition_codec
 from ._fit import fit_method
 
+
 class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
     """Autoencoder with a prior, with covariates and size factors beside the features of samples.
 
@@ -30,8 +31,8 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
             Samples whose loss is recorded for each epoch, and decides with ``early_stopping=True``. Without them, early
             stopping holds out ``validation_fraction`` of X.
         covariates : array-like or data frame of shape (n_samples,) or (n_samples, n_covariates), default=None
-            What is known of the samples, and the latent codes need not tell, such as the batch of a measurement. Numbers
-            with a decimal point are numbers; everything else, integers too, are levels.
+            What is known of the samples, and the latent codes need not tell, such as the batch of a measurement.
+            Numbers with a decimal point are numbers; everything else, integers too, are levels.
         size_factors : array-like of shape (n_samples,), default=None
             Positive factors by which the counts of samples are multiplied, such as times of observation; their mean is
             one unit. ``size_factor="total"`` computes them from the counts.
@@ -58,7 +59,7 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
             return self._fit(X, sample_weight, X_val)
         if X_val is not None:
             raise ValueError(
-                "X_val has no covariates or size_factors; leave it out, and early_stopping=True holds out samples that do."
+                "X_val has no covariates or size_factors; leave it out, and early_stopping=True holds out samples."
             )
         if size_factors is not None and self.size_factor is not None:
             raise ValueError(
@@ -197,7 +198,8 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
         random_state : int, RandomState instance or None, default=None
             Seeds the draw; None uses the estimator's own ``random_state``.
         covariates : scalar, dict, array-like or data frame, default=None
-            If `fit` got covariates, a level for all samples (with several covariates, a dict of them), or those of each.
+            If `fit` got covariates, a level for all samples (with several covariates, a dict of them), or those of
+            each.
 
         Returns
         -------

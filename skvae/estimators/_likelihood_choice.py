@@ -304,7 +304,9 @@ def set_size_factors(likelihood, columns, source):
     groups = column_groups(likelihood, len(columns.ranges.low))
     counts = [each for each, _ in groups if isinstance(each, Counts)]
     if not counts or (source == "given" and len(groups) > 1):
-        what = "size_factor='total' is for counts" if source == "total" else "size_factors are for counts in all columns"
+        what = (
+            "size_factor='total' is for counts" if source == "total" else "size_factors are for counts in all columns"
+        )
         raise ValueError(
             f"{what}, but likelihood={likelihood_name(likelihood)!r}; give 'negative_binomial', "
             "'zero_inflated_negative_binomial' or 'poisson', or no size factors."

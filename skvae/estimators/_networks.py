@@ -78,8 +78,8 @@ def _pretrained_networks(estimator, likelihood, n_features):
     model, latent_dim = estimator._pretrained.module_, getattr(estimator, estimator._latent_dim_parameter)
     if hasattr(estimator._pretrained, "_conditions"):
         raise ValueError(
-            f"pretrained was fitted with covariates or size_factors, which {type(estimator).__name__} does not take; fit "
-            "it without them, or cluster its latent codes (TorchGMM)."
+            f"pretrained was fitted with covariates or size_factors, which {type(estimator).__name__} does not take; "
+            "fit it without them, or cluster its latent codes (TorchGMM)."
         )
     if isinstance(likelihood, MaskedLikelihood) != isinstance(model.likelihood, MaskedLikelihood):
         raise ValueError(

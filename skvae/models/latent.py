@@ -68,9 +68,9 @@ class LatentModel(nn.Module):
     The autoencoder, the variational autoencoder and VaDE are this model with different priors. Its inputs are
     standardized samples ``u = likelihood.standardize(x)``.
 
-    With covariates c, the likelihood is p(x | decoder(z, c)): codes need not tell what is known of a sample (Sohn et al.
-    2015, with an encoder of x alone). Rows are samples followed by the columns of the covariates then; what needs no
-    covariates takes samples alone, too.
+    With covariates c, the likelihood is p(x | decoder(z, c)): codes need not tell what is known of a sample (Sohn et
+    al. 2015, with an encoder of x alone). Rows are samples followed by the columns of the covariates then; what needs
+    no covariates takes samples alone, too.
 
     Parameters
     ----------
@@ -81,7 +81,8 @@ class LatentModel(nn.Module):
 
     References
     ----------
-    K. Sohn, H. Lee and X. Yan, Learning structured output representation using deep conditional generative models, 2015.
+    K. Sohn, H. Lee and X. Yan, Learning structured output representation using deep conditional generative models,
+    2015.
     """
 
     def __init__(self, encoder, decoder, likelihood, prior, covariates=None):

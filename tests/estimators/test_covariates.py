@@ -83,7 +83,9 @@ def test_totals_that_are_given_are_those_that_are_computed(counts, name):
 def test_size_factors_scale_expected_counts(counts, fitted, covariates, sizes):
     likelihood, u = fitted.module_.likelihood, torch.zeros(1, 9)
     log_rate = likelihood.log_rate(torch.zeros(1, 8))
-    assert_allclose(likelihood.log_rate(torch.zeros(1, 8), torch.tensor([[np.log(2.0)]])) - log_rate, np.log(2), rtol=1e-5)
+    assert_allclose(
+        likelihood.log_rate(torch.zeros(1, 8), torch.tensor([[np.log(2.0)]])) - log_rate, np.log(2), rtol=1e-5
+    )
     assert likelihood.sized(u)[0].shape == (1, 8)
     doubled = fitted.transform(2 * counts, size_factors=2 * sizes)
     assert_allclose(doubled, fitted.transform(counts, size_factors=sizes), rtol=1e-4, atol=1e-5)
@@ -91,9 +93,7 @@ def test_size_factors_scale_expected_counts(counts, fitted, covariates, sizes):
 
 def test_order_of_samples_and_columns_changes_nothing(counts, covariates, sizes, fitted):
     order = np.random.default_rng(3).permutation(N)
-    again = VAEEmbedder(2, **SETTINGS).fit(
-        counts[order], covariates=covariates.iloc[order], size_factors=sizes[order]
-    )
+    again = VAEEmbedder(2, **SETTINGS).fit(counts[order], covariates=covariates.iloc[order], size_factors=sizes[order])
     scores = fitted.score_samples(counts, covariates, sizes)
     assert_allclose(again.score_samples(counts, covariates, sizes), scores, rtol=1e-5)
     assert_array_equal(fitted.score_samples(counts, covariates[["donor", "age", "batch"]], sizes), scores)
@@ -221,7 +221,8 @@ def test_training_continues_and_resumes(tmp_path, counts, covariates, sizes):
     plain = VAEEmbedder(2, **SETTINGS).fit(counts, **given)
     assert_array_equal(kept.transform(counts, sizes), plain.transform(counts, sizes))
     stopped = VAEEmbedder(2, early_stopping=True, **SETTINGS).fit(counts, **given)
-    assert len(stopped.history_) == 3 and "valid_loss" in stopped.history_[0]
+    assert len(stopped.history_) == 3
+    assert "valid_loss" in stopped.history_[0]
 
 
 def test_fit_without_covariates_forgets_them(counts, covariates):
@@ -263,18 +264,25 @@ def test_bad_arguments_of_fit(counts, arguments, message):
     vae = VAEEmbedder(2, **SETTINGS)
     with pytest.raises(ValueError, match=message):
         vae.fit(counts, **arguments)
-    assert not hasattr(vae, "module_") and not hasattr(vae, "_conditions")
+    assert not hasattr(vae, "module_")
+    assert not hasattr(vae, "_conditions")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "fitted with size_factors; give those"),
-        ({"size_factors": np.ones(N)}, "fitted with covariates; give covariates=.*batch 'a', 'b'; age"),
+        ({"size_factors": np.ones(N)}, "fitted with covariates; give those.*batch 'a', 'b'; age"),
         ({"size_factors": np.ones(N), "covariates": "a"}, "give a dict with a level of each"),
         ({"size_factors": np.ones(N), "covariates": {"batch": "a"}}, "lack 'age' or 'donor'|lack"),
-        ({"size_factors": np.ones(N), "covariates": {"batch": "c", "age": 4.0, "donor": 1}}, r"\['c'\]; it has 'a', 'b'"),
-        ({"size_factors": np.ones(N), "covariates": {"batch": "a", "age": "old", "donor": 1}}, "were numbers in training"),
+        (
+            {"size_factors": np.ones(N), "covariates": {"batch": "c", "age": 4.0, "donor": 1}},
+            r"\['c'\]; it has 'a', 'b'",
+        ),
+        (
+            {"size_factors": np.ones(N), "covariates": {"batch": "a", "age": "old", "donor": 1}},
+            "were numbers in training",
+        ),
         ({"size_factors": np.ones(N), "covariates": np.ones((N, 2))}, "2 columns, but had 3"),
     ],
 )

@@ -181,7 +181,8 @@ def share_of_same_codes(rows, is_categorical, weight):
 def test_neighbours_are_of_several_categories():
     rows, is_categorical = mixed_inputs(1)
     weight = input_weights(rows, is_categorical)
-    assert (weight[:3] == 1).all() and 0 < weight[3] == weight[4] < 0.8
+    assert (weight[:3] == 1).all()
+    assert 0 < weight[3] == weight[4] < 0.8
     assert share_of_same_codes(rows, is_categorical, np.ones(5)) > 0.95
     assert 0.7 < share_of_same_codes(rows, is_categorical, weight) < 0.95
 
