@@ -327,6 +327,9 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
         """
         return super().impute(Given(X, covariates), n_importance_samples)
 
+    def _shifts_dispersions(self):
+        return self.dispersion == "covariates"
+
     def _continues_with_conditions(self):
         """Return whether a fit would continue from networks that had covariates or size factors."""
         return self.warm_start and hasattr(self, "module_") and hasattr(self, "_conditions")

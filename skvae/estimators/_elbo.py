@@ -156,8 +156,8 @@ def fill_missing(model, x, points=None):
     total = mean = None
     for noise in points.to(u):
         noise = noise.expand_as(q.mean)
-        inputs = model.decoder_inputs(model.prior.draw(q, noise), columns)
-        weight, decoded = model.log_weights(u, q, noise), statistics(model.decoder(inputs))
+        params = model.params(model.prior.draw(q, noise), columns)
+        weight, decoded = model.log_weights(u, q, noise), statistics(params)
         if total is None:
             total, mean = weight, decoded
             continue
@@ -190,6 +190,5 @@ def draw_samples(estimator, codes_of, n_samples, generator, conditions=None):
     model = copy.deepcopy(estimator.module_).to("cpu", torch.float64)
     with torch.inference_mode():
         columns = None if conditions is None else torch.from_numpy(conditions)
-        inputs = model.decoder_inputs(codes_of(model, noise), columns)
-        X = model.likelihood.sample(model.decoder(inputs), generator).numpy()
+        X = model.likelihood.sample(model.params(codes_of(model, noise), columns), generator).numpy()
     return estimator._in_frame(to_dtype(X, estimator._fit_dtype), whole=True)

@@ -162,6 +162,10 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             raise TypeError("to_onnx writes graphs of features alone, but the model was fitted with size_factors.")
         return Encoder(self.module_, dtype)
 
+    def _shifts_dispersions(self):
+        """Return whether dispersions of counts depend on covariates."""
+        return False
+
     @abstractmethod
     def _make_prior(self):
         """Return the initial prior over latent codes."""

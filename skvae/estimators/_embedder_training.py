@@ -42,6 +42,7 @@ from ._likelihood_choice import (
     has_size_factors,
     hint_at_counts,
     likelihood_name,
+    set_dispersions,
     stored_rows,
 )
 from ._networks import has_user_modules, make_networks, pretrained_model
@@ -182,7 +183,8 @@ def _new_model(estimator, samples, generator):
     likelihood, prior = build_likelihood(chosen, features_of(X), columns, size_factors), estimator._make_prior()
     covariates, n_features = None, features.shape[1]
     if codec is not None and codec.n_levels:
-        covariates = CovariateInputs(n_features + codec.n_sizes, codec.n_levels)
+        n_dispersions = set_dispersions(likelihood, n_features) if estimator._shifts_dispersions() else 0
+        covariates = CovariateInputs(n_features + codec.n_sizes, codec.n_levels, n_dispersions)
     n_covariates = 0 if covariates is None else covariates.n_outputs
     networks = make_networks(estimator, likelihood, prior.n_statistics, n_features, generator, n_covariates)
     model = LatentModel(*networks, likelihood, prior, covariates)

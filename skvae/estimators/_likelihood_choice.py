@@ -16,7 +16,7 @@ from ..data.messages import meant, shown
 from ..data.samples import ConditionedSamples, clip_samples, features_of, is_lazy, streamed
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
-from ..models import LIKELIHOODS, Counts, MaskedLikelihood, MixedLikelihood, Support
+from ..models import LIKELIHOODS, Counts, MaskedLikelihood, MixedLikelihood, NegativeBinomial, Support
 from ..models.features import Likelihood
 from ..models.mixed import ColumnLikelihoods
 
@@ -314,6 +314,24 @@ def set_size_factors(likelihood, columns, source):
     for each in counts:
         each.size_factors = source
     check_totals(likelihood, columns)
+
+
+def set_dispersions(likelihood, n_features):
+    """Let dispersions of counts be shifted; return for how many features.
+
+    Raises
+    ------
+    ValueError
+        If not all columns are counts with dispersions.
+    """
+    counts = likelihood.likelihood if isinstance(likelihood, MaskedLikelihood) else likelihood
+    if not isinstance(counts, NegativeBinomial):
+        raise ValueError(
+            f"dispersion='covariates' is for counts in all columns, but likelihood={likelihood_name(likelihood)!r}; "
+            "give 'negative_binomial' or 'zero_inflated_negative_binomial', or dispersion='feature'."
+        )
+    counts.has_shifts = True
+    return n_features
 
 
 def has_size_factors(likelihood):

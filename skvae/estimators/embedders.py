@@ -92,6 +92,10 @@ class VAEEmbedder(ConditionalMixin):
         total, so that latent codes describe shares. Scores are those given the totals; `reconstruct`,
         `inverse_transform` and `sample` are for the mean total.
 
+    dispersion : {"feature", "covariates"}, default="feature"
+        Dispersions of negative binomial counts: one for each feature, or "covariates" for each feature and level of the
+        ``covariates`` that `fit` gets (their logs are sums over covariates).
+
     beta : float, default=1.0
         Weight of the KL term in the training loss.
 
@@ -246,6 +250,7 @@ class VAEEmbedder(ConditionalMixin):
 
     _parameter_constraints: ClassVar[dict] = {
         **SinglePhaseEmbedder._parameter_constraints,
+        "dispersion": [StrOptions({"feature", "covariates"})],
         "beta": [NOT_NEGATIVE],
         "kl_warmup_epochs": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
         "latent_norm_epochs": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
@@ -258,6 +263,7 @@ class VAEEmbedder(ConditionalMixin):
         """Return weights, means and covariances of the prior, which is N(0, I)."""
         return np.ones(1), np.zeros((1, self._n_features_out)), np.eye(self._n_features_out)[None]
 
+    dispersion: str = "feature"
     beta: float = 1.0
     kl_warmup_epochs: int | str = "auto"
     latent_norm_epochs: int | str = "auto"

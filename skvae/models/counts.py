@@ -106,7 +106,14 @@ class NegativeBinomial(Counts):
     ----------
     mean, scale : Tensor of shape (d,)
         Feature means and standard deviations.
+
+    Attributes
+    ----------
+    has_shifts : bool
+        Whether the last d parameters are added to the logs of theta, in units of ten; it can be set.
     """
+
+    has_shifts = False
 
     def __init__(self, mean, scale):
         super().__init__(mean, scale)
@@ -119,7 +126,23 @@ class NegativeBinomial(Counts):
     @property
     def log_theta(self):
         """Log of the inverse dispersion of each feature (d,)."""
-        return LOG_DISPERSION_BOUND * (10 * self.raw_log_dispersion / LOG_DISPERSION_BOUND).tanh()
+        return self._log_theta(self.raw_log_dispersion)
+
+    @staticmethod
+    def _log_theta(raw):
+        return LOG_DISPERSION_BOUND * (10 * raw / LOG_DISPERSION_BOUND).tanh()
+
+    def _dispersed(self, params):
+        """Return the parameters without shifts, and the logs of the inverse dispersions, (d,) or (n, d)."""
+        raw = self.raw_log_dispersion.to(params.dtype)
+        if not self.has_shifts:
+            return params, self._log_theta(raw)
+        params, shifts = params.split([params.shape[-1] - len(raw), len(raw)], -1)
+        return params, self._log_theta(raw + shifts)
+
+    def mean(self, params):
+        """Return expected samples in the units of the data."""
+        return super().mean(self._dispersed(params)[0])
 
     def feature_log_prob(self, u, params):
         """Return the log-probability of each count in nats (n, d).
@@ -129,7 +152,8 @@ class NegativeBinomial(Counts):
         float32 for large counts or theta.
         """
         u, log_size = self.sized(u)
-        log_mu, log_theta = self.log_rate(params, log_size), self.log_theta.to(params.dtype)
+        params, log_theta = self._dispersed(params)
+        log_mu = self.log_rate(params, log_size)
         mu, theta, count, is_positive = log_mu.exp(), log_theta.exp(), u.clamp(min=1), (u > 0).to(params.dtype)
         total, difference = count + theta, count - mu
         # log((x + theta) / (mu + theta)), accurate where they are nearly equal and where one is much larger.
@@ -144,7 +168,8 @@ class NegativeBinomial(Counts):
 
     def sample(self, params, generator):
         """Draw Poisson counts whose rates are drawn from gamma distributions."""
-        theta, mean = self.log_theta.to(params.dtype).exp().expand_as(params), self.log_rate(params).exp()
+        params, log_theta = self._dispersed(params)
+        theta, mean = log_theta.exp().expand_as(params), self.log_rate(params).exp()
         # torch.distributions draws gammas by this function too, but without a generator.
         rate = torch._standard_gamma(theta, generator=generator) * mean / theta
         return torch.poisson(rate, generator=generator)
@@ -184,9 +209,10 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         return counts * torch.bernoulli(torch.sigmoid(-logits), generator=generator)
 
     def _parts(self, params):
-        """Return log-rates, and logits of the probability of zero."""
-        rates, logits = params.chunk(2, -1)
-        return rates, logits - ZERO_LOGIT
+        """Return log-rates and shifts of dispersions, if there are any, and logits of the probability of zero."""
+        d = len(self.raw_log_dispersion)
+        rates, logits, shifts = params.split([d, d, params.shape[-1] - 2 * d], -1)
+        return torch.cat([rates, shifts], -1) if self.has_shifts else rates, logits - ZERO_LOGIT
 
 
 def deviance(count, log_ratio):

@@ -39,11 +39,15 @@ class CovariateInputs(nn.Module):
         Columns of a row before those of the covariates.
     n_levels : list of int
         Number of levels of each covariate, which are coded 0, 1, ...; zero for a number.
+    n_dispersions : int, default=0
+        Number of features whose dispersions depend on the covariates.
     """
 
-    def __init__(self, n_features, n_levels):
+    def __init__(self, n_features, n_levels, n_dispersions=0):
         super().__init__()
-        self.n_features, self.n_levels = n_features, list(n_levels)
+        self.n_features, self.n_levels, self.n_dispersions = n_features, list(n_levels), n_dispersions
+        if n_dispersions:
+            self.dispersion = nn.Parameter(torch.zeros(self.n_outputs, n_dispersions))
 
     @property
     def n_outputs(self):
@@ -127,6 +131,17 @@ class LatentModel(nn.Module):
         """Return the inputs of the decoder: codes z, followed by those for columns of covariates."""
         return z if self.covariates is None else torch.cat([z, self.covariates(columns).to(z)], -1)
 
+    def params(self, z, columns=None):
+        """Return the parameters of the likelihood at codes z, with columns of covariates if there are any.
+
+        They are the outputs of the decoder, and then what covariates add to the logs of dispersions.
+        """
+        inputs = self.decoder_inputs(z, columns)
+        outputs = self._run(self.decoder, inputs)
+        if self.covariates is None or not self.covariates.n_dispersions:
+            return outputs
+        return torch.cat([outputs, inputs[..., z.shape[-1] :] @ self.covariates.dispersion.to(outputs)], -1)
+
     def n_inputs(self, n_features, n_components):
         """Return the numbers of inputs of the encoder and of the decoder."""
         n_covariates = 0 if self.covariates is None else self.covariates.n_outputs
@@ -168,12 +183,11 @@ class LatentModel(nn.Module):
 
     def decode(self, z, columns=None):
         """Return expected samples in the units of the data: of codes z, and columns of covariates if there are any."""
-        return self.likelihood.mean(self.decoder(self.decoder_inputs(z, columns)))
+        return self.likelihood.mean(self.params(z, columns))
 
     def _log_prob(self, u, z):
         """Return log p(x | z) of each row."""
-        inputs = self.decoder_inputs(z, self.covariates_of(u))
-        return self.likelihood.log_prob(self.features(u), self._run(self.decoder, inputs))
+        return self.likelihood.log_prob(self.features(u), self.params(z, self.covariates_of(u)))
 
     def _run(self, network, x):
         if self.autocast is None:

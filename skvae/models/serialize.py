@@ -24,12 +24,13 @@ from . import (
     MixedLikelihood,
     StandardNormal,
 )
-from .counts import Categorical, Counts
+from .counts import Categorical
 from .covariances import Mixture
 from .likelihoods import FixedGaussian, Standardized
 from .networks import Affine, Dropout, Flatten, Heads, LatentNorm, LogScaleHead, Unflatten
 
 FIELDS = ("kind", "settings", "arrays", "parts", "frozen", "channels_last", "training")
+OPTIONS = {"size_factors": ("total", "given"), "has_shifts": (True,)}  # attributes of likelihoods of counts
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64)  # of parameters and buffers
 
 
@@ -79,21 +80,22 @@ def likelihood(cls, *names):
     """Return the serializer of a likelihood, which takes a mean and a scale of each feature if it has arrays."""
 
     def settings(module):
-        source = getattr(module, "size_factors", None)
-        return {name: getattr(module, name) for name in names} | ({} if source is None else {"size_factors": source})
+        values = {name: getattr(module, name) for name in names}
+        return values | {name: getattr(module, name) for name in OPTIONS if getattr(module, name, None)}
 
     def build(settings, parts, shapes):
         settings = dict(settings)
-        size_factors = settings.pop("size_factors", None) if issubclass(cls, Counts) else None
-        if size_factors not in (None, "total", "given"):
-            raise ValueError(f"size_factors={size_factors!r:.40} is unknown")
+        options = {name: settings.pop(name) for name in OPTIONS if hasattr(cls, name) and name in settings}
+        for name, value in options.items():
+            if value not in OPTIONS[name]:
+                raise ValueError(f"{name}={value!r:.40} is unknown")
         check_names("settings", settings, names)
         if not shapes:
             return cls(**settings)
         (size,) = shapes["feature_mean" if issubclass(cls, Standardized) else "log_mean"]
         module = cls(torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64), **settings)
-        if size_factors is not None:
-            module.size_factors = size_factors
+        for name, value in options.items():
+            setattr(module, name, value)
         return module
 
     return Serializer(cls, settings, build)
@@ -208,7 +210,7 @@ OURS = [
     assembly(MaskedLikelihood, "likelihood"),
     container(LogScaleHead, build_log_scale_head),
     container(LatentModel, build_latent_model),
-    layer(CovariateInputs, "n_features", "n_levels"),
+    layer(CovariateInputs, "n_features", "n_levels", "n_dispersions"),
     Serializer(Affine, lambda module: {}, build_affine),
     Serializer(LatentNorm, lambda module: {"is_frozen": module.is_frozen}, build_latent_norm),
     Serializer(GaussianMixturePrior, prior_settings, build_mixture_prior),

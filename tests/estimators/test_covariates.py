@@ -316,3 +316,30 @@ def test_what_does_not_go_with_them(tmp_path, counts, covariates, sizes, fitted)
     missing[0, 0] = np.nan
     with pytest.raises(ValueError, match="Size factors need the counts of all features"):
         VAEEmbedder(2, **SETTINGS).fit(missing, size_factors=sizes)
+
+
+@pytest.mark.parametrize("likelihood", ["negative_binomial", "zero_inflated_negative_binomial"])
+def test_dispersions_of_levels(tmp_path, likelihood):
+    rng = np.random.default_rng(0)
+    batch = rng.integers(2, size=600)
+    theta = np.where(batch == 1, 0.5, 20)[:, None]
+    X = rng.poisson(10 * rng.gamma(theta, 1 / theta, size=(600, 6)))
+    settings = SETTINGS | {"likelihood": likelihood, "max_epochs": 60, "lr": 1e-2}
+    alike = VAEEmbedder(1, **settings).fit(X, covariates=batch)
+    vae = VAEEmbedder(1, dispersion="covariates", **settings).fit(X, covariates=batch)
+    assert vae.score(X, covariates=batch) > alike.score(X, covariates=batch) + 0.3
+    shifts = vae.module_.covariates.dispersion
+    assert (shifts[1] < shifts[0]).all(), "counts of the second level vary more"
+    spread = [vae.sample(2_000, 0, covariates=level).var(0).mean() for level in (0, 1)]
+    assert spread[1] > 3 * spread[0]
+    assert_allclose(vae.inverse_transform(np.zeros((1, 1)), covariates=0), 10, rtol=0.5)
+    skvae.save(vae, tmp_path / "vae.skvae")
+    assert_array_equal(skvae.load(tmp_path / "vae.skvae").score_samples(X, batch), vae.score_samples(X, batch))
+
+
+def test_dispersions_without_levels_or_counts(counts, covariates):
+    plain = VAEEmbedder(2, **SETTINGS).fit(counts)
+    alike = VAEEmbedder(2, dispersion="covariates", **SETTINGS).fit(counts)
+    assert_array_equal(alike.transform(counts), plain.transform(counts))
+    with pytest.raises(ValueError, match="counts in all columns"):
+        VAEEmbedder(2, dispersion="covariates", max_epochs=1).fit(counts / 9, covariates=covariates)
