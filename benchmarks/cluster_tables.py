@@ -77,7 +77,7 @@ def overview(score="v_measure", path=RUNS):
     by_set, lines = read(path), []
     methods = present(by_set)
     for name, runs in by_set.items():
-        means = {method: mean(runs[method], score) for method in runs}
+        means = {method: mean(runs[method], score) for method in methods if method in runs}
         cells = dict.fromkeys(methods, "")
         for method, value in means.items():
             text = f"{value:.3f} ({min(run[score] for run in runs[method]):.3f})"

@@ -125,3 +125,15 @@ def test_missing_needs_and_records_are_reported(benchmarks, monkeypatch, tmp_pat
     assert run.run("failing", plan.Benchmark("run.py --nonsense", 1, "missing.json")) == "ended with status 2"
     assert run.run("done", plan.Benchmark("plan.py", 1, "present.json")) is None
     assert "required" in capfd.readouterr().err  # the output of the benchmark that failed
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+def test_rows_of_tables_have_the_cells_of_their_head(name):
+    rows, n_cells = (Path(__file__).parents[1] / name).read_text().splitlines(), None
+    for row in rows:
+        if not row.startswith("|"):
+            n_cells = None
+            continue
+        n_own = row.replace("\\|", "").count("|")
+        assert n_cells in (None, n_own), row
+        n_cells = n_own
