@@ -232,7 +232,7 @@ def saving():
     """What can be written by which function, and what reading it runs."""
     rows = (
         ("an estimator\nof this package", "skvae.save", "skvae.load", COLORS[0]),
-        ("a pipeline, a search", "skops.io.dump", "skops.io.load\ntrusted=TRUSTED_TYPES", COLORS[0]),
+        ("a pipeline, a search", "skvae.save\nwith skops", "skvae.load\nwith skops", COLORS[0]),
         ("networks or functions\nof your own", "joblib.dump\ncloudpickle", "joblib.load\npickle.load", COLORS[2]),
         ("what a fit computes", "skvae.to_onnx", "onnxruntime", COLORS[0]),
     )

@@ -50,7 +50,7 @@ print(f"\n{vade.n_effective_clusters_:.1f} effective clusters; bound of held-out
 # How the clusters form
 # ---------------------
 # The codes of held-out images in the plane that separates the final clusters best, after 1, 10 and 100 epochs. Below:
-# samples of each cluster, the digits that the clusters hold, and the the bound by epoch.
+# samples of each cluster, the digits that the clusters hold, and the bound by epoch.
 
 fig, axes = plt.subplots(2, 3, figsize=(14, 9), layout="constrained")
 ClusterEvolutionDisplay.from_estimator(vade, y_test, projection="discriminant", ax=axes[0])

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -96,3 +97,19 @@ def test_the_checker_sees_imports():
 
 def test_public_names_exist():
     assert all(hasattr(skvae, name) for name in skvae.__all__)
+
+
+def test_names_are_imported_when_they_are_used():
+    code = """
+import sys
+import skvae
+assert not {"torch", "sklearn", "skvae.estimators"} & set(sys.modules), "import skvae takes seconds"
+assert skvae.VAEEmbedder.__name__ == "VAEEmbedder" and skvae.load.__name__ == "load"
+assert skvae.metrics.__name__ == "skvae.metrics"
+assert {"VAEEmbedder", "save", "metrics", "__version__"} <= set(dir(skvae))
+from skvae import *
+assert TorchGMM is skvae.TorchGMM
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'skvae' has no attribute 'nothing'"):
+        _ = skvae.nothing

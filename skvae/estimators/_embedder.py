@@ -28,6 +28,7 @@ from ..fitting.warnings import warn
 from ..models import ACTIVATIONS, LIKELIHOODS, MaskedLikelihood
 from ..models.images import check_channels_first
 from ..models.networks import NETWORKS
+from ..models.serialize import converted_copy
 from ._base import LatentMixin, TorchEstimator
 from ._callbacks import NamedCallbacksMixin
 from ._column_likelihoods import list_columns
@@ -39,7 +40,6 @@ from ._embedder_training import (
     listed_columns,
     prepare_batch,
     prepare_samples,
-    to_device,
     train,
     training_plan,
     user_callbacks,
@@ -442,12 +442,24 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         check_is_fitted(self)
         device = resolve_device(self.device)
         device = torch.device("cpu") if device.type == "mps" else device
-        model = to_device(copy.deepcopy(self.module_), device)
-        for network in (model.encoder, model.decoder, model.prior):
-            network.to(compute_dtype(X.dtype, device))
+        model = self._model_for(compute_dtype(X.dtype, device), device)
         # Units need the full precision, whatever the networks compute in: offsets may be large.
         dtype = compute_dtype(np.float64, device)
         return map_samples(lambda x: function(model, x), X, dtype=dtype, device=device, width=2 * self._widest)
+
+    def _model_for(self, dtype, device):
+        """Return a copy of the model on a device, with networks and prior of a dtype; units keep theirs."""
+
+        def of_dtype(tensor):
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+        model = copy.copy(self.module_)
+        parts = dict.fromkeys(("encoder", "decoder", "prior"), of_dtype)
+        vars(model)["_modules"] = {
+            name: None if part is None else converted_copy(part, parts.get(name, lambda tensor: tensor.to(device)))
+            for name, part in self.module_._modules.items()
+        }
+        return model
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

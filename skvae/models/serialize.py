@@ -6,6 +6,7 @@ and of torch, whose classes are in ``SERIALIZERS``, have descriptions. It is no 
 users' own combinations of layers.
 """
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -248,6 +249,34 @@ def foreign_part(module):
             return "parts of it occur twice"
     unknown = next((tensor.dtype for tensor in module.state_dict().values() if tensor.dtype not in DTYPES), None)
     return None if unknown is None else f"it has values of the type {unknown}"
+
+
+def converted_copy(module, convert):
+    """Return a copy of a module for inference, with converted parameters and buffers.
+
+    Copying a module takes longer than applying it to a sample, so that this copies tensors alone. A module that is not
+    of this package or of torch may change its other attributes, and is copied with them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    convert : callable, Tensor -> Tensor
+        May return the tensor itself, which is then shared.
+    """
+    if any(type(part) not in NAMES for part in module.modules()):
+        return copy.deepcopy(module)._apply(convert)
+    return _converted(module, convert)
+
+
+def _converted(module, convert):
+    copied = module.__new__(type(module))
+    vars(copied).update(vars(module))
+    for kind in ("_parameters", "_buffers"):
+        tensors = getattr(module, kind).items()
+        vars(copied)[kind] = {name: None if tensor is None else convert(tensor.detach()) for name, tensor in tensors}
+    parts = module._modules.items()
+    vars(copied)["_modules"] = {name: None if part is None else _converted(part, convert) for name, part in parts}
+    return copied
 
 
 def module_to_dict(module):
