@@ -32,6 +32,8 @@ VADE_ROWS = [
     "mnist, conv, no views, 25 epochs",
     "mnist, conv, no views, 25 epochs, 14 clusters",
     "mnist, conv, neighbours, 25 epochs",
+    "mnist, conv, neighbours, 14 clusters",
+    "mnist, conv, neighbours, 100 epochs",
     "mnist, conv, no views, 100 epochs",
     "mnist, mlp, plain bound, 25 epochs",
     "mnist, mlp, plain bound, 300 epochs",

@@ -140,7 +140,10 @@ BENCHMARKS = {
         {"mnist, conv, no views, 25 epochs": 2, "mnist, conv, no views, 25 epochs, 14 clusters": 2},
     ),
     "vade, neighbours": vade(
-        "mnist, conv, neighbours, 25 epochs", 7, (MNIST,), {"mnist, conv, neighbours, 25 epochs": 1}
+        "mnist, conv, neighbours",
+        30,
+        (MNIST,),
+        {f"mnist, conv, neighbours, {what}": 1 for what in ("25 epochs", "14 clusters", "100 epochs")},
     ),
     "vade, plain bound": vade(
         "mnist, mlp, plain bound, 25 epochs", 18, (MNIST,), {"mnist, mlp, plain bound, 25 epochs": 2}

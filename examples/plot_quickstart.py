@@ -91,7 +91,7 @@ for digit, row in enumerate(matrix):
 
 if not args.no_search:
     search = GridSearchCV(
-        clone(pipeline).set_params(vae__verbose=0, vae__max_epochs=120),
+        clone(pipeline).set_params(vae__verbose=0, vae__max_epochs=60),
         {"vae__n_components": [5, 10], "gmm__covariance_type": ["full", "diag"]},
         scoring="v_measure_score",
         cv=3,
