@@ -85,7 +85,12 @@ class EpochScores(Callback):
             if not isinstance(name, str) or not name or "_" in name:
                 raise ValueError(f"Invalid name in rows: {name!r}; use a string without underscores.")
         check_scalar(self.every, "every", Integral, min_val=1)
-        self.rows_ = {name: check_samples(samples, X, f"rows[{name!r}]") for name, samples in self.rows.items()}
+        if unwrapped_module(net).covariates is not None:
+            raise ValueError(
+                "EpochScores decodes samples, whose covariates it does not have, but the model has some; leave it out "
+                "(early_stopping=True records the loss of samples held out)."
+            )
+        self.rows_ = {name: check_samples(samples, X, f"rows[{name!r}]", net) for name, samples in self.rows.items()}
 
     def on_epoch_end(self, net, **kwargs):
         """Record the scores in the history."""
@@ -212,7 +217,7 @@ class LatentSnapshots(Resumable):
         if self.epochs is not None:
             for epoch in self.epochs:
                 check_scalar(epoch, "Each of epochs", Integral, min_val=0)
-        self.X_, self.taken_ = check_samples(self.X, X, "X of LatentSnapshots"), []
+        self.X_, self.taken_ = check_samples(self.X, X, "X of LatentSnapshots", net), []
         if self.epochs is not None and 0 in self.epochs:
             self._take(net)
 
@@ -262,10 +267,13 @@ class LatentSnapshots(Resumable):
         self.taken_.append(snapshot)
 
 
-def check_samples(X, dataset, name):
+def check_samples(X, dataset, name, net):
     """Return samples as a float array (n, d); raise unless they have as many features as the training data."""
+    model = unwrapped_module(net)
+    if getattr(model.likelihood, "size_factors", None) == "given":
+        raise ValueError(f"{name} has no size_factors, which the training data have; leave the callback out.")
     X = check_array(host_array(X), dtype=np.float64, ensure_all_finite="allow-nan", allow_nd=True, input_name=name)
-    X, n_features = X.reshape(len(X), -1), dataset.rows[:1].shape[1]
+    X, n_features = X.reshape(len(X), -1), model.features(dataset.rows[:1]).shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"{name} has {X.shape[1]} features, but the training data have {n_features}.")
     return X

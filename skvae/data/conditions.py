@@ -3,14 +3,11 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.utils import check_consistent_length
-from sklearn.utils.validation import column_or_1d
 
 from ..fitting.distributed import current_group
 from .arrays import host_array
 from .frames import categories_of, codes_of, holds_categories, library_of, series_at, values_of
 from .labels import is_missing
-from .messages import one_of
 from .weights import check_weights
 
 MAX_LEVELS_SHOWN = 10
@@ -70,6 +67,28 @@ class ConditionCodec(NamedTuple):
         """Return plain values, which files can store."""
         return [[list(each) for each in self.covariates], self.mean_size]
 
+    def check(self):
+        """Raise if values are not those of training data.
+
+        Raises
+        ------
+        ValueError
+            If levels occur twice, or if a size factor or the units of a number are not possible.
+        """
+        names = [each.name for each in self.covariates]
+        for each in self.covariates:
+            levels = [each.name] if each.levels is None else each.levels
+            if not isinstance(levels, list) or not levels or any(isinstance(level, list | dict) for level in levels):
+                raise ValueError(f"covariates[{each.name!r}] has no list of levels.")
+            if len(set(map(repr, levels))) < len(levels) or is_missing(np.array(levels, dtype=object)).any():
+                raise ValueError(f"covariates[{each.name!r}] has levels that are missing, or occur twice.")
+            if not (np.isfinite(each.center) and np.isfinite(each.scale) and each.scale >= 0):
+                raise ValueError(f"covariates[{each.name!r}] has a unit that is not possible.")
+        if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+            raise ValueError("Names of covariates should be strings that occur once.")
+        if self.mean_size is not None and not (np.isfinite(self.mean_size) and self.mean_size > 0):
+            raise ValueError(f"The mean size factor is {self.mean_size!r}.")
+
     @property
     def n_sizes(self):
         """Number of columns of size factors."""
@@ -118,7 +137,8 @@ class ConditionCodec(NamedTuple):
                 f"The model was fitted with covariates; give those of every sample, or a level of all: {levels}."
             )
         by_name = columns_by_name(covariates, n_samples, self.covariates)
-        return [encode_column(each, by_name[each.name]) for each in self.covariates if each.n_columns]
+        encoded = [(each.n_columns, encode_column(each, by_name[each.name])) for each in self.covariates]
+        return [column for n_columns, column in encoded if n_columns]  # those that are constant are checked alone
 
 
 def make_condition_codec(given, n_samples):
@@ -134,7 +154,7 @@ def make_condition_codec(given, n_samples):
     columns = {} if given.covariates is None else columns_by_name(given.covariates, n_samples)
     for name, series in columns.items():
         refuse_missing_values(name, series)
-        levels = categories_of(f"covariates[{name!r}]", series) if has_levels(series) else None
+        levels = levels_of(name, series) if has_levels(series) else None
         numbers = np.zeros(0) if levels is not None else np.asarray(series.to_list(), dtype=np.float64)
         parts = group.all_gather_object((name, levels))
         if any((other, each is None) != (name, levels is None) for other, each in parts):
@@ -158,6 +178,14 @@ def weighted_mean(values, weight):
     return float(total / mass)
 
 
+def levels_of(name, series):
+    """Return the levels of a covariate."""
+    try:
+        return categories_of(name, series)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"Column {name!r} of X", f"covariates[{name!r}]")) from None
+
+
 def has_levels(series):
     """Return whether a covariate has levels: integers have, numbers with a decimal point have not."""
     return holds_categories(series) or all(isinstance(value, int | np.integer) for value in series.to_list())
@@ -169,8 +197,11 @@ def encode_column(covariate, series):
     if covariate.levels is None:
         numbers = np.asarray(series.to_list())
         if numbers.dtype.kind not in "iuf":
-            raise ValueError(f"covariates[{covariate.name!r}] were numbers in training, but are not now.")
-        return (numbers - covariate.center) / covariate.scale
+            raise ValueError(
+                f"covariates[{covariate.name!r}] has values such as {series.to_list()[0]!r}, but it had numbers in the "
+                "training data; give numbers."
+            )
+        return (numbers - covariate.center) / (covariate.scale or 1.0)
     codes, unknown = codes_of(values_of(series), covariate.levels)
     if unknown:
         raise ValueError(
@@ -185,34 +216,53 @@ def columns_by_name(covariates, n_samples, known=None):
 
     Parameters
     ----------
-    covariates : DataFrame, Series, array-like of shape (n,) or (n, m), or with ``known`` a level or dict of levels
+    covariates : DataFrame, Series, array-like of shape (n,) or (n, m), or dict of columns; with ``known`` also a level,
+        or a dict of them
     n_samples : int
     known : list of Covariate, optional
         Those of the training data, of which all should be there.
     """
     names = None if known is None else [each.name for each in known]
-    if known is not None and isinstance(covariates, dict):
-        check_known(covariates, names)
-        return {name: ListColumn([covariates[name]] * n_samples) for name in names}
-    if known is not None and np.ndim(covariates) == 0 and library_of(covariates) is None:
+    if isinstance(covariates, dict):
+        columns = {str(name): level_or_column(value, n_samples, known is None) for name, value in covariates.items()}
+        if known is not None:
+            check_known(columns, names)
+    elif known is not None and library_of(covariates) is None and np.ndim(host_array(covariates)) == 0:
         if len(names) > 1:
-            raise ValueError(f"There are covariates {one_of(names)}; give a dict with a level of each.")
-        return {names[0]: ListColumn([covariates] * n_samples)}
-    if library_of(covariates) is not None:
+            raise ValueError(
+                f"covariates={covariates!r:.80} is one level, but there are {', '.join(names)}; give a dict with a "
+                "level of each."
+            )
+        columns = {names[0]: level_or_column(covariates, n_samples, False)}
+    elif library_of(covariates) is not None:
         columns = {str(name): series_at(covariates, index) for index, name in enumerate(covariates.columns)}
+        if len(columns) < len(covariates.columns):
+            raise ValueError(f"Names of covariates occur twice: {[*map(str, covariates.columns)]}; rename them.")
         if known is not None:
             check_known(columns, names)
     else:
         columns = array_columns(covariates)
         if known is not None and len(columns) != len(names):
             raise ValueError(
-                f"covariates has {len(columns)} columns, but had {len(names)} in training: {one_of(names)}."
+                f"covariates has {len(columns)} columns, but had {len(names)} in training: {', '.join(names)}."
             )
         columns = dict(zip(names or columns, columns.values(), strict=True))
+    if not columns:
+        raise ValueError("covariates have no columns; give some, or leave them out.")
     for series in columns.values():
         if len(series) != n_samples:
-            raise ValueError(f"covariates has {len(series)} rows, but X has {n_samples}; give one for each sample.")
+            raise ValueError(f"covariates has {len(series)} rows for {n_samples} samples; give one for each sample.")
     return columns
+
+
+def level_or_column(value, n_samples, needs_column):
+    """Return a column of covariates: a level that is repeated, or the values of an array."""
+    value = value if hasattr(value, "to_list") else host_array(value)
+    if np.ndim(value) == 0 and not needs_column:
+        return ListColumn([value.item() if hasattr(value, "item") else value] * n_samples)
+    if np.ndim(value) != 1:
+        raise ValueError(f"A covariate in a dict should be of shape (n_samples,), but is of {np.shape(value)}.")
+    return value if hasattr(value, "to_list") else ListColumn(np.asarray(value, dtype=object).tolist())
 
 
 def array_columns(covariates):
@@ -230,12 +280,15 @@ def array_columns(covariates):
 
 
 def check_known(columns, names):
-    """Raise if covariates lack a name of the training data."""
+    """Raise if covariates do not have the names of the training data."""
     lacking = [name for name in names if name not in columns]
     if lacking:
         raise ValueError(
-            f"covariates lack {one_of(lacking)}, which the training data have; they have {sorted(columns)}."
+            f"covariates lack {', '.join(lacking)}, which the training data have; they have {sorted(columns)}."
         )
+    unknown = [name for name in columns if name not in names]
+    if unknown:
+        raise ValueError(f"covariates have {', '.join(unknown)}, but the training data only {', '.join(names)}.")
 
 
 def refuse_missing_values(name, series):
@@ -257,13 +310,22 @@ def check_size_factors(size_factors, n_samples):
     ValueError
         If they are not positive and finite, or not one for each sample.
     """
-    size_factors = host_array(size_factors)
-    if isinstance(size_factors, str):
-        raise ValueError(f"size_factors={size_factors!r} should be an array of numbers, one for each sample.")
-    sizes = np.asarray(column_or_1d(size_factors, dtype=np.float64))
-    check_consistent_length(sizes, range(n_samples))
-    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
-        raise ValueError("size_factors should be positive and finite; leave samples without counts out.")
+    try:
+        sizes = np.asarray(host_array(size_factors), dtype=np.float64)
+    except (TypeError, ValueError):
+        sizes = np.empty(())
+    if sizes.ndim == 2 and sizes.shape[1] == 1:
+        sizes = sizes[:, 0]
+    if sizes.shape != (n_samples,):
+        raise ValueError(
+            f"size_factors should be {n_samples} numbers, one for each sample, but got {size_factors!r:.80}."
+        )
+    wrong = sizes[~(np.isfinite(sizes) & (sizes > 0))]
+    if len(wrong):
+        raise ValueError(
+            f"size_factors should be positive and finite, but {len(wrong)} are not, such as {wrong[0]:g}; leave such "
+            "samples out."
+        )
     return sizes
 
 

@@ -1,5 +1,6 @@
 """Data frames with columns of different types: as numbers for models, and numbers as frames again."""
 
+from collections import Counter
 from numbers import Real
 from typing import NamedTuple
 
@@ -203,13 +204,18 @@ def values_of(series):
     return np.fromiter(series.to_list(), dtype=object, count=len(series))
 
 
+def refuse_repeated_names(X):
+    """Raise if a name of a column occurs twice."""
+    counts = Counter(X.columns)
+    repeated = sorted(str(name) for name, count in counts.items() if count > 1)
+    if repeated:
+        raise ValueError(f"Columns of X have the same name: {one_of(repeated[:MAX_NAMED])}; rename them.")
+
+
 def check_names(X):
     """Raise if a name of a column occurs twice, or is no string."""
-    names = list(X.columns)
-    repeated = {str(name) for name in names if names.count(name) > 1}
-    if repeated:
-        raise ValueError(f"Columns of X have the same name: {one_of(sorted(repeated)[:MAX_NAMED])}; rename them.")
-    if not all(isinstance(name, str) for name in names):
+    refuse_repeated_names(X)
+    if not all(isinstance(name, str) for name in X.columns):
         raise TypeError("Names of columns of X should be strings; rename them (X.columns = X.columns.astype(str)).")
 
 

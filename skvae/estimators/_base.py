@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import InvalidParameterError, StrOptions, v
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..data.arrays import FLOATS, check_dense, host_array, tensor_dtypes
+from ..data.frames import library_of, refuse_repeated_names
 from ..data.inputs import as_matrix, explain_error, flatten_images, result_dtype, should_stream, sparse_samples
 from ..data.messages import meant, one_of
 from ..data.samples import LazySamples, TensorSamples, has_missing, refuse_missing
@@ -80,6 +81,8 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         """
         if not reset:
             check_is_fitted(self)
+        if library_of(X) is not None:
+            refuse_repeated_names(X)
         X = as_matrix(X)
         allows_nan = self._allows_nan and (reset or allows_nan or self._handles_missing())
         settings = {
@@ -162,6 +165,8 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
     def __getstate__(self):
         state = dict(super().__getstate__())
         state.pop("net_", None)  # holds the optimizer, and only training needs it
+        if "_metadata_request" in state:  # of set_fit_request and others, as plain values
+            state["_metadata_request"] = state["_metadata_request"]._serialize()
         if "module_" in state:
             module = state["module_"]
             # User modules have no description, and go into pickles as they are.
@@ -171,7 +176,14 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
     def __setstate__(self, state):
         if isinstance(state.get("module_"), dict):
             state = {**state, "module_": module_from_dict(state["module_"])}
+        requests = state.get("_metadata_request")
+        if isinstance(requests, dict):
+            state = {name: value for name, value in state.items() if name != "_metadata_request"}
         super().__setstate__(state)
+        if isinstance(requests, dict):
+            with config_context(enable_metadata_routing=True):
+                for method, request in requests.items():
+                    getattr(self, f"set_{method}_request")(**request)
 
 
 class ScoreMixin:

@@ -1,5 +1,7 @@
 """Methods of models whose decoder is given covariates, and whose counts have size factors that are given."""
 
+from sklearn.utils.validation import check_is_fitted
+
 from ..data.conditions import Given
 from ._elbo import ELBOMixin, draw_generator, draw_samples
 from ._embedder import SinglePhaseEmbedder, posterior_mean
@@ -34,8 +36,8 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
             What is known of the samples, and the latent codes need not tell, such as the batch of a measurement.
             Numbers with a decimal point are numbers; everything else, integers too, are levels.
         size_factors : array-like of shape (n_samples,), default=None
-            Positive factors by which the counts of samples are multiplied, such as times of observation; their mean is
-            one unit. ``size_factor="total"`` computes them from the counts.
+            Positive factors by which the counts of samples are multiplied, such as times of observation; samples are
+            expected for their mean. ``size_factor="total"`` computes them from the counts.
 
         Returns
         -------
@@ -155,8 +157,8 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
         Returns
         -------
         X_hat : ndarray of shape (n_samples, n_features)
-            Expected samples; counts for a size factor of one. A data frame if the training data was one with
-            categories.
+            Expected samples; counts for the mean size factor of the training data. A data frame if the training data
+            was one with categories.
         """
         return super().reconstruct(Given(X, covariates, size_factors))
 
@@ -183,6 +185,7 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
         ValueError
             If the numbers of samples differ, or ``n_steps`` is less than two.
         """
+        self._refuse_size_factors("interpolate", "decode codes of transform, inverse_transform(Z)")
         return self._interpolate(X_from, X_to, n_steps, covariates)
 
     def sample(self, n_samples=1, random_state=None, covariates=None):
@@ -204,7 +207,7 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Samples, in the units and the dtype of the training data; counts for a size factor of one.
+            Samples, in the units and the dtype of the training data; counts for the mean size factor of it.
         """
         generator = draw_generator(self, n_samples, random_state)
         columns = self._encode_covariates(covariates, n_samples)
@@ -325,10 +328,16 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
         ----------
         P.-A. Mattei and J. Frellsen, MIWAE: deep generative modelling and imputation of incomplete data sets, 2019.
         """
+        self._refuse_size_factors("impute", "nothing can be missing where the model was fitted with them")
         return super().impute(Given(X, covariates), n_importance_samples)
 
     def _shifts_dispersions(self):
         return self.dispersion == "covariates"
+
+    def _refuse_size_factors(self, method, advice):
+        codec = condition_codec(self)
+        if codec is not None and codec.n_sizes:
+            raise ValueError(f"{method} takes no size_factors, with which the model was fitted; {advice}.")
 
     def _continues_with_conditions(self):
         """Return whether a fit would continue from networks that had covariates or size factors."""
@@ -345,5 +354,6 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
     @property
     def covariate_levels_(self):
         """Levels of the covariates that `fit` got, by name, and None for those that are numbers."""
-        codec = condition_codec(self)
-        return {} if codec is None else {each.name: each.levels for each in codec.covariates}
+        check_is_fitted(self)
+        covariates = [] if condition_codec(self) is None else condition_codec(self).covariates
+        return {each.name: None if each.levels is None else list(each.levels) for each in covariates}

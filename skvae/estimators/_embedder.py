@@ -336,6 +336,15 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
             self._check_totals(X)
         return self._with_conditions(X, given, reset)
 
+    def _check_conditions(self):
+        """Raise if the fitted attributes about covariates and size factors contradict the model."""
+        codec, module = condition_codec(self) or ConditionCodec([], None), self.module_
+        codec.check()
+        n_levels = [] if module.covariates is None else module.covariates.n_levels
+        n_sizes = int(getattr(module.likelihood, "size_factors", None) == "given")
+        if (codec.n_levels, codec.n_sizes) != (n_levels, n_sizes):
+            raise ValueError("Covariates and size factors are not those of the model.")
+
     def _with_conditions(self, X, given, reset):
         """Return validated samples, followed by columns of what is given beside them."""
         if reset and not (self.warm_start and hasattr(self, "module_")):

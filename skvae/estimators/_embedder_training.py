@@ -182,6 +182,8 @@ def _new_model(estimator, samples, generator):
         size_factors = None  # they are those of the pretrained model
     likelihood, prior = build_likelihood(chosen, features_of(X), columns, size_factors), estimator._make_prior()
     covariates, n_features = None, features.shape[1]
+    if estimator._shifts_dispersions() and (codec is None or not codec.covariates):
+        raise ValueError("dispersion='covariates' needs covariates in fit; give some, or dispersion='feature'.")
     if codec is not None and codec.n_levels:
         n_dispersions = set_dispersions(likelihood, n_features) if estimator._shifts_dispersions() else 0
         covariates = CovariateInputs(n_features + codec.n_sizes, codec.n_levels, n_dispersions)
@@ -207,6 +209,9 @@ def _resumed_model(estimator, samples):
             "mask of them; fit a clone."
         )
     check_size_factor(estimator, estimator.module_.likelihood, columns, "the networks to continue from were")
+    covariates = estimator.module_.covariates
+    if covariates is not None and estimator._shifts_dispersions() != bool(covariates.n_dispersions):
+        raise ValueError("The networks to continue from were fitted with another value of dispersion; fit a clone.")
     module, optimizer_state = estimator.module_, None
     if hasattr(estimator, "net_"):
         optimizer_state = copy.deepcopy(estimator.net_.optimizer_.state_dict())

@@ -263,7 +263,7 @@ def converted_copy(module, convert):
     convert : callable, Tensor -> Tensor
         May return the tensor itself, which is then shared.
     """
-    if any(type(part) not in NAMES for part in module.modules()):
+    if any(type(part) not in NAMES or part.training for part in module.modules()):
         return copy.deepcopy(module)._apply(convert)
     return _converted(module, convert)
 

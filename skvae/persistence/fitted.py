@@ -58,6 +58,8 @@ def restore_fitted(estimator, state):
             estimator.__setstate__(state)
         if "module_" in state:
             check_widths(estimator)
+            if hasattr(estimator, "_check_conditions"):
+                estimator._check_conditions()
         if "device" in estimator.get_params(deep=False) and is_fitted(estimator):
             smoke_test(estimator)
     except CorruptFile:

@@ -50,7 +50,14 @@ def to_skops(estimator):
         If it holds what would not be read again.
     """
     name = type(estimator).__name__
-    data = import_skops().dumps(estimator)
+    try:
+        data = import_skops().dumps(estimator)
+    except RecursionError as error:
+        raise TypeError(
+            cannot_store(
+                f"The {name}", "a step with metadata requests, which skops cannot store", "set them after loading"
+            )
+        ) from error
     try:
         check(data)
     except CorruptFile as error:

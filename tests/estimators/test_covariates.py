@@ -10,12 +10,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import mean_squared_error
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import Pipeline
 
 import skvae
 from skvae import TorchGMM, VaDEClusterer, VAEEmbedder
+from skvae.callbacks import EpochScores, LatentSnapshots
 from skvae.models import LIKELIHOODS, CovariateInputs
 
 N = 200
@@ -57,6 +60,8 @@ def test_covariates_of_one_level_change_nothing(counts):
     assert conditional.module_.covariates is None
     assert_array_equal(conditional.transform(counts), plain.transform(counts))
     assert_array_equal(conditional.score_samples(counts, constant), plain.score_samples(counts))
+    with pytest.raises(ValueError, match=r"\['b'\]; it has 'a'"):
+        conditional.score_samples(counts, {"batch": "b", "age": 0.1})
 
 
 def test_equal_size_factors_change_nothing(counts):
@@ -132,7 +137,41 @@ def test_forms_of_covariates(counts, make):
     assert list(vae.covariate_levels_.values()) == [[0, 1]]
 
 
+def test_covariates_in_a_dict(counts, covariates, sizes, fitted):
+    arrays = {name: covariates[name].to_numpy() for name in covariates}
+    expected = fitted.score_samples(counts, covariates, sizes)
+    assert_array_equal(fitted.score_samples(counts, arrays, sizes), expected)
+    again = clone(fitted).fit(counts, covariates=arrays, size_factors=sizes)
+    assert_array_equal(again.score_samples(counts, covariates, sizes), expected)
+    one = fitted.reconstruct(counts, arrays | {"batch": np.array("a"), "donor": torch.tensor(2)}, sizes)
+    assert_array_equal(one, fitted.reconstruct(counts, covariates.assign(batch="a", donor=2), sizes))
+
+
+def test_callbacks_see_features_alone(counts, covariates, sizes):
+    snapshots = LatentSnapshots(counts[:5], epochs=[1, 3])
+    vae = VAEEmbedder(2, callbacks=[snapshots], **SETTINGS).fit(counts, covariates=covariates)
+    taken = next(part for _, part in vae.net_.callbacks_ if isinstance(part, LatentSnapshots)).snapshots_
+    assert_allclose(taken.codes[-1], vae.transform(counts[:5]), rtol=1e-4, atol=1e-6)
+    scores = EpochScores({"mse": mean_squared_error}, {"train": counts[:5]})
+    with pytest.raises(ValueError, match="EpochScores decodes samples"):
+        VAEEmbedder(2, callbacks=[scores], **SETTINGS).fit(counts, covariates=covariates)
+    with pytest.raises(ValueError, match="has no size_factors"):
+        VAEEmbedder(2, callbacks=[snapshots], **SETTINGS).fit(counts, size_factors=sizes)
+
+
+def test_requests_of_metadata_are_kept(tmp_path, counts, covariates):
+    with config_context(enable_metadata_routing=True):
+        vae = VAEEmbedder(2, **SETTINGS).set_fit_request(covariates=True).fit(counts, covariates=covariates)
+    skvae.save(vae, tmp_path / "vae.skvae")
+    for copied in (skvae.load(tmp_path / "vae.skvae"), pickle.loads(pickle.dumps(vae)), clone(vae)):
+        assert copied.get_metadata_routing().fit.requests["covariates"] is True
+        assert copied.get_metadata_routing().fit.requests["sample_weight"] is None
+
+
 def test_levels_and_numbers(fitted):
+    assert fitted.covariate_levels_["batch"] is not fitted.covariate_levels_["batch"]
+    with pytest.raises(NotFittedError):
+        _ = VAEEmbedder().covariate_levels_
     assert fitted.covariate_levels_ == {"batch": ["a", "b"], "age": None, "donor": [1, 2, 3]}
     inputs = CovariateInputs(1, [2, 0, 3])
     assert inputs.n_outputs == 6
@@ -211,6 +250,25 @@ def test_files_and_pickles(tmp_path, counts, covariates, sizes, fitted):
         assert_array_equal(copied.score_samples(counts, covariates, sizes), scores)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [[["batch", ["a", "b", "c"]], ["age", None, 40.0, 9.0], ["donor", [1, 2, 3]]], 1.0],
+        [[["batch", ["a", "a"]], ["age", None, 40.0, 9.0], ["donor", [1, 2, 3]]], 1.0],
+        [[["batch", "ab"], ["age", None, 40.0, 9.0], ["donor", [1, 2, 3]]], 1.0],
+        [[["batch", ["a", None]], ["age", None, 40.0, 9.0], ["donor", [1, 2, 3]]], 1.0],
+        [[["batch", ["a", "b"]], ["age", None, 40.0, -9.0], ["donor", [1, 2, 3]]], 1.0],
+        [[["batch", ["a", "b"]], ["age", None, 40.0, 9.0], ["donor", [1, 2, 3]]], float("nan")],
+        [[["batch", ["a", "b"]], ["age", None, 40.0, 9.0], ["donor", [1, 2, 3]]], None],
+    ],
+)
+def test_files_that_contradict_the_model_are_refused(tmp_path, fitted, changed):
+    copied = pickle.loads(pickle.dumps(fitted))
+    copied._conditions = changed
+    with pytest.raises(ValueError, match="could not be read back"):
+        skvae.save(copied, tmp_path / "vae.skvae")
+
+
 def test_training_continues_and_resumes(tmp_path, counts, covariates, sizes):
     given = {"covariates": covariates, "size_factors": sizes}
     vae = VAEEmbedder(2, warm_start=True, **SETTINGS).fit(counts, **given).fit(counts, **given)
@@ -248,15 +306,20 @@ def test_metadata_are_routed(counts, covariates, sizes, fitted):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"covariates": ["a"] * 3}, "covariates has 3 rows, but X has 200"),
+        ({"covariates": ["a"] * 3}, "covariates has 3 rows for 200 samples"),
         ({"covariates": ["a"] * (N - 1) + [None]}, "missing or infinite values"),
         ({"covariates": [0.5] * (N - 1) + [np.inf]}, "missing or infinite values"),
         ({"covariates": ["a"] * (N - 1) + [1]}, "several types"),
         ({"covariates": np.zeros((N, 2, 2))}, "should be of shape"),
         ({"size_factors": np.zeros(N)}, "positive and finite"),
-        ({"size_factors": np.full(N, np.nan)}, "NaN|positive and finite"),
-        ({"size_factors": np.ones(3)}, "inconsistent numbers of samples"),
-        ({"size_factors": "total"}, "should be an array of numbers"),
+        ({"size_factors": np.full(N, np.nan)}, "positive and finite, but 200 are not, such as nan"),
+        ({"size_factors": 1.0}, "should be 200 numbers"),
+        ({"covariates": pd.DataFrame(np.ones((N, 2)), columns=["s", "s"])}, "occur twice"),
+        ({"covariates": pd.DataFrame(index=range(N))}, "have no columns"),
+        ({"covariates": {"batch": "a"}}, "should be of shape"),
+        ({"covariates": pd.date_range("2026-01-01", periods=N)}, "type Timestamp"),
+        ({"size_factors": np.ones(3)}, "should be 200 numbers"),
+        ({"size_factors": "total"}, "should be 200 numbers"),
         ({"covariates": ["a"] * N, "X_val": np.ones((3, 8))}, "X_val has no covariates"),
     ],
 )
@@ -274,14 +337,15 @@ def test_bad_arguments_of_fit(counts, arguments, message):
         ({}, "fitted with size_factors; give those"),
         ({"size_factors": np.ones(N)}, "fitted with covariates; give those.*batch 'a', 'b'; age"),
         ({"size_factors": np.ones(N), "covariates": "a"}, "give a dict with a level of each"),
-        ({"size_factors": np.ones(N), "covariates": {"batch": "a"}}, "lack 'age' or 'donor'|lack"),
+        ({"size_factors": np.ones(N), "covariates": {"batch": "a"}}, "lack age, donor"),
+        ({"size_factors": np.ones(N), "covariates": {"batch": "a", "age": 4.0, "donor": 1, "x": 1}}, "have x"),
         (
             {"size_factors": np.ones(N), "covariates": {"batch": "c", "age": 4.0, "donor": 1}},
             r"\['c'\]; it has 'a', 'b'",
         ),
         (
             {"size_factors": np.ones(N), "covariates": {"batch": "a", "age": "old", "donor": 1}},
-            "were numbers in training",
+            "had numbers in the training data",
         ),
         ({"size_factors": np.ones(N), "covariates": np.ones((N, 2))}, "2 columns, but had 3"),
     ],
@@ -308,10 +372,16 @@ def test_what_does_not_go_with_them(tmp_path, counts, covariates, sizes, fitted)
         VAEEmbedder(2, size_factor="total", **SETTINGS).fit(counts, size_factors=sizes)
     with pytest.raises(ValueError, match="augment changes features alone"):
         VAEEmbedder(2, augment=lambda u, generator: u, **SETTINGS).fit(counts, covariates=covariates)
+    with pytest.raises(TypeError, match="VAEEmbedder takes covariates"):
+        VaDEClusterer(2, latent_dim=2).fit(counts, covariates=covariates)
     with pytest.raises(ValueError, match="does not take; fit it without them"):
         VaDEClusterer(2, latent_dim=2, pretrained=fitted).fit(counts)
     with pytest.raises(TypeError, match="fitted with size_factors"):
         skvae.to_onnx(fitted, tmp_path / "vae.onnx")
+    with pytest.raises(ValueError, match="interpolate takes no size_factors"):
+        fitted.interpolate(counts[:2], counts[2:4], covariates={"batch": "a", "age": 1.0, "donor": 1})
+    with pytest.raises(ValueError, match="impute takes no size_factors"):
+        fitted.impute(counts, covariates=covariates)
     missing = counts.astype(float)
     missing[0, 0] = np.nan
     with pytest.raises(ValueError, match="Size factors need the counts of all features"):
@@ -339,7 +409,12 @@ def test_dispersions_of_levels(tmp_path, likelihood):
 
 def test_dispersions_without_levels_or_counts(counts, covariates):
     plain = VAEEmbedder(2, **SETTINGS).fit(counts)
-    alike = VAEEmbedder(2, dispersion="covariates", **SETTINGS).fit(counts)
+    alike = VAEEmbedder(2, dispersion="covariates", **SETTINGS).fit(counts, covariates=["a"] * N)
     assert_array_equal(alike.transform(counts), plain.transform(counts))
+    with pytest.raises(ValueError, match="needs covariates in fit"):
+        VAEEmbedder(2, dispersion="covariates", **SETTINGS).fit(counts)
+    vae = VAEEmbedder(2, warm_start=True, **SETTINGS).fit(counts, covariates=covariates)
+    with pytest.raises(ValueError, match="another value of dispersion"):
+        vae.set_params(dispersion="covariates").fit(counts, covariates=covariates)
     with pytest.raises(ValueError, match="counts in all columns"):
         VAEEmbedder(2, dispersion="covariates", max_epochs=1).fit(counts / 9, covariates=covariates)

@@ -563,3 +563,10 @@ def test_global_random_states_stay(table):
         warnings.simplefilter("ignore")
         VAEEmbedder(2, **SHORT).fit(table).sample(2)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("estimator", [VAEEmbedder(2), TorchGMM(2)], ids=lambda each: type(each).__name__)
+def test_names_of_numbers_occur_once(estimator):
+    X = pd.DataFrame(np.zeros((9, 2)), columns=["a", "a"])
+    with pytest.raises(ValueError, match="have the same name: .*a.*; rename them"):
+        estimator.fit(X)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import skops.io
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import config_context
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
@@ -176,3 +177,17 @@ def test_without_skops(X, path, monkeypatch):
         skvae.save(make_pipeline(TorchGMM(2)), path)
     skvae.save(TorchGMM(2), path)
     assert skvae.load(path).n_components == 2
+
+
+def test_requests_of_metadata(tmp_path):
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    with config_context(enable_metadata_routing=True):
+        gmm = TorchGMM(2, random_state=0).set_fit_request(sample_weight=True)
+        pipeline = make_pipeline(StandardScaler(), gmm).fit(X)
+        skvae.save(pipeline, tmp_path / "pipeline.skvae")
+        loaded = skvae.load(tmp_path / "pipeline.skvae")
+        assert loaded[-1].get_metadata_routing().fit.requests["sample_weight"] is True
+        scaler = StandardScaler().set_fit_request(sample_weight=True)
+        pipeline = make_pipeline(scaler, gmm).fit(X)
+    with pytest.raises(TypeError, match="a step with metadata requests, which skops cannot store"):
+        skvae.save(pipeline, tmp_path / "pipeline.skvae")
