@@ -162,6 +162,7 @@ BENCHMARKS = {
     "clusters, new sets": clusters(NEW_SETS, OURS, 60),
     "clusters, unbalanced": clusters(UNBALANCED_SETS, METHODS, 20),
     "clusters, initializations": clusters(SMALL_SETS, INITS, 60),
+    "clusters, initializations, new sets": clusters(("olive", "vowel"), INITS, 2),
     "cells": Benchmark("cells.py", 30, "cells.jsonl", dict.fromkeys(CELLS, 5), modules=("scvi", "h5py")),
     "penguins": single("penguins", 5, "penguins", modules=("palmerpenguins",)),
     "memory": single("memory", 10, "memory"),

@@ -1,4 +1,4 @@
-"""What is known of samples beside their features: covariates of decoders, and size factors of counts."""
+"""Covariates of decoders, and size factors of counts: what is known of samples beside their features."""
 
 from typing import Any, NamedTuple
 
