@@ -362,7 +362,7 @@ WRONG_COLUMNS = {  # input, class of the error, and its message
         ValueError,
         r"\['b'\] of X hold infinite values",
     ),
-    "the same name": (lambda: some_columns(b=["x"] * 20).set_axis(["a", "a"], axis=1), ValueError, "have the same name"),
+    "the same name": (lambda: some_columns(b=["x"] * 20).set_axis(["a", "a"], axis=1), ValueError, "the same name"),
 }
 
 
