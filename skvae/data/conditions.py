@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..fitting.distributed import current_group
+from ..fitting.warnings import warn
 from .arrays import host_array
 from .frames import categories_of, codes_of, holds_categories, library_of, series_at, values_of
 from .labels import is_missing
 from .weights import check_weights
 
 MAX_LEVELS_SHOWN = 10
+MAX_INTEGER_LEVELS = 20  # without a warning
 
 
 class Given(NamedTuple):
@@ -161,6 +163,7 @@ def make_condition_codec(given, n_samples):
             raise ValueError("covariates should have the same names and types in all processes.")
         if levels is not None:
             union = dict.fromkeys(level for _, each in parts for level in each)
+            warn_of_numbers(name, list(union), group.rank)
             covariates.append(Covariate(name, levels if len(parts) == 1 else sorted(union)))
         else:
             center = weighted_mean(numbers, weight)
@@ -176,6 +179,15 @@ def weighted_mean(values, weight):
     """Return the mean of values (n,) of all processes that fit together."""
     total, mass = current_group().all_reduce_sum(float(weight @ values), float(weight.sum()))
     return float(total / mass)
+
+
+def warn_of_numbers(name, levels, rank):
+    """Warn if there are so many integers that they may be numbers."""
+    if rank == 0 and len(levels) > MAX_INTEGER_LEVELS and all(type(level) is int for level in levels):
+        warn(
+            f"covariates[{name!r}] has {len(levels)} integers, each of which is a level of its own; give floats if they "
+            "are numbers, such as ages, or strings if they are names."
+        )
 
 
 def levels_of(name, series):

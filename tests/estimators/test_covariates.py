@@ -137,6 +137,14 @@ def test_forms_of_covariates(counts, make):
     assert list(vae.covariate_levels_.values()) == [[0, 1]]
 
 
+def test_many_integers_may_be_numbers(counts):
+    ages = np.arange(N) % 30
+    with pytest.warns(UserWarning, match=r"covariates\['0'\] has 30 integers, each of which is a level"):
+        vae = VAEEmbedder(2, **SETTINGS).fit(counts, covariates=ages)
+    assert len(vae.covariate_levels_["0"]) == 30
+    assert VAEEmbedder(2, **SETTINGS).fit(counts, covariates=ages.astype(float)).covariate_levels_ == {"0": None}
+
+
 def test_covariates_in_a_dict(counts, covariates, sizes, fitted):
     arrays = {name: covariates[name].to_numpy() for name in covariates}
     expected = fitted.score_samples(counts, covariates, sizes)
