@@ -185,8 +185,8 @@ def warn_of_numbers(name, levels, rank):
     """Warn if there are so many integers that they may be numbers."""
     if rank == 0 and len(levels) > MAX_INTEGER_LEVELS and all(type(level) is int for level in levels):
         warn(
-            f"covariates[{name!r}] has {len(levels)} integers, each of which is a level of its own; give floats if they "
-            "are numbers, such as ages, or strings if they are names."
+            f"covariates[{name!r}] has {len(levels)} integers, each of which is a level of its own; give floats if "
+            "they are numbers, such as ages, or strings if they are names."
         )
 
 
