@@ -4,8 +4,8 @@
     python benchmarks/penguins.py --seeds 10
 
 344 penguins (Horst, Hill and Gorman 2020, CC0): four measurements, island and sex, of which 19 values are missing;
-species only score. k-means sees standardized numbers and one-hot codes, with means and the most frequent category in
-gaps; the others see the data frame. V is the V-measure of the three clusters and the species.
+species only score. k-means and "TorchGMM" see standardized numbers and one-hot codes, with means and the most frequent
+category in gaps; the others see the data frame. V is the V-measure of the three clusters and the species.
 """
 
 import argparse
@@ -35,15 +35,20 @@ def load_penguins():
     return penguins.drop(columns=["species", "year"]), penguins["species"]
 
 
-def kmeans(X, seed):
-    """Return clusters of one-hot codes."""
+def encoded(clusterer, X):
+    """Return clusters of standardized numbers and one-hot codes."""
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
     categories = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder())
     encoder = make_column_transformer(
         (numbers, make_column_selector(dtype_include="number")),
         (categories, make_column_selector(dtype_exclude="number")),
     )
-    return make_pipeline(encoder, KMeans(3, n_init=10, random_state=seed)).fit_predict(X)
+    return make_pipeline(encoder, clusterer).fit_predict(X)
+
+
+def mixture(seed):
+    """Return the mixture that clusters latent codes, and without a network one-hot codes."""
+    return TorchGMM(3, reg_covar=1e-2, n_init=10, random_state=seed)
 
 
 def embedded(n_components):
@@ -51,13 +56,14 @@ def embedded(n_components):
 
     def clusters(X, seed):
         codes = VAEEmbedder(n_components, random_state=seed).fit_transform(X)
-        return TorchGMM(3, reg_covar=1e-2, n_init=10, random_state=seed).fit_predict(codes)
+        return mixture(seed).fit_predict(codes)
 
     return clusters
 
 
 METHODS = {
-    "k-means": kmeans,
+    "k-means": lambda X, seed: encoded(KMeans(3, n_init=10, random_state=seed), X),
+    "TorchGMM": lambda X, seed: encoded(mixture(seed), X),
     "VaDEClusterer": lambda X, seed: VaDEClusterer(3, random_state=seed).fit_predict(X),
     **{f"VAEEmbedder({n}) + TorchGMM": embedded(n) for n in (2, 5, 10)},
 }

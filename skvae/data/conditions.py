@@ -1,4 +1,4 @@
-"""Covariates of decoders, and size factors of counts: what is known of samples beside their features."""
+"""Covariates of decoders, and size factors of counts."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ MAX_INTEGER_LEVELS = 20  # without a warning
 
 
 class Given(NamedTuple):
-    """Samples with what the user gives beside them."""
+    """Samples, and the covariates, size factors and weights that a method got with them."""
 
     X: Any
     covariates: Any = None
@@ -45,7 +45,7 @@ class Covariate(NamedTuple):
 
     @property
     def n_columns(self):
-        """Number of its columns: none if it is constant, and tells nothing."""
+        """Number of its columns: none if it is constant."""
         return int(len(self.levels) > 1 if self.levels is not None else self.scale > 0)
 
 

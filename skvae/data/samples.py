@@ -195,7 +195,7 @@ class TensorSamples(Samples):
 
 
 class ConditionedSamples(Samples):
-    """Samples followed by columns with what is known beside their features, in float64.
+    """Samples followed by columns of size factors and covariates, in float64.
 
     Parameters
     ----------
@@ -237,13 +237,8 @@ class ConditionedSamples(Samples):
 
 
 def features_of(X):
-    """Return samples without what is known beside their features."""
+    """Return samples without columns of size factors and covariates."""
     return X.features if isinstance(X, ConditionedSamples) else X
-
-
-def with_features(X, features):
-    """Return samples with other features, and what else is known of them."""
-    return X.with_features(features) if isinstance(X, ConditionedSamples) else features
 
 
 def select_samples(X, rows):

@@ -1,4 +1,4 @@
-"""Methods of models whose decoder is given covariates, and whose counts have size factors that are given."""
+"""Methods of autoencoders with covariates and size factors."""
 
 from sklearn.utils.validation import check_is_fitted
 
@@ -33,7 +33,7 @@ class ConditionalMixin(ELBOMixin, SinglePhaseEmbedder):
             Samples whose loss is recorded for each epoch, and decides with ``early_stopping=True``. Without them, early
             stopping holds out ``validation_fraction`` of X.
         covariates : array-like or data frame of shape (n_samples,) or (n_samples, n_covariates), default=None
-            What is known of the samples, and the latent codes need not tell, such as the batch of a measurement.
+            Variables that the decoder is conditioned on, so that latent codes need not describe them, such as batches.
             Numbers with a decimal point are numbers; everything else, integers too, are levels.
         size_factors : array-like of shape (n_samples,), default=None
             Positive factors by which the counts of samples are multiplied, such as times of observation; samples are

@@ -99,7 +99,7 @@ def argument_advice(estimator, signature, name):
     """Return advice about an argument that a method does not have."""
     arguments, params = list(signature.parameters)[1:], list(estimator.get_params(deep=False))
     if name in ("covariates", "size_factors"):
-        return f"VAEEmbedder takes {name}, and its latent codes can be clustered (TorchGMM)"
+        return f"VAEEmbedder.fit takes {name}, and its latent codes can be clustered (TorchGMM)"
     if name not in params and (similar := get_close_matches(name, arguments, n=1)):
         return f"{similar[0]} is one of its arguments"
     if similar := get_close_matches(name, params, n=1, cutoff=MIN_SIMILARITY):

@@ -72,8 +72,8 @@ class LatentModel(nn.Module):
     The autoencoder, the variational autoencoder and VaDE are this model with different priors. Its inputs are
     standardized samples ``u = likelihood.standardize(x)``.
 
-    With covariates c, the likelihood is p(x | decoder(z, c)): codes need not tell what is known of a sample (Sohn et
-    al. 2015, with an encoder of x alone). Rows are samples followed by the columns of the covariates then; what needs
+    With covariates c, the likelihood is p(x | decoder(z, c)): codes need not describe covariates (Sohn et al. 2015,
+    with an encoder of x alone). Rows are samples followed by the columns of the covariates then; what needs
     no covariates takes samples alone, too.
 
     Parameters

@@ -380,7 +380,7 @@ def test_what_does_not_go_with_them(tmp_path, counts, covariates, sizes, fitted)
         VAEEmbedder(2, size_factor="total", **SETTINGS).fit(counts, size_factors=sizes)
     with pytest.raises(ValueError, match="augment changes features alone"):
         VAEEmbedder(2, augment=lambda u, generator: u, **SETTINGS).fit(counts, covariates=covariates)
-    with pytest.raises(TypeError, match="VAEEmbedder takes covariates"):
+    with pytest.raises(TypeError, match="VAEEmbedder.fit takes covariates"):
         VaDEClusterer(2, latent_dim=2).fit(counts, covariates=covariates)
     with pytest.raises(ValueError, match="does not take; fit it without them"):
         VaDEClusterer(2, latent_dim=2, pretrained=fitted).fit(counts)
