@@ -33,10 +33,8 @@ from ._base import LatentMixin, TorchEstimator
 from ._callbacks import NamedCallbacksMixin
 from ._column_likelihoods import list_columns
 from ._embedder_training import (
-    choose_epochs,
     column_names,
     condition_codec,
-    hold_out,
     listed_columns,
     prepare_batch,
     prepare_samples,
@@ -44,7 +42,7 @@ from ._embedder_training import (
     training_plan,
     user_callbacks,
 )
-from ._fit import batch_by_batch, check_sample_size, fit_method, row_count
+from ._fit import batch_by_batch, check_sample_size, fit_method
 from ._likelihood_choice import (
     check_support,
     check_totals,
@@ -54,6 +52,7 @@ from ._likelihood_choice import (
     outside_counter,
     warn_of_outside,
 )
+from ._training_length import hold_out, overfitting, training_length
 from .export import Encoder
 
 POSITIVE_INT = Interval(Integral, 1, None, closed="left")
@@ -538,8 +537,9 @@ class SinglePhaseEmbedder(BaseEmbedder):
         samples = prepare_samples(self, X, sample_weight, X_val)
         if self.early_stopping and X_val is None:
             samples = hold_out(samples, self.validation_fraction)
-        max_epochs = choose_epochs(self.max_epochs, row_count(samples.X), self.batch_size)
-        problem = train(self, samples, max_epochs)
+        problem = train(self, samples, training_length(self, samples))
+        if problem is None and samples.X_val is not None and not self.early_stopping:
+            problem = overfitting(self)
         if problem:
             warn(problem, ConvergenceWarning)
         return self

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import math
 from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..data.arrays import named_in_errors, resolve_device
 from ..data.columns import Columns
 from ..data.conditions import ConditionCodec
 from ..data.frames import FrameCodec
-from ..data.samples import features_of, select_samples
+from ..data.samples import features_of
 from ..data.weights import resample_by_weight
 from ..fitting.augment import resolve_augment
 from ..fitting.batches import count_batches, subsample
@@ -60,6 +59,12 @@ class TrainingSamples(NamedTuple):
     resume: bool  # from the networks of the last fit, or of the batches before
     X_val: object = None  # samples whose loss is recorded
     is_batch: bool = False  # of a stream, whose networks are averaged, and not written to a checkpoint
+    whole: object = None  # X and the samples that were held out of it, which together have the units of the features
+
+    @property
+    def typical(self):
+        """Samples from which the likelihood and the units of the features are chosen."""
+        return self.X if self.whole is None else self.whole
 
 
 def prepare_samples(estimator, X, sample_weight, X_val=None):
@@ -84,20 +89,6 @@ def prepare_batch(estimator, X, sample_weight):
         check_enough_rows(repeated, getattr(estimator, estimator._min_samples), estimator._min_samples)
         estimator._first_seed = first_seed
     return TrainingSamples(repeated, X, seed, not is_first, is_batch=True)
-
-
-def hold_out(samples, fraction):
-    """Return the samples with a random share of them held out for validation."""
-    n_samples = len(samples.X)
-    n_held_out = max(1, round(fraction * n_samples))
-    if n_samples - n_held_out < 2:
-        raise ValueError(
-            f"validation_fraction={fraction} of {n_samples} rows leaves fewer than two for training; decrease it, or "
-            "give more rows."
-        )
-    order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(samples.seed)).numpy()
-    X, X_val = (select_samples(samples.X, part) for part in (order[n_held_out:], order[:n_held_out]))
-    return samples._replace(X=X, X_val=X_val)
 
 
 def train(estimator, samples, max_epochs):
@@ -166,7 +157,7 @@ class InitialModel(NamedTuple):
 
 def _new_model(estimator, samples, generator):
     """Choose a likelihood, and initialize the networks."""
-    features, codec = features_of(samples.X), condition_codec(estimator)
+    features, codec = features_of(samples.typical), condition_codec(estimator)
     columns = Columns(features, current_group(), column_names(estimator))
     if estimator._pretrained is None:
         chosen = choose_column_likelihoods(estimator.likelihood, listed_columns(estimator), columns)
@@ -175,12 +166,12 @@ def _new_model(estimator, samples, generator):
             hint_at_counts(estimator, chosen, columns)
     else:
         chosen = pretrained_model(estimator).likelihood
-    X = check_support(chosen, samples.X, columns)
+    typical = check_support(chosen, samples.typical, columns)
     size_factors = "given" if codec is not None and codec.n_sizes else estimator.size_factor
     if estimator._pretrained is not None:
         check_size_factor(estimator, chosen, columns, "pretrained was")
         size_factors = None  # they are those of the pretrained model
-    likelihood, prior = build_likelihood(chosen, features_of(X), columns, size_factors), estimator._make_prior()
+    likelihood, prior = build_likelihood(chosen, features_of(typical), columns, size_factors), estimator._make_prior()
     covariates, n_features = None, features.shape[1]
     if estimator._shifts_dispersions() and (codec is None or not codec.covariates):
         raise ValueError("dispersion='covariates' needs covariates in fit; give some, or dispersion='feature'.")
@@ -190,12 +181,13 @@ def _new_model(estimator, samples, generator):
     n_covariates = 0 if covariates is None else covariates.n_outputs
     networks = make_networks(estimator, likelihood, prior.n_statistics, n_features, generator, n_covariates)
     model = LatentModel(*networks, likelihood, prior, covariates)
+    X = typical if samples.whole is None else check_support(chosen, samples.X, columns)
     return InitialModel(model, X, likelihood_name(likelihood), [], None)
 
 
 def _resumed_model(estimator, samples):
     """Copy the model of the last fit; of a stream, the last one and not the mean of models."""
-    features = features_of(samples.X)
+    features = features_of(samples.typical)
     n_features, columns = features.shape[1], Columns(features, current_group(), column_names(estimator))
     sizes = estimator._n_trained_features, estimator._n_features_out
     if sizes != (n_features, latent_dim(estimator)):
@@ -362,15 +354,6 @@ def augmentation(estimator, likelihood, **limits):
     if isinstance(augment, str) and augment == "auto":
         augment = None if shape is None or np.any(Support(*likelihood.support).integers) else "affine"
     return resolve_augment(augment, shape, **limits)
-
-
-def choose_epochs(max_epochs, n_samples, batch_size):
-    """Resolve "auto": about ``64 sqrt(n_samples)`` iterations, but at most 100 epochs or 300 iterations."""
-    if max_epochs == "auto":
-        n_batches = count_batches(n_samples, batch_size)
-        # More epochs overfit small tables: the ELBO of held-out samples falls.
-        return min(math.ceil(64 * math.sqrt(n_samples) / n_batches), max(100, math.ceil(300 / n_batches)))
-    return max_epochs
 
 
 def latent_dim(estimator):

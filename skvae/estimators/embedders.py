@@ -120,7 +120,9 @@ class VAEEmbedder(ConditionalMixin):
 
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its
-        square root, with at most 100 epochs, or 300 iterations, to avoid overfitting.
+        square root, with at most 100 epochs, or 300 iterations, to avoid overfitting. With 100 to 999 samples, networks
+        are first trained on four fifths of them; if the loss of the others ends above its first values, there are only
+        as many epochs as until its minimum.
 
     batch_size : int, default=128
         Samples in an iteration.
@@ -378,7 +380,9 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
 
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its
-        square root, with at most 100 epochs, or 300 iterations, to avoid overfitting.
+        square root, with at most 100 epochs, or 300 iterations, to avoid overfitting. With 100 to 999 samples, networks
+        are first trained on four fifths of them; if the loss of the others ends above its first values, there are only
+        as many epochs as until its minimum.
 
     batch_size : int, default=128
         Samples in an iteration.

@@ -225,16 +225,6 @@ def test_wrong_number_of_latent_features(fitted):
         fitted.inverse_transform(np.zeros((2, 3)))
 
 
-def test_automatic_epochs_grow_slowly():
-    from skvae.estimators._embedder_training import choose_epochs
-
-    epochs = [choose_epochs("auto", n, 128) for n in (100, 1_000, 10_000, 1_000_000)]
-    assert epochs[:2] == [300, 100]  # one batch an epoch, then as many as small tables bear
-    steps = [number * n // 128 for number, n in zip(epochs[1:], (1_000, 10_000, 1_000_000), strict=True)]
-    assert steps[0] < steps[1] < steps[2] < 100 * steps[0]
-    assert choose_epochs(7, 1000, 128) == 7
-
-
 def test_dropped_parts_of_a_pickle(fitted):
     import pickle
 
