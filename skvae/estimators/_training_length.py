@@ -21,6 +21,7 @@ HELD_OUT = 0.2  # share of the distinct samples of a small table that chooses th
 MIN_CHOOSING, MAX_CHOOSING = 100, 1_000  # numbers of samples; fewer are too few to hold out, more are hardly overfitted
 MIN_DISTINCT = 10  # samples of a process, of which some are held out
 N_SMOOTHED = 5  # epochs whose validation losses are averaged, which are those of few samples
+MIN_EPOCHS = 2 * N_SMOOTHED  # that show whether the validation loss rises
 MAX_LOST = 0.5  # share of the decrease of a validation loss that may be lost again without a warning
 
 
@@ -80,7 +81,7 @@ def validation_curve(estimator):
 def overfitting(estimator):
     """Return a warning if the validation loss rose again by a large share of what it had fallen; or None."""
     curve = validation_curve(estimator)
-    if curve.risen <= MAX_LOST * curve.fallen:
+    if estimator.n_iter_ < MIN_EPOCHS or curve.risen <= MAX_LOST * curve.fallen:
         return None
     return (
         f"The networks overfit: the validation loss was lowest after {curve.best_epoch} of {estimator.n_iter_} epochs, "
