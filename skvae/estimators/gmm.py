@@ -838,19 +838,16 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
                 f"not match covariance_type={self.covariance_type!r} and {self.n_features_in_} features; fit again "
                 "with warm_start=False."
             )
-        with np.errstate(divide="ignore"):
-            log_weights = np.log(self.weights_, dtype=np.float64)
         means, covariances, factor = self.means_, self.covariances_, self.precisions_cholesky_
         if is_exact(self, EXACT, (means, factor)):
             means, factor = self._exact_means, self._exact_factor
             covariances = family.compact(family.covariances(family.expand(torch.tensor(factor))))
-        parts = (
-            log_weights,
-            means.astype(np.float64) - center,
+        return Mixture(
+            to_tensor(self.weights_, torch.float64, "cpu").log().to(dtype),
+            to_tensor(means.astype(np.float64) - center, dtype, "cpu"),
             family.expand(to_tensor(covariances, dtype, "cpu")),
             family.expand(to_tensor(factor, dtype, "cpu")),
-        )
-        return Mixture(*(torch.as_tensor(part).to(dtype) for part in parts)).to(device)
+        ).to(device)
 
     def _current_mixture(self, device, center):
         """Return the mixture to continue from."""

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from .em_steps import MIN_TOLERANCE, EMRows, EStepSums, e_step, lowest_of_all
+from .em_steps import MIN_LOG_RESP, MIN_TOLERANCE, EMRows, EStepSums, e_step, lowest_of_all
 from .rows import LINEAR_BYTES, MIN_CHUNK, RESIDUAL_BYTES, blocks_of, chunks_within, is_lazy, row_chunks
 
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
@@ -16,7 +16,6 @@ MAX_CONDITION = {torch.float32: 1e4, torch.float64: 1e9}
 # leaves as much. Products of residuals that a component whitens keep more digits.
 MIN_WHITENED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 MIN_FRAMED_TOLERANCE = 1e-18
-MIN_LOG_RESP = {torch.float32: -80.0, torch.float64: -700.0}  # exp of less is denormal: zero, and 30 times slower
 TOGETHER_BYTES = 2**25  # moments of the mixtures that share their passes over streamed rows
 MAX_RATIO = 30.0  # of scales: beyond it the scatter of whitened rows is summed again, not transformed
 
@@ -343,7 +342,7 @@ class _ResidualPass:
     def _resp_of(self, rows):
         log_likelihoods, log_resp = e_step(self.rows.x[rows], self.mixture, self.rows.family)
         self.log_likelihood += self.rows.weighted(log_likelihoods[:, None], rows).sum(dtype=torch.float64)
-        return log_resp.exp()
+        return log_resp.clamp_(min=MIN_LOG_RESP[log_resp.dtype]).exp_()
 
     def results(self):
         """Return the `EStepSums`, in a list of one."""

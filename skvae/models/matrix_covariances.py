@@ -2,7 +2,7 @@
 
 import torch
 
-from .gaussians import LOG_2PI, Conditional, Covariance, Mixture, Moments, bounded, finite, inverse_scales
+from .gaussians import LOG_2PI, MAX_BATCHED, Conditional, Covariance, Mixture, Moments, bounded, finite, inverse_scales
 
 
 class MatrixCovariance(Covariance):
@@ -12,13 +12,23 @@ class MatrixCovariance(Covariance):
 
     def log_prob(self, x, means, factor):
         """Return the log-density of each row under each component (n, k), in nats, from whitened residuals."""
-        xt, squares = x.mT.contiguous(), x.new_zeros(len(means), len(x))  # as columns, the products are faster
-        for c, matrix in enumerate(factor.expand(len(means), -1, -1)):
-            residual = xt - means[c, :, None]
-            for block in _blocks(len(xt)):  # the factor is zero below its diagonal
-                squares[c] += (matrix[: block.stop, block].mT @ residual[: block.stop]).square_().sum(0)
+        if len(x) * means.numel() <= MAX_BATCHED:
+            squares = (factor.mT @ (x.mT - means[:, :, None])).square_().sum(1)
+        else:
+            squares = self._squared_distances(x, means, factor)
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
         return log_det - 0.5 * (finite(squares).mT + x.shape[1] * LOG_2PI)
+
+    def _squared_distances(self, x, means, factor):
+        """Return squared lengths of whitened residuals (k, n), one component after the other in the same memory."""
+        xt, squares, blocks = x.mT.contiguous(), x.new_empty(len(means), len(x)), _blocks(x.shape[1])
+        residual, whitened = torch.empty_like(xt), torch.empty_like(xt)  # as columns, the products are faster
+        for mean, matrix, out in zip(means[:, :, None], factor.expand(len(means), -1, -1), squares, strict=True):
+            torch.sub(xt, mean, out=residual)
+            for block in blocks:  # the factor is zero below its diagonal
+                torch.mm(matrix[: block.stop, block].mT, residual[: block.stop], out=whitened[block])
+            torch.sum(whitened.square_(), 0, out=out)
+        return squares
 
     def expected_log_prob(self, x, variance, means, factor):
         """Return the expectation of `log_prob` (n, k) over rows with independent normal noise of variance (n, d).
@@ -373,10 +383,10 @@ def _rows_that_count(x, weight):
     if x.device.type != "cpu":
         return x, weight
     counts = weight > torch.finfo(weight.dtype).eps ** 2 * weight.sum()
-    if 2 * counts.sum() > len(x):
+    if 2 * int(counts.count_nonzero()) > len(x):
         return x, weight
-    rows = counts.nonzero().squeeze(1)
-    return x[rows], weight[rows]
+    rows = torch.from_numpy(counts.numpy().nonzero()[0])  # torch takes longer
+    return x.index_select(0, rows), weight.index_select(0, rows)
 
 
 def _add_gram(out, residual, weight):
