@@ -200,11 +200,11 @@ def _factored(covariances, rows, frame, regularized):
     Components that have been regularized are compared with `REGULAR_TOLERANCE`, the higher limit.
     """
     unframed, factor, positive = rows.family.factor_of(covariances, frame)
-    tolerance = rows.family.tolerance(unframed, factor)
-    limits = torch.full_like(tolerance, rows.min_tolerance)
-    for component in regularized:
-        limits[component] = REGULAR_TOLERANCE
-    regular = positive & (factor.abs().flatten(1).amax(1) <= MAX_FACTOR) & (tolerance >= limits)
+    tolerance, limits = rows.family.tolerance(unframed, factor), rows.min_tolerance
+    if regularized:
+        limits = torch.full_like(tolerance, limits)
+        limits[list(regularized)] = REGULAR_TOLERANCE
+    regular = positive & (factor.flatten(1).abs().amax(1) <= MAX_FACTOR) & (tolerance >= limits)
     return unframed, factor, ~regular
 
 

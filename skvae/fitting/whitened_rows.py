@@ -270,9 +270,14 @@ class WhitenedRows(EMRows):
         return chunks_within(block, n_columns, self.chunk_size or n_rows)
 
 
+def joined(parts, axis=0):
+    """Return tensors as one along an axis, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
 def _sums_of(resp, parts):
     """Return sums of features in parts (p_i, b), weighted by responsibilities (k, b)."""
-    return torch.cat([torch.mm(resp, part.mT) for part in parts], 1)
+    return joined([torch.mm(resp, part.mT) for part in parts], 1)
 
 
 def _product(natural, parts):
@@ -291,7 +296,7 @@ class _LinearPass:
 
     def __init__(self, rows, mixtures, dtype):
         self.rows, self.mixtures, self.dtype = rows, mixtures, dtype
-        self.natural = torch.cat([rows.family.natural(mixture) for mixture in mixtures]).to(dtype)
+        self.natural = joined([rows.family.natural(mixture) for mixture in mixtures]).to(dtype)
         self.sums = [  # of features weighted by responsibilities, and of log-likelihoods
             self.natural.new_zeros(len(self.natural), rows.n_linear, dtype=torch.float64),
             self.natural.new_zeros(len(mixtures), dtype=torch.float64),

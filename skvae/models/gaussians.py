@@ -189,10 +189,12 @@ class Covariance:
         log_prob = log_det[:, :, None] - 0.5 * (finite(squares) + n_observed * LOG_2PI)
         return torch.where(n_observed > 0, log_prob, 0.0)
 
-    def _constants(self, mixture):
-        """Return the log-density of each component at the origin plus its log-weight (k,)."""
-        squares = self._whitened(mixture.means, mixture.factor).square().sum(-1)
-        return mixture.log_weights + self._log_det(mixture) - 0.5 * (squares + mixture.means.shape[1] * LOG_2PI)
+    def _constants(self, mixture, whitened):
+        """Return the log-density of each component at the origin plus its log-weight (k,), from the whitened means."""
+        squares = whitened.square().sum(-1)
+        return (mixture.log_weights + self._log_det(mixture)).sub_(
+            squares + mixture.means.shape[1] * LOG_2PI, alpha=0.5
+        )
 
 
 def inverse_scales(variances):

@@ -1,5 +1,8 @@
 """Covariances with correlations."""
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 
 from .gaussians import LOG_2PI, MAX_BATCHED, Conditional, Covariance, Mixture, Moments, bounded, finite, inverse_scales
@@ -17,7 +20,7 @@ class MatrixCovariance(Covariance):
         else:
             squares = self._squared_distances(x, means, factor)
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return log_det - 0.5 * (finite(squares).mT + x.shape[1] * LOG_2PI)
+        return torch.sub(log_det, finite(squares).mT + x.shape[1] * LOG_2PI, alpha=0.5)
 
     def _squared_distances(self, x, means, factor):
         """Return squared lengths of whitened residuals (k, n), one component after the other in the same memory."""
@@ -63,7 +66,7 @@ class MatrixCovariance(Covariance):
 
     def tolerance(self, covariances, factor):
         """Return the smallest share of a feature's variance that the features before it leave unexplained (k or 1,)."""
-        return 1 / (factor.diagonal(dim1=1, dim2=2).square() * self.variances(covariances)).amax(1)
+        return (factor.diagonal(dim1=1, dim2=2).square() * self.variances(covariances)).amax(1).reciprocal()
 
     def empty_moments(self, means):
         """Return moments of no rows in float64, for `accumulate`."""
@@ -255,12 +258,12 @@ class MatrixCovariance(Covariance):
 
     def natural(self, mixture):
         """Return natural parameters (k, p): log-density plus log-weight is ``natural @ features`` (see `common`)."""
-        linear = self._whitened(mixture.means, mixture.factor)[:, None, :] @ mixture.factor.mT
-        parts = [self._constants(mixture)[:, None], linear.squeeze(1)]
+        whitened = self._whitened(mixture.means, mixture.factor)
+        parts = [self._constants(mixture, whitened)[:, None], self._whitened(whitened, mixture.factor.mT)]
         if not self.tied:
-            precisions = self.precisions(mixture.factor)
-            i, j = torch.triu_indices(*precisions.shape[1:], device=precisions.device)
-            parts.append(torch.where(i == j, -0.5, -1.0).to(precisions) * precisions[:, i, j])
+            triangle = _triangle(mixture.means.shape[1], mixture.means.device)
+            precisions = self.precisions(mixture.factor).flatten(1).index_select(1, triangle.elements)
+            parts.append(precisions * triangle.scale.to(precisions))
         return torch.cat(parts, 1)
 
     def common(self, mixture, scatter):
@@ -278,10 +281,8 @@ class MatrixCovariance(Covariance):
         weight, first = sums[:, 0], sums[:, 1 : n_features + 1]
         if self.tied:
             return Moments(weight, first, scatter)
-        i, j = torch.triu_indices(n_features, n_features, device=sums.device)
-        second = sums.new_empty(len(sums), n_features, n_features)
-        second[:, i, j] = second[:, j, i] = sums[:, n_features + 1 :]
-        return Moments(weight, first, second)
+        second = sums[:, n_features + 1 :].index_select(1, _triangle(n_features, sums.device).places)
+        return Moments(weight, first, second.view(len(sums), n_features, n_features))
 
     # Coordinates.
 
@@ -343,6 +344,25 @@ class MatrixCovariance(Covariance):
     def _squares(self, shift):
         """Return outer products of vectors (k, d) with themselves, or their sum if the type is tied."""
         return (shift.mT @ shift)[None] if self.tied else shift[:, :, None] * shift[:, None, :]
+
+
+class _Triangle(NamedTuple):
+    """The upper triangle of symmetric matrices (d, d), row by row, as the products x_i x_j of features are stored."""
+
+    elements: torch.Tensor  # (p,): indices into a flat matrix
+    scale: torch.Tensor  # (p,): coefficients of the products in -x'Px / 2, over the elements of P
+    places: torch.Tensor  # (d * d,): of the elements of a flat matrix in the triangle
+
+
+@lru_cache(maxsize=64)
+def _triangle(n_features, device):
+    """Return the upper triangle of symmetric matrices."""
+    with torch.inference_mode(False):
+        i, j = torch.triu_indices(n_features, n_features)
+        places = torch.empty(n_features, n_features, dtype=torch.long)
+        places[i, j] = places[j, i] = torch.arange(len(i))
+        scale = torch.where(i == j, -0.5, -1.0).double()
+        return _Triangle(*(part.to(device) for part in (n_features * i + j, scale, places.flatten())))
 
 
 def _identity_like(matrix):
