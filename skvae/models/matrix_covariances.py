@@ -361,7 +361,7 @@ def _triangle(n_features, device):
         i, j = torch.triu_indices(n_features, n_features)
         places = torch.empty(n_features, n_features, dtype=torch.long)
         places[i, j] = places[j, i] = torch.arange(len(i))
-        scale = torch.where(i == j, -0.5, -1.0).double()
+        scale = torch.where(i == j, -0.5, -1.0)
         return _Triangle(*(part.to(device) for part in (n_features * i + j, scale, places.flatten())))
 
 
