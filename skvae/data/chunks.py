@@ -1,5 +1,7 @@
 """Passes over chunks of samples: sums, and functions of each sample."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -136,7 +138,7 @@ def map_samples(function, X, *, dtype, device, width, chunk_size=None, parameter
             x = buffer[: len(chunk)]
             np.copyto(x.numpy(), chunk, casting="same_kind")
         # A sum is cheap, but would have to be waited for on an accelerator.
-        is_incomplete = incomplete is not None and bool(x.sum().isnan() and x.isnan().any())
+        is_incomplete = incomplete is not None and math.isnan(x.sum()) and bool(x.isnan().any())
         if on_device is None and len(parameters) and x.device == torch.device("cpu"):
             x, *on_device = copy_to_device([x, *parameters], device)
         elif on_device is None:

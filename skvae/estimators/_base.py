@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import math
 import types
 
 import numpy as np
@@ -80,6 +81,8 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
             ``array_api_dispatch`` of scikit-learn is on, but not in a fit.
         """
         if not reset:
+            if self._is_valid_array(X):
+                return X
             check_is_fitted(self)
         if library_of(X) is not None:
             refuse_repeated_names(X)
@@ -100,6 +103,15 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         if self._allows_nan and not allows_nan and has_missing(X):
             raise self._missing_error()
         return X
+
+    def _is_valid_array(self, X):
+        """Return whether X is an array in which the checks of scikit-learn, slow for a few rows, would find nothing."""
+        if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in self._dtypes or not len(X):
+            return False
+        if X.shape[1] != getattr(self, "n_features_in_", None) or hasattr(self, "feature_names_in_"):
+            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            return math.isfinite(X.sum())
 
     def _validate_tensor(self, X, settings):
         check_dense(X)

@@ -1,5 +1,6 @@
 """Gaussian mixtures by expectation-maximization."""
 
+from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
@@ -363,7 +364,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             rows, inits = self._initialize(samples, y)
 
         is_verbose = self.verbose and current_group().rank == 0
-        with self._serial_if_small(X):
+        with self._computing(X):
             best = fit_best_mixture(
                 rows,
                 inits,
@@ -424,7 +425,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         else:
             samples = self._batch_samples(X, sample_weight)
             rows, init = self._continue(samples)
-        with self._serial_if_small(X):
+        with self._computing(X):
             step = step_mixture(rows, init(rows), weight_seen, self.learning_decay)
         self._warn_if_regularized(step)
 
@@ -725,7 +726,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
         if samples.has_missing:
             return PatternRows(samples.weighted_rows(torch.float64, device), family, self.reg_covar, covariance)
         read = partial(samples.weighted_rows, device=device, block_size=self.chunk_size)
-        with self._serial_if_small(samples.X):
+        with self._computing(samples.X):
             rows = read(compute_dtype(samples.X.dtype, device))
             settings = {"chunk_size": self.chunk_size, "read_again": read}
             return WhitenedRows(rows, family, self.reg_covar, covariance, **settings)
@@ -738,9 +739,8 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
             samples = samples._replace(X=filled_in(samples.X, imputed.x.cpu().numpy() + samples.center))
             return rows, self._inits(imputed, samples.center, self._user_responsibilities(samples, y))
         resp = self._user_responsibilities(samples, y)
-        with self._serial_if_small(samples.X):  # but not around a clusterer of the user's
+        with self._computing(samples.X) as device:  # but not around a clusterer of the user's
             # In float64 whatever the dtype of X: in another precision, other samples may be drawn.
-            device = resolve_device(self.device, dtype=torch.float64)
             inits = self._inits(samples.weighted_rows(torch.float64, device, self.chunk_size), samples.center, resp)
         return self._em_rows(samples), inits
 
@@ -838,19 +838,16 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
                 f"not match covariance_type={self.covariance_type!r} and {self.n_features_in_} features; fit again "
                 "with warm_start=False."
             )
-        with np.errstate(divide="ignore"):
-            log_weights = np.log(self.weights_, dtype=np.float64)
         means, covariances, factor = self.means_, self.covariances_, self.precisions_cholesky_
         if is_exact(self, EXACT, (means, factor)):
             means, factor = self._exact_means, self._exact_factor
             covariances = family.compact(family.covariances(family.expand(torch.tensor(factor))))
-        parts = (
-            log_weights,
-            means.astype(np.float64) - center,
+        return Mixture(
+            to_tensor(self.weights_, torch.float64, "cpu").log().to(dtype),
+            torch.from_numpy(means.astype(np.float64) - center).to(dtype),
             family.expand(to_tensor(covariances, dtype, "cpu")),
             family.expand(to_tensor(factor, dtype, "cpu")),
-        )
-        return Mixture(*(torch.as_tensor(part).to(dtype) for part in parts)).to(device)
+        ).to(device)
 
     def _current_mixture(self, device, center):
         """Return the mixture to continue from."""
@@ -863,11 +860,7 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
 
     def _e_step(self, X, select):
         """Map the E-step over validated data and select one of its results."""
-        device = resolve_device(self.device, dtype=torch.float64)
-        family = COVARIANCES[self.covariance_type]
-        exact = is_exact(self, EXACT, (self.means_, self.precisions_cholesky_))
-        dtype = torch.float64 if exact else compute_dtype(X.dtype, device)
-        mixture, in_float64 = self._mixture(dtype, "cpu"), None
+        family, in_float64 = COVARIANCES[self.covariance_type], None
 
         def complete(x, *parameters):
             return select(*e_step(x, Mixture(*parameters), family))
@@ -878,16 +871,22 @@ class TorchGMM(ScoreMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, De
                 in_float64 = Mixture(*parameters) if dtype == torch.float64 else self._mixture(torch.float64, device)
             return select(*observed_e_step(x.double(), in_float64, family))
 
-        rows = {"dtype": dtype, "device": device, "width": 3 * (X.shape[1] + len(mixture.means))}
-        with self._serial_if_small(X):
+        with self._computing(X) as device:
+            exact = is_exact(self, EXACT, (self.means_, self.precisions_cholesky_))
+            dtype = torch.float64 if exact else compute_dtype(X.dtype, device)
+            mixture = self._mixture(dtype, "cpu")
+            rows = {"dtype": dtype, "device": device, "width": 3 * (X.shape[1] + len(mixture.means))}
             return map_samples(
                 complete, X, parameters=mixture, incomplete=incomplete, chunk_size=self.chunk_size, **rows
             )
 
-    def _serial_if_small(self, X):
-        """Return a context in which one thread computes where products of samples are too small for several."""
+    @contextmanager
+    def _computing(self, X):
+        """Compute on the yielded device, without gradients, and in one thread if products are too small for several."""
         n_operations = largest_product(COVARIANCES[self.covariance_type], X.shape[1], self.n_components)
-        return serial_if_small(n_operations, resolve_device(self.device, dtype=torch.float64))
+        device = resolve_device(self.device, dtype=torch.float64)
+        with serial_if_small(n_operations, device), torch.inference_mode():
+            yield device
 
     def _n_parameters(self):
         n_components, n_features = self.means_.shape

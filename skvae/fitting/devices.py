@@ -34,8 +34,9 @@ def to_device(x, device):
 
 def read_numbers(*tensors):
     """Return the numbers of tensors of one device, a list for each (empty for None); the host waits for it once."""
-    wide = [x if x is None or x.device.type == "cpu" else x.to(wide_dtype(x)) for x in tensors]
-    return [[] if x is None else x.flatten().tolist() for x in copy_to_device(wide, "cpu")]
+    if any(x is not None and x.device.type != "cpu" for x in tensors):
+        tensors = copy_to_device([None if x is None else x.to(wide_dtype(x)) for x in tensors], "cpu")
+    return [[] if x is None else x.flatten().tolist() if x.ndim else [x.item()] for x in tensors]
 
 
 def read(scalars):

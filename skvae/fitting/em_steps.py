@@ -10,6 +10,7 @@ from torch import Tensor
 from ..models.covariances import Mixture, Moments
 from ..models.gaussians import align, copy_to_device
 from .devices import read_numbers
+from .rows import row_chunks, rows_in_cache
 
 # Share of a feature's variance that the others leave unexplained, below which a component is singular: rounding leaves
 # as much.
@@ -17,6 +18,8 @@ MIN_TOLERANCE = 1e-13
 MAX_FACTOR = 1e11  # the total standard deviation over that of a component: narrower is singular
 REGULAR_TOLERANCE = 1e-11  # for covariances that were singular in the last step: they should not alternate
 FIRST_JITTER = MAX_FACTOR**-2  # in units of the total variance
+MIN_LOG_RESP = {torch.float32: -80.0, torch.float64: -700.0}  # exp of less is denormal: zero, and 30 times slower
+E_STEP_BYTES, E_STEP_ROWS = 2**19, 2**10  # rows and their joint densities that stay in the cache of a core; at least
 MIN_ROWS = 1e-8  # in mean weights of rows: a component with less is dead
 
 
@@ -130,11 +133,22 @@ class EMRows(ABC):
 
 def e_step(x, mixture, family):
     """Return log-likelihood (n,) and log-responsibilities (n, k) of rows, in the residual form."""
+    n_columns = x.shape[1] + len(mixture.means)
+    n_rows = rows_in_cache(n_columns, E_STEP_BYTES, E_STEP_ROWS) if x.device.type == "cpu" else len(x)
+    if len(x) <= n_rows:
+        return _e_step(x, mixture, family)
+    log_likelihoods, log_resp = x.new_empty(len(x)), x.new_empty(len(mixture.means), len(x)).mT
+    for rows in row_chunks(len(x), n_columns, n_rows):
+        log_likelihoods[rows], log_resp[rows] = _e_step(x[rows], mixture, family)
+    return log_likelihoods, log_resp
+
+
+def _e_step(x, mixture, family):
     joint = mixture.log_weights + family.log_prob(x, mixture.means, mixture.factor)
     peak = joint.amax(1, keepdim=True)
-    joint = joint - peak  # far from all components, the differences would be lost in rounding
-    norm = joint.logsumexp(1, keepdim=True)
-    return (peak + norm).squeeze(1), joint - norm
+    joint -= peak  # far from all components, the differences would be lost in rounding
+    norm = joint.clamp(min=MIN_LOG_RESP[x.dtype]).exp_().sum(1, keepdim=True).log_()
+    return (peak + norm)[:, 0], joint.sub_(norm)
 
 
 def lowest_of_all(values, rows, group):
@@ -186,11 +200,11 @@ def _factored(covariances, rows, frame, regularized):
     Components that have been regularized are compared with `REGULAR_TOLERANCE`, the higher limit.
     """
     unframed, factor, positive = rows.family.factor_of(covariances, frame)
-    tolerance = rows.family.tolerance(unframed, factor)
-    limits = torch.full_like(tolerance, rows.min_tolerance)
-    for component in regularized:
-        limits[component] = REGULAR_TOLERANCE
-    regular = positive & (factor.abs().flatten(1).amax(1) <= MAX_FACTOR) & (tolerance >= limits)
+    tolerance, limits = rows.family.tolerance(unframed, factor), rows.min_tolerance
+    if regularized:
+        limits = torch.full_like(tolerance, limits)
+        limits[list(regularized)] = REGULAR_TOLERANCE
+    regular = positive & (factor.flatten(1).abs().amax(1) <= MAX_FACTOR) & (tolerance >= limits)
     return unframed, factor, ~regular
 
 

@@ -15,7 +15,7 @@ N_SEEDINGS, SEEDING_ITERATIONS = 3, 8  # of the smallest sample
 MAX_DRAWS = 20  # attempts to draw distinct rows
 
 
-def kmeans_plusplus(rows, n_clusters, generator):
+def kmeans_plusplus(rows, n_clusters, generator, global_order=None):
     """Choose rows far from one another as centres, by greedy k-means++ (Arthur and Vassilvitskii 2007).
 
     Each new centre is the best of ``2 + log(n_clusters)`` candidates drawn with probability proportional to the
@@ -27,6 +27,8 @@ def kmeans_plusplus(rows, n_clusters, generator):
         Best centred.
     n_clusters : int
     generator : torch.Generator
+    global_order : tuple of Tensor, optional
+        Result of `WeightedRows.global_order`, if it is known.
 
     Returns
     -------
@@ -34,7 +36,7 @@ def kmeans_plusplus(rows, n_clusters, generator):
         Among the rows of all processes.
     """
     x, group, n_trials = rows.x, rows.group, 2 + int(math.log(n_clusters))
-    order, global_weight, _ = rows.global_order()
+    order, global_weight, _ = global_order or rows.global_order()
     weight = rows.wide_weight()
     global_weight = global_weight.to(weight)
     squares = torch.linalg.vector_norm(x, dim=1).square_()
@@ -159,13 +161,13 @@ def kmeans(rows, n_clusters, generator):
     labels : Tensor of shape (n,)
     """
     x, _, group = rows
-    order, weight, projections = rows.global_order()
+    order, weight, projections = global_order = rows.global_order()
     # Equal rows count once, as one row with their weight would.
     sizes, size = [], count_distinct(projections[order]) // SAMPLE_GROWTH
     while size >= MIN_SAMPLE_PER_CLUSTER * n_clusters:
         sizes, size = [size, *sizes], size // SAMPLE_GROWTH
     if not sizes:
-        return lloyd(rows, rows.take_global(kmeans_plusplus(rows, n_clusters, generator)))
+        return lloyd(rows, rows.take_global(kmeans_plusplus(rows, n_clusters, generator, global_order)))
     sample = rows.take_global(draw_rows(order, weight, sizes[0], generator, stratified=True))
     centers, _ = lloyd(WeightedRows(sample), _best_seeding(WeightedRows(sample), n_clusters, generator))
     centers, offset = group.broadcast(centers), group.row_offset(len(x))
@@ -180,9 +182,9 @@ def kmeans(rows, n_clusters, generator):
 
 def _best_seeding(rows, n_clusters, generator):
     """Return the centres with the lowest inertia after a few iterations from each of a few seedings."""
-    candidates, inertias = [], []
+    candidates, inertias, global_order = [], [], rows.global_order()
     for _ in range(N_SEEDINGS):
-        seeds = rows.x[kmeans_plusplus(rows, n_clusters, generator)]
+        seeds = rows.x[kmeans_plusplus(rows, n_clusters, generator, global_order)]
         centers, labels = lloyd(rows, seeds, max_iter=SEEDING_ITERATIONS)
         candidates.append(centers)
         inertias.append(squared_residuals(rows.x, centers, labels).sum())

@@ -9,9 +9,9 @@ MIN_CHUNK = 256  # rows
 BLOCK_BYTES = 2**23  # rows of a block in float64: large enough for a disk, small compared with a table
 
 
-def rows_in_cache(n_columns, n_bytes=RESIDUAL_BYTES):
+def rows_in_cache(n_columns, n_bytes=RESIDUAL_BYTES, n_least=MIN_CHUNK):
     """Return the number of rows in a chunk that fits into a cache."""
-    return max(MIN_CHUNK, n_bytes // (8 * n_columns))
+    return max(n_least, n_bytes // (8 * n_columns))
 
 
 def row_chunks(n_rows, n_columns, chunk_size=None, n_bytes=RESIDUAL_BYTES):

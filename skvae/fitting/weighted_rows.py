@@ -105,11 +105,11 @@ def draw_rows(order, weight, n_draws, generator, *, stratified=False):
 
 def rows_at_quantiles(order, weight, quantiles):
     """Return the rows (m,) at which the cumulative weight along the order passes quantiles (m,), in the wide dtype."""
-    cumulative = weight[order].to(quantiles).cumsum(0)
+    cumulative = weight.index_select(0, order).to(quantiles).cumsum(0)
     total = cumulative[-1]
     # Rounding must not carry a draw to the very end, beyond the last row of positive weight.
     draws = torch.minimum(quantiles * total, torch.nextafter(total, torch.zeros_like(total)))
-    return order[torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(order) - 1)]
+    return order.index_select(0, torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(order) - 1))
 
 
 def sample_indices(rows, n_clusters, generator):

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from .em_steps import MIN_TOLERANCE, EMRows, EStepSums, e_step, lowest_of_all
+from .em_steps import MIN_LOG_RESP, MIN_TOLERANCE, EMRows, EStepSums, e_step, lowest_of_all
 from .rows import LINEAR_BYTES, MIN_CHUNK, RESIDUAL_BYTES, blocks_of, chunks_within, is_lazy, row_chunks
 
 MIN_RESIDUAL_CHUNK = 1024  # in which products with a matrix as large are still fast
@@ -16,7 +16,6 @@ MAX_CONDITION = {torch.float32: 1e4, torch.float64: 1e9}
 # leaves as much. Products of residuals that a component whitens keep more digits.
 MIN_WHITENED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 MIN_FRAMED_TOLERANCE = 1e-18
-MIN_LOG_RESP = {torch.float32: -80.0, torch.float64: -700.0}  # exp of less is denormal: zero, and 30 times slower
 TOGETHER_BYTES = 2**25  # moments of the mixtures that share their passes over streamed rows
 MAX_RATIO = 30.0  # of scales: beyond it the scatter of whitened rows is summed again, not transformed
 
@@ -271,9 +270,14 @@ class WhitenedRows(EMRows):
         return chunks_within(block, n_columns, self.chunk_size or n_rows)
 
 
+def joined(parts, axis=0):
+    """Return tensors as one along an axis, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
 def _sums_of(resp, parts):
     """Return sums of features in parts (p_i, b), weighted by responsibilities (k, b)."""
-    return torch.cat([torch.mm(resp, part.mT) for part in parts], 1)
+    return joined([torch.mm(resp, part.mT) for part in parts], 1)
 
 
 def _product(natural, parts):
@@ -292,7 +296,7 @@ class _LinearPass:
 
     def __init__(self, rows, mixtures, dtype):
         self.rows, self.mixtures, self.dtype = rows, mixtures, dtype
-        self.natural = torch.cat([rows.family.natural(mixture) for mixture in mixtures]).to(dtype)
+        self.natural = joined([rows.family.natural(mixture) for mixture in mixtures]).to(dtype)
         self.sums = [  # of features weighted by responsibilities, and of log-likelihoods
             self.natural.new_zeros(len(self.natural), rows.n_linear, dtype=torch.float64),
             self.natural.new_zeros(len(mixtures), dtype=torch.float64),
@@ -343,7 +347,7 @@ class _ResidualPass:
     def _resp_of(self, rows):
         log_likelihoods, log_resp = e_step(self.rows.x[rows], self.mixture, self.rows.family)
         self.log_likelihood += self.rows.weighted(log_likelihoods[:, None], rows).sum(dtype=torch.float64)
-        return log_resp.exp()
+        return log_resp.clamp_(min=MIN_LOG_RESP[log_resp.dtype]).exp_()
 
     def results(self):
         """Return the `EStepSums`, in a list of one."""

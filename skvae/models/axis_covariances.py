@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .gaussians import LOG_2PI, Conditional, Covariance, Mixture, Moments, bounded, finite, inverse_scales
+from .gaussians import LOG_2PI, MAX_BATCHED, Conditional, Covariance, Mixture, Moments, bounded, finite, inverse_scales
 
 
 class AxisCovariance(Covariance):
@@ -14,11 +14,14 @@ class AxisCovariance(Covariance):
 
     def log_prob(self, x, means, factor):
         """Return the log-density of each row under each component (n, k), in nats, from whitened residuals."""
-        squares = x.new_empty(len(x), len(means))
-        for c, scale in enumerate(factor.expand(len(means), -1)):
-            squares[:, c] = ((x - means[c]) * scale).square_().sum(1)
+        if len(x) * means.numel() <= MAX_BATCHED:
+            squares = ((x[:, None] - means) * factor).square_().sum(2)
+        else:
+            squares = x.new_empty(len(x), len(means))
+            for c, scale in enumerate(factor.expand(len(means), -1)):
+                squares[:, c] = ((x - means[c]) * scale).square_().sum(1)
         log_det = factor.log().expand(-1, x.shape[1]).sum(1)
-        return log_det - 0.5 * (finite(squares) + x.shape[1] * LOG_2PI)
+        return torch.sub(log_det, finite(squares) + x.shape[1] * LOG_2PI, alpha=0.5)
 
     def expected_log_prob(self, x, variance, means, factor):
         """Return the expectation of `log_prob` (n, k) over rows with independent normal noise of variance (n, d)."""
@@ -178,7 +181,8 @@ class AxisCovariance(Covariance):
     def natural(self, mixture):
         """Return natural parameters (k, p): log-density plus log-weight is ``natural @ features`` (see `common`)."""
         precisions = self.precisions(mixture.factor)
-        parts = [self._constants(mixture)[:, None], precisions * mixture.means]
+        whitened = self._whitened(mixture.means, mixture.factor)
+        parts = [self._constants(mixture, whitened)[:, None], precisions * mixture.means]
         if not self.tied:
             parts.append(-0.5 * precisions * (mixture.means.shape[1] // precisions.shape[1]))
         return torch.cat(parts, 1)

@@ -27,6 +27,7 @@ def copy_to_device(tensors, device):
 
 
 LOG_2PI = math.log(2 * math.pi)
+MAX_BATCHED = 2**14  # residuals that are computed for all components at once: more of them leave the cache
 MAX_SQUARED_DISTANCE = 1e8  # of a mean from zero, in variances of its component: float32 moves it by 1e-3 of their root
 MAX_COLLINEARITY = 1e6  # variance of a feature over what the others leave unexplained of it
 
@@ -41,7 +42,8 @@ class Mixture(NamedTuple):
 
     def to(self, device, dtype=None):
         """Return the mixture on another device and in another dtype."""
-        return Mixture(*(part.to(dtype or part.dtype) for part in copy_to_device(self, device)))
+        parts = copy_to_device(self, device)
+        return Mixture(*(parts if dtype is None else [part.to(dtype) for part in parts]))
 
 
 class Moments(NamedTuple):
@@ -187,10 +189,12 @@ class Covariance:
         log_prob = log_det[:, :, None] - 0.5 * (finite(squares) + n_observed * LOG_2PI)
         return torch.where(n_observed > 0, log_prob, 0.0)
 
-    def _constants(self, mixture):
-        """Return the log-density of each component at the origin plus its log-weight (k,)."""
-        squares = self._whitened(mixture.means, mixture.factor).square().sum(-1)
-        return mixture.log_weights + self._log_det(mixture) - 0.5 * (squares + mixture.means.shape[1] * LOG_2PI)
+    def _constants(self, mixture, whitened):
+        """Return the log-density of each component at the origin plus its log-weight (k,), from the whitened means."""
+        squares = whitened.square().sum(-1)
+        return (mixture.log_weights + self._log_det(mixture)).sub_(
+            squares + mixture.means.shape[1] * LOG_2PI, alpha=0.5
+        )
 
 
 def inverse_scales(variances):

@@ -1,8 +1,11 @@
 """Covariances with correlations."""
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 
-from .gaussians import LOG_2PI, Conditional, Covariance, Mixture, Moments, bounded, finite, inverse_scales
+from .gaussians import LOG_2PI, MAX_BATCHED, Conditional, Covariance, Mixture, Moments, bounded, finite, inverse_scales
 
 
 class MatrixCovariance(Covariance):
@@ -12,13 +15,23 @@ class MatrixCovariance(Covariance):
 
     def log_prob(self, x, means, factor):
         """Return the log-density of each row under each component (n, k), in nats, from whitened residuals."""
-        xt, squares = x.mT.contiguous(), x.new_zeros(len(means), len(x))  # as columns, the products are faster
-        for c, matrix in enumerate(factor.expand(len(means), -1, -1)):
-            residual = xt - means[c, :, None]
-            for block in _blocks(len(xt)):  # the factor is zero below its diagonal
-                squares[c] += (matrix[: block.stop, block].mT @ residual[: block.stop]).square_().sum(0)
+        if len(x) * means.numel() <= MAX_BATCHED:
+            squares = (factor.mT @ (x.mT - means[:, :, None])).square_().sum(1)
+        else:
+            squares = self._squared_distances(x, means, factor)
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return log_det - 0.5 * (finite(squares).mT + x.shape[1] * LOG_2PI)
+        return torch.sub(log_det, finite(squares).mT + x.shape[1] * LOG_2PI, alpha=0.5)
+
+    def _squared_distances(self, x, means, factor):
+        """Return squared lengths of whitened residuals (k, n), one component after the other in the same memory."""
+        xt, squares, blocks = x.mT.contiguous(), x.new_empty(len(means), len(x)), _blocks(x.shape[1])
+        residual, whitened = torch.empty_like(xt), torch.empty_like(xt)  # as columns, the products are faster
+        for mean, matrix, out in zip(means[:, :, None], factor.expand(len(means), -1, -1), squares, strict=True):
+            torch.sub(xt, mean, out=residual)
+            for block in blocks:  # the factor is zero below its diagonal
+                torch.mm(matrix[: block.stop, block].mT, residual[: block.stop], out=whitened[block])
+            torch.sum(whitened.square_(), 0, out=out)
+        return squares
 
     def expected_log_prob(self, x, variance, means, factor):
         """Return the expectation of `log_prob` (n, k) over rows with independent normal noise of variance (n, d).
@@ -53,7 +66,7 @@ class MatrixCovariance(Covariance):
 
     def tolerance(self, covariances, factor):
         """Return the smallest share of a feature's variance that the features before it leave unexplained (k or 1,)."""
-        return 1 / (factor.diagonal(dim1=1, dim2=2).square() * self.variances(covariances)).amax(1)
+        return (factor.diagonal(dim1=1, dim2=2).square() * self.variances(covariances)).amax(1).reciprocal()
 
     def empty_moments(self, means):
         """Return moments of no rows in float64, for `accumulate`."""
@@ -245,12 +258,12 @@ class MatrixCovariance(Covariance):
 
     def natural(self, mixture):
         """Return natural parameters (k, p): log-density plus log-weight is ``natural @ features`` (see `common`)."""
-        linear = self._whitened(mixture.means, mixture.factor)[:, None, :] @ mixture.factor.mT
-        parts = [self._constants(mixture)[:, None], linear.squeeze(1)]
+        whitened = self._whitened(mixture.means, mixture.factor)
+        parts = [self._constants(mixture, whitened)[:, None], self._whitened(whitened, mixture.factor.mT)]
         if not self.tied:
-            precisions = self.precisions(mixture.factor)
-            i, j = torch.triu_indices(*precisions.shape[1:], device=precisions.device)
-            parts.append(torch.where(i == j, -0.5, -1.0).to(precisions) * precisions[:, i, j])
+            triangle = _triangle(mixture.means.shape[1], mixture.means.device)
+            precisions = self.precisions(mixture.factor).flatten(1).index_select(1, triangle.elements)
+            parts.append(precisions * triangle.scale.to(precisions))
         return torch.cat(parts, 1)
 
     def common(self, mixture, scatter):
@@ -268,10 +281,8 @@ class MatrixCovariance(Covariance):
         weight, first = sums[:, 0], sums[:, 1 : n_features + 1]
         if self.tied:
             return Moments(weight, first, scatter)
-        i, j = torch.triu_indices(n_features, n_features, device=sums.device)
-        second = sums.new_empty(len(sums), n_features, n_features)
-        second[:, i, j] = second[:, j, i] = sums[:, n_features + 1 :]
-        return Moments(weight, first, second)
+        second = sums[:, n_features + 1 :].index_select(1, _triangle(n_features, sums.device).places)
+        return Moments(weight, first, second.view(len(sums), n_features, n_features))
 
     # Coordinates.
 
@@ -335,6 +346,25 @@ class MatrixCovariance(Covariance):
         return (shift.mT @ shift)[None] if self.tied else shift[:, :, None] * shift[:, None, :]
 
 
+class _Triangle(NamedTuple):
+    """The upper triangle of symmetric matrices (d, d), row by row, as the products x_i x_j of features are stored."""
+
+    elements: torch.Tensor  # (p,): indices into a flat matrix
+    scale: torch.Tensor  # (p,): coefficients of the products in -x'Px / 2, over the elements of P
+    places: torch.Tensor  # (d * d,): of the elements of a flat matrix in the triangle
+
+
+@lru_cache(maxsize=64)
+def _triangle(n_features, device):
+    """Return the upper triangle of symmetric matrices."""
+    with torch.inference_mode(False):
+        i, j = torch.triu_indices(n_features, n_features)
+        places = torch.empty(n_features, n_features, dtype=torch.long)
+        places[i, j] = places[j, i] = torch.arange(len(i))
+        scale = torch.where(i == j, -0.5, -1.0)
+        return _Triangle(*(part.to(device) for part in (n_features * i + j, scale, places.flatten())))
+
+
 def _identity_like(matrix):
     """Return the identity with the size, dtype and device of a matrix (..., d, d)."""
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
@@ -373,10 +403,10 @@ def _rows_that_count(x, weight):
     if x.device.type != "cpu":
         return x, weight
     counts = weight > torch.finfo(weight.dtype).eps ** 2 * weight.sum()
-    if 2 * counts.sum() > len(x):
+    if 2 * int(counts.count_nonzero()) > len(x):
         return x, weight
-    rows = counts.nonzero().squeeze(1)
-    return x[rows], weight[rows]
+    rows = torch.from_numpy(counts.numpy().nonzero()[0])  # torch takes longer
+    return x.index_select(0, rows), weight.index_select(0, rows)
 
 
 def _add_gram(out, residual, weight):
