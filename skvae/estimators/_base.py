@@ -24,6 +24,8 @@ from ..data.weights import positive_weight_samples, weighted_sum
 from ..models.serialize import foreign_part, module_from_dict, module_to_dict
 from ._fit import CallbackSupportMixin
 
+MAX_SMALL = 100_000  # values of an array for which scikit-learn's checks take longer than ours
+
 
 class CheckedParametersMixin:
     """Errors about parameters that list options in sorted order and suggest the one that a typo is close to."""
@@ -81,7 +83,7 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
             ``array_api_dispatch`` of scikit-learn is on, but not in a fit.
         """
         if not reset:
-            if self._is_valid_array(X):
+            if self._is_valid_array(X, min_samples):
                 return X
             check_is_fitted(self)
         if library_of(X) is not None:
@@ -104,9 +106,11 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
             raise self._missing_error()
         return X
 
-    def _is_valid_array(self, X):
-        """Return whether X is an array in which the checks of scikit-learn, slow for a few rows, would find nothing."""
-        if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in self._dtypes or not len(X):
+    def _is_valid_array(self, X, min_samples):
+        """Return whether scikit-learn's checks, which are slow for small arrays, would find nothing in X."""
+        if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in self._dtypes:
+            return False
+        if len(X) < min_samples or X.size > MAX_SMALL:
             return False
         if X.shape[1] != getattr(self, "n_features_in_", None) or hasattr(self, "feature_names_in_"):
             return False
