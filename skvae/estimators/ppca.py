@@ -224,7 +224,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             if n_rows < X.shape[1]:  # the Gram matrix is smaller than the scatter matrix
                 spectrum = gram_spectrum(centered_columns(X, mean, weight, dtype, device), X.shape[1])
             else:
-                spectrum = scatter_spectrum(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
+                scatter = scatter_about(X, mean, weight, dtype, device, self.chunk_size)
+                spectrum = scatter_spectrum(scatter, self.n_components)
             return spectrum.squares, *fit_ppca(spectrum, total_weight, self.n_components, floor)
 
         squares, model, total_variance = fit_in(dtype)
