@@ -6,7 +6,7 @@ from scipy.linalg import get_blas_funcs
 
 from ..fitting.devices import is_out_of_memory
 from ..fitting.distributed import current_group
-from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks, rows_in_cache
+from ..fitting.rows import LINEAR_BYTES, row_chunks, rows_in_cache
 from ..fitting.warnings import warn
 from ..models.gaussians import copy_to_device
 from .arrays import to_tensor
@@ -34,7 +34,7 @@ def column_means(X, weight=None):
     group, mass = current_group(), float(len(X) if weight is None else weight.sum())
     with np.errstate(over="ignore", invalid="ignore"):
         if weight is None:
-            mean = sum(X[rows].sum(axis=0, dtype=np.float64) for rows in memory_blocks(X)) / len(X)
+            mean = sum(_column_sums(X[rows]) for rows in memory_blocks(X)) / len(X)
         else:
             chunks = row_chunks(*X.shape)
             mean = sum(weight[rows] @ X[rows].astype(np.float64, copy=False) for rows in chunks) / weight.sum()
@@ -42,6 +42,11 @@ def column_means(X, weight=None):
             return mean
         sums, mass = group.all_reduce_sum(torch.from_numpy(mean * mass), mass)
         return (sums / mass).numpy()
+
+
+def _column_sums(part):
+    """Sum the samples of an array in float64 (d,)."""
+    return np.ones(len(part)) @ part if part.dtype == np.float64 else part.sum(axis=0, dtype=np.float64)
 
 
 def centered(X, center, dtype, device):
@@ -106,21 +111,24 @@ class _HostProducts:
     def __init__(self, n_features, dtype, device):
         self._syrk = get_blas_funcs("syrk", dtype=dtype)
         self._sum = np.zeros((n_features, n_features), order="F")  # what is below the diagonal does not count
-        self._short = self._sum if dtype == np.float64 else np.zeros_like(self._sum, dtype)
+        # Long sums in float32 would lose digits.
+        self._short = None if dtype == np.float64 else np.zeros_like(self._sum, dtype)
         self._n_short, self._max_short = 0, SHORT_SUM if n_features <= MAX_CACHED else LONG_SUM
 
     def add(self, part):
         """Add the products of a chunk (b, d)."""
-        self._syrk(1.0, part.T, beta=1.0, c=self._short, overwrite_c=True)
+        if self._short is None:
+            self._syrk(1.0, part.T, beta=1.0, c=self._sum, overwrite_c=True)
+            return
+        self._syrk(1.0, part.T, beta=1.0 if self._n_short else 0.0, c=self._short, overwrite_c=True)
         self._n_short += len(part)
         if self._n_short >= self._max_short:
             self._flush()
 
     def _flush(self):
-        """Add the sum in float32, which loses digits where it is long, to that in float64."""
-        if self._short is not self._sum:
+        """Add the sum in float32 to that in float64."""
+        if self._n_short:
             self._sum += self._short
-            self._short.fill(0)
         self._n_short = 0
 
     def total(self):
