@@ -17,10 +17,13 @@ def assign(x, centers):
     return torch.cat([nearest(x[rows]) for rows in _chunks(x, centers)])
 
 
-def squared_residuals(x, centers, labels):
-    """Compute the squared distance of each row to the centre of its label (n,), exact for the closest rows."""
+def squared_residuals(x, centers, labels, buffer=None):
+    """Compute the squared distance of each row to the centre of its label (n,), exact for the closest rows.
+
+    A buffer, Tensor (n, d), is overwritten.
+    """
     parts, chunks = [], _chunks(x, centers)
-    buffer = torch.empty_like(x[chunks[0]])
+    buffer = torch.empty_like(x[chunks[0]]) if buffer is None else buffer
     for rows in chunks:
         residuals = torch.index_select(centers, 0, labels[rows], out=buffer[: len(x[rows])]).sub_(x[rows])
         parts.append(torch.linalg.vector_norm(residuals, dim=1).square_())
