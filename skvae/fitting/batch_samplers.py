@@ -8,7 +8,7 @@ import torch
 from .devices import read, to_device, wide_dtype
 from .distributed import BatchShard
 from .rows import blocks_of, row_chunks
-from .weighted_rows import WeightedRows, count_distinct, draw_indices, projection
+from .weighted_rows import WeightedRows, argsort, count_distinct, draw_indices, projection
 
 SCAN_BYTES, MIN_SCANNED = 2**20, 64  # of a chunk in float64, when all rows are read once, and rows in it
 MAX_GATHERED_ROWS = 2**22  # rows of all processes up to which their projections are gathered
@@ -98,7 +98,7 @@ class DirectBatchSampler(BatchSampler):
         self.offset, projections, self._bound = self._scan()
         is_sorted = self.group.size == 1 or n_rows <= MAX_GATHERED_ROWS
         projections = self.group.all_gather(projections) if is_sorted else None
-        order = projections.argsort() if is_sorted else torch.arange(n_rows, device=self.x.device)
+        order = argsort(projections) if is_sorted else torch.arange(n_rows, device=self.x.device)
         global_weight = None if weight is None else self.group.all_gather(self.weight)
         self._order = order if weight is None else order[global_weight[order] > 0]
         self._cumulative = None if weight is None else global_weight[self._order].cumsum(0)
