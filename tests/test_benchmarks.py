@@ -8,7 +8,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 # They import one another, and only the standard library; the others are imported by single tests.
-MODULES = ("record", "markdown_tables", "cluster_tables", "plan", "page", "run")
+MODULES = ("record", "markdown_tables", "cluster_tables", "choice_tables", "plan", "page", "run")
 HEAVY_MODULES = ("clusters", "sets", "letters")
 
 
@@ -63,7 +63,7 @@ def test_a_mean_of_several_seeds_has_its_deviation_and_the_worst(benchmarks):
     assert page.scores(runs) == ["0.375 (0.177), 0.250", "0.625 (0.177), 0.500", "< 0.01"]
 
 
-@pytest.mark.parametrize("name", ["vade", "clusters", "studies", "cells"])
+@pytest.mark.parametrize("name", ["vade", "clusters", "studies", "cells", "choice"])
 def test_rows_of_runs_are_planned(benchmarks, name):
     file, plan = f"{name}.jsonl", benchmarks["plan"]
     rows = benchmarks["record"].read_runs(plan.RESULTS / file)

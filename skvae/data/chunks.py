@@ -4,16 +4,18 @@ import math
 
 import numpy as np
 import torch
+from scipy.linalg import get_blas_funcs
 
 from ..fitting.devices import is_out_of_memory
 from ..fitting.distributed import current_group
-from ..fitting.rows import LINEAR_BYTES, RESIDUAL_BYTES, row_chunks, rows_in_cache
+from ..fitting.rows import LINEAR_BYTES, row_chunks, rows_in_cache
 from ..fitting.warnings import warn
 from ..models.gaussians import copy_to_device
 from .arrays import to_tensor
 from .samples import empty_results, is_lazy, memory_blocks
 
-SHORT_SUM = 128  # samples whose products are summed in the dtype of the data
+SHORT_SUM = 128  # samples whose products are summed in float32
+LONG_SUM, MAX_CACHED = 2048, 256  # with more features, whose float64 total does not fit into a cache
 
 
 def read_chunks(X, n_rows):
@@ -34,7 +36,7 @@ def column_means(X, weight=None):
     group, mass = current_group(), float(len(X) if weight is None else weight.sum())
     with np.errstate(over="ignore", invalid="ignore"):
         if weight is None:
-            mean = sum(X[rows].sum(axis=0, dtype=np.float64) for rows in memory_blocks(X)) / len(X)
+            mean = sum(_column_sums(X[rows]) for rows in memory_blocks(X)) / len(X)
         else:
             chunks = row_chunks(*X.shape)
             mean = sum(weight[rows] @ X[rows].astype(np.float64, copy=False) for rows in chunks) / weight.sum()
@@ -42,6 +44,11 @@ def column_means(X, weight=None):
             return mean
         sums, mass = group.all_reduce_sum(torch.from_numpy(mean * mass), mass)
         return (sums / mass).numpy()
+
+
+def _column_sums(part):
+    """Sum the samples of an array in float64 (d,)."""
+    return np.ones(len(part)) @ part if part.dtype == np.float64 else part.sum(axis=0, dtype=np.float64)
 
 
 def centered(X, center, dtype, device):
@@ -77,29 +84,75 @@ def centered_columns(X, center, weight, dtype, device):
 def scatter_about(X, center, weight, dtype, device, chunk_size=None):
     """Sum weighted outer products of samples about a centre (d, d), float64, in one pass that copies a chunk at a time.
 
-    The products of a chunk are computed in the dtype; on a CPU by NumPy, which uses that they are symmetric. They are
-    not finite if they overflow. The samples are those of all processes that fit together.
+    The products of a chunk are computed in the dtype. They are not finite if they overflow. The samples are those of
+    all processes that fit together.
     """
     numpy_dtype, n_features = np.float32 if dtype == torch.float32 else np.float64, X.shape[1]
     reference = center.astype(numpy_dtype)
-    # Longer sums in float32 would lose digits; adding their float64 total costs little while it fits into a cache.
-    n_rows = SHORT_SUM if n_features <= 256 else 4 * SHORT_SUM
-    n_rows = chunk_size or min(n_rows, max(1, RESIDUAL_BYTES // (8 * n_features)))
-    buffer = np.empty((min(len(X), n_rows), n_features), numpy_dtype)
-    total = torch.zeros(n_features, n_features, dtype=torch.float64, device=device)
+    n_rows = rows_in_cache(n_features, LINEAR_BYTES)
+    if numpy_dtype == np.float32:
+        n_rows = SHORT_SUM if n_features <= MAX_CACHED else 4 * SHORT_SUM
+    n_rows = min(len(X), chunk_size or n_rows)
+    buffer = np.empty((n_rows, n_features), numpy_dtype)
+    products = (_HostProducts if device.type == "cpu" else _DeviceProducts)(n_features, numpy_dtype, device)
     with np.errstate(over="ignore", invalid="ignore"):
         for rows, chunk in read_chunks(X, n_rows):
             part = np.subtract(chunk, reference, out=buffer[: len(chunk)], casting="same_kind")
             if weight is not None:
                 part *= np.sqrt(weight[rows, None]).astype(numpy_dtype)
-            if total.device.type == "cpu":
-                total += torch.from_numpy(part.T @ part)
-            else:
-                part = torch.from_numpy(part).to(device)
-                total += part.mT @ part
+            products.add(part)
+        total = products.total()
     shift = torch.from_numpy(center - reference).to(total)
     n_samples = len(X) if weight is None else float(weight.sum())
     return current_group().all_reduce_sum(total - n_samples * shift.outer(shift))[0]
+
+
+class _HostProducts:
+    """Sum of the products of chunks with themselves in float64, by BLAS routines that compute half of a product."""
+
+    def __init__(self, n_features, dtype, device):
+        self._syrk = get_blas_funcs("syrk", dtype=dtype)
+        self._sum = np.zeros((n_features, n_features), order="F")  # what is below the diagonal does not count
+        # Long sums in float32 would lose digits.
+        self._short = None if dtype == np.float64 else np.zeros_like(self._sum, dtype)
+        self._n_short, self._max_short = 0, SHORT_SUM if n_features <= MAX_CACHED else LONG_SUM
+
+    def add(self, part):
+        """Add the products of a chunk (b, d)."""
+        if self._short is None:
+            self._syrk(1.0, part.T, beta=1.0, c=self._sum, overwrite_c=True)
+            return
+        self._syrk(1.0, part.T, beta=1.0 if self._n_short else 0.0, c=self._short, overwrite_c=True)
+        self._n_short += len(part)
+        if self._n_short >= self._max_short:
+            self._flush()
+
+    def _flush(self):
+        """Add the sum in float32 to that in float64."""
+        if self._n_short:
+            self._sum += self._short
+        self._n_short = 0
+
+    def total(self):
+        """Return the sum (d, d)."""
+        self._flush()
+        return torch.from_numpy(np.triu(self._sum) + np.triu(self._sum, 1).T)
+
+
+class _DeviceProducts:
+    """Sum of the products of chunks with themselves in float64, on an accelerator."""
+
+    def __init__(self, n_features, dtype, device):
+        self._sum = torch.zeros(n_features, n_features, dtype=torch.float64, device=device)
+
+    def add(self, part):
+        """Add the products of a chunk (b, d)."""
+        part = torch.from_numpy(part).to(self._sum.device)
+        self._sum += part.mT @ part
+
+    def total(self):
+        """Return the sum (d, d)."""
+        return self._sum
 
 
 def map_samples(function, X, *, dtype, device, width, chunk_size=None, parameters=(), incomplete=None):

@@ -64,7 +64,7 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         super().__init_subclass__(**kwargs)
         name_methods(cls)
 
-    def _validate(self, X, *, reset, min_samples=1, allows_nan=False):
+    def _validate(self, X, *, reset, min_samples=1, allows_nan=False, checks_finite=True):
         """Check X by the rules of scikit-learn.
 
         Parameters
@@ -75,6 +75,8 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         min_samples : int, default=1
         allows_nan : bool, default=False
             Whether values may be missing although the fitted model does not take them.
+        checks_finite : bool, default=True
+            Whether to look for values that are not finite, which needs a pass over an array; else the caller does.
 
         Returns
         -------
@@ -93,7 +95,7 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
         settings = {
             "dtype": self._dtypes,
             "reset": reset,
-            "ensure_all_finite": "allow-nan" if self._allows_nan else True,
+            "ensure_all_finite": checks_finite and ("allow-nan" if self._allows_nan else True),
         }
         if isinstance(X, torch.Tensor):
             X = self._validate_tensor(X, settings)

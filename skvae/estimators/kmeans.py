@@ -1,5 +1,6 @@
 """Mini-batch k-means."""
 
+import math
 from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
@@ -12,7 +13,8 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..data.arrays import compute_dtype, host_array, named_in_errors, resolve_device, to_dtype, to_tensor
-from ..data.chunks import map_chunks, read_chunks
+from ..data.chunks import map_chunks
+from ..data.inputs import as_matrix
 from ..data.tensors import as_tensor, batch_sampler, count_distinct_samples, on_device, sample_array
 from ..data.weights import check_weights
 from ..fitting.devices import in_float64, read, serial_if_small, to_device, wide_dtype
@@ -33,7 +35,7 @@ from ._fit import batch_by_batch, check_processes, fit_method, fit_seed, row_cou
 from .export import Centers
 
 MIN_FLOAT32_RATIO = 1e-4  # of the inertia to the spread of the centres: float32 has four digits of such distances
-MAP_BYTES = 2**22  # of a chunk and what is computed from it, which stay in a cache
+MAP_BYTES = 2**21  # of a chunk and what is computed from it, which stay in a cache
 MAX_VALUE = {torch.float32: 1e16, torch.float64: 1e150}  # sums of squares of larger numbers can overflow
 
 
@@ -240,7 +242,9 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         ConvergenceWarning
             If clusters are empty, as they are with fewer distinct samples than clusters.
         """
-        X = self._validate(X, reset=True)
+        passed = as_matrix(X)
+        # The sampler finds values that are not finite: a pass over the samples less.
+        X = self._validate(passed, reset=True, checks_finite=False)
         weight = self._check_data(X, sample_weight, min_samples=self.n_clusters)
         seed = fit_seed(self.random_state)
         self._warn_of_unused_parameters()
@@ -250,6 +254,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             while True:  # at most twice
                 generator = torch.Generator().manual_seed(seed)
                 sampler = self._sampler(X, weight, generator)
+                self._check_values(sampler, passed)
                 fit = fit_mini_batches(
                     sampler,
                     self._initial_centers(X, sampler, generator, self._init_size()),
@@ -309,6 +314,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             while True:  # at most twice
                 generator = torch.Generator().manual_seed(seed + n_done)
                 sampler = self._sampler(X, weight, generator)
+                self._check_values(sampler, X)
                 if is_first:
                     centers = self._initial_centers(X, sampler, generator, row_count(X))
                     counts = np.zeros(self.n_clusters)
@@ -411,7 +417,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         X, weight = self._validate_weighted(X, sample_weight)
         device = self._options(X)["device"]
         X = on_device(X, device)
-        return -self._inertia(X, self._map_centered(NearestCenters, X), _weight_tensor(weight, device))
+        return -self._labels_and_inertia(X, _weight_tensor(weight, device))[1]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -463,9 +469,9 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         return {"dtype": dtype, "device": device}
 
     def _sampler(self, X, weight, generator):
-        """Return a sampler of batches; raise if squared distances can overflow."""
+        """Return a sampler of batches."""
         options = self._options(X)
-        sampler = batch_sampler(
+        return batch_sampler(
             X,
             _weight_tensor(weight, options["device"]),
             **options,
@@ -473,12 +479,18 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             batch_size=self.batch_size,
             init_size=self._init_size(),
         )
-        if sampler.largest > MAX_VALUE[options["dtype"]]:
-            raise ValueError(
-                f"X has values up to {sampler.largest:.3g}, and squared distances between such numbers overflow in "
-                f"{options['dtype']}; divide X by a constant."
-            )
-        return sampler
+
+    def _check_values(self, sampler, X):
+        """Raise if values of X are not finite, or so large that squared distances can overflow."""
+        dtype = sampler.x.dtype
+        if sampler.is_within(MAX_VALUE[dtype]):
+            return
+        if not math.isfinite(sampler.largest):
+            self._validate(X, reset=True)
+        raise ValueError(
+            f"X has values up to {sampler.largest:.3g}, and squared distances between such numbers overflow in "
+            f"{dtype}; divide X by a constant."
+        )
 
     def _initial_centers(self, X, sampler, generator, init_size):
         """Return initial centres, less the offset of the sampler."""
@@ -523,8 +535,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         vars(self).pop("labels_", None)
         if self.compute_labels:
             X = on_device(X, self._options(X)["device"])
-            labels = self._map_centered(NearestCenters, X)
-            (self.inertia_,) = current_group().all_reduce_sum(self._inertia(X, labels, sampler.weight))
+            labels, inertia = self._labels_and_inertia(X, sampler.weight)
+            (self.inertia_,) = current_group().all_reduce_sum(inertia)
             self.labels_ = host_array(labels)
 
     def _warn_of_empty_clusters(self, X):
@@ -542,7 +554,7 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
             advice = "the fit was too short for this many clusters; increase max_iter, or decrease n_clusters"
         warn(f"Only {n_nonempty} of n_clusters={self.n_clusters} clusters have samples: {advice}.", ConvergenceWarning)
 
-    def _map_centered(self, make_function, X):
+    def _map_centered(self, make_function, X, visit=None):
         """Apply a function to chunks of samples less the mean of the centres; return one array or tensor.
 
         Parameters
@@ -550,6 +562,8 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         make_function : callable, Tensor (k, d) -> (Tensor (b, d) -> Tensor (b, ...))
             Makes the function from the centres less their mean.
         X : ndarray, LazySamples or TensorSamples of shape (n, d)
+        visit : callable, (Tensor (b, d), Tensor (b, ...), Tensor (m, d)) -> None, optional
+            Called in order with the samples of each chunk, the results, and memory that may be overwritten, m >= b.
         """
         options, mean = self._options(X), self.cluster_centers_.mean(axis=0, dtype=np.float64)
         mean = mean.astype(X.dtype)  # the very number that is subtracted from the samples
@@ -562,23 +576,27 @@ class TorchMiniBatchKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         buffer = offset.new_empty(min(len(X), n_rows), X.shape[1])
 
         def apply(chunk):
-            return function(torch.sub(as_tensor(chunk, **options), offset, out=buffer[: len(chunk)]))
+            x = as_tensor(chunk, **options)
+            result = function(torch.sub(x, offset, out=buffer[: len(x)]))
+            if visit is not None:
+                visit(x, result, buffer)
+            return result
 
         with self._thread_limit(X):
             return map_chunks(apply, X, n_rows)
 
-    def _inertia(self, X, labels, weight):
-        """Compute the weighted sum of the squared distances of samples to their centres."""
+    def _labels_and_inertia(self, X, weight):
+        """Compute the nearest centres, and the weighted sum of the squared distances to them, in one pass."""
         options, parts = self._options(X), []
         centers = to_device(to_tensor(self.cluster_centers_, options["dtype"], "cpu"), options["device"])
-        for rows, chunk in read_chunks(X, len(X)):
-            chunk_labels = torch.as_tensor(labels[rows]).to(options["device"])
-            squares = in_float64(squared_residuals(as_tensor(chunk, **options), centers, chunk_labels))
-            parts.append(squares.sum() if weight is None else squares @ in_float64(weight[rows]))
-        total = 0.0
-        for part in read(parts):
-            total += part  # `sum` of floats is compensated from Python 3.12 on, and its last bits differ
-        return total
+        labels = self._map_centered(
+            NearestCenters,
+            X,
+            lambda x, chunk_labels, buffer: parts.append(squared_residuals(x, centers, chunk_labels, buffer)),
+        )
+        squares = in_float64(torch.cat(parts))
+        (inertia,) = read([squares.sum() if weight is None else squares @ in_float64(weight)])
+        return labels, inertia
 
 
 def _needs_float64(centers, counts, mean_inertia):

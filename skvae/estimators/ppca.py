@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..data.arrays import compute_dtype, float_dtype, generator_from, is_exact, resolve_device, to_dtype, to_tensor
 from ..data.chunks import centered, centered_columns, column_means, map_samples, scatter_about
 from ..data.columns import Columns
+from ..data.inputs import as_matrix
 from ..data.missing import any_missing, check_columns, filled_in, impute_chunk, observed_means, rows_with_values
 from ..data.weights import positive_weight_samples
 from ..fitting.distributed import current_group
@@ -192,10 +193,14 @@ class TorchPPCA(LatentMixin, TorchEstimator):
         ConvergenceWarning
             If EM, with missing values, did not reach ``tol``.
         """
-        X = self._validate(X, reset=True, min_samples=2)
+        passed = as_matrix(X)
+        # Without weights, the mean has values that are not finite if X does: a pass over the samples less.
+        X = self._validate(passed, reset=True, min_samples=2, checks_finite=sample_weight is not None)
         check_processes(self, X)
         X, weight, _ = positive_weight_samples(X, sample_weight)
         mean = column_means(X, weight)
+        if sample_weight is None and not np.isfinite(mean).all():
+            self._validate(passed, reset=True, min_samples=2)
         is_incomplete = np.isnan(mean).any() and any_missing(X)
         if is_incomplete:
             check_columns(self, X)
@@ -224,7 +229,8 @@ class TorchPPCA(LatentMixin, TorchEstimator):
             if n_rows < X.shape[1]:  # the Gram matrix is smaller than the scatter matrix
                 spectrum = gram_spectrum(centered_columns(X, mean, weight, dtype, device), X.shape[1])
             else:
-                spectrum = scatter_spectrum(scatter_about(X, mean, weight, dtype, device, self.chunk_size))
+                scatter = scatter_about(X, mean, weight, dtype, device, self.chunk_size)
+                spectrum = scatter_spectrum(scatter, self.n_components)
             return spectrum.squares, *fit_ppca(spectrum, total_weight, self.n_components, floor)
 
         squares, model, total_variance = fit_in(dtype)

@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 
 from .devices import read, to_device, wide_dtype
 from .distributed import BatchShard
 from .rows import blocks_of, row_chunks
-from .weighted_rows import WeightedRows, count_distinct, draw_indices, projection
+from .weighted_rows import WeightedRows, argsort, count_distinct, draw_indices, projection
 
-SCAN_BYTES = 2**20  # of a chunk in float64, when all rows are read once
+SCAN_BYTES, MIN_SCANNED = 2**20, 64  # of a chunk in float64, when all rows are read once, and rows in it
 MAX_GATHERED_ROWS = 2**22  # rows of all processes up to which their projections are gathered
 
 
@@ -30,8 +31,12 @@ class BatchSampler(ABC):
     n_distinct : int
         Number of distinct rows: a batch of this size or more is all rows.
     largest : float
-        Largest absolute value of the rows of this process.
+        Largest absolute value of the rows of this process; NaN if there is one.
     """
+
+    def is_within(self, limit):
+        """Return whether the absolute values of the rows of this process are at most a limit, and not NaN."""
+        return self.largest <= limit
 
     @abstractmethod
     def draw(self, n_rows, generator):
@@ -88,30 +93,38 @@ class DirectBatchSampler(BatchSampler):
     def __init__(self, rows):
         self.x, weight, self.group = rows
         self._in_memory, self.weight = isinstance(self.x, torch.Tensor), rows.wide_weight()
-        self.largest = max(map(abs, read([end for block in blocks_of(self.x) for end in torch.aminmax(self.x[block])])))
         (self.total_weight,) = self.group.all_reduce_sum(float(self.weight.sum()))
         self._row_offset, n_rows = self.group.row_offset(len(self.x)), sum(self.group.all_gather_int(len(self.x)))
-        self.offset, projections = self._scan()
+        self.offset, projections, self._bound = self._scan()
         is_sorted = self.group.size == 1 or n_rows <= MAX_GATHERED_ROWS
         projections = self.group.all_gather(projections) if is_sorted else None
-        order = projections.argsort() if is_sorted else torch.arange(n_rows, device=self.x.device)
+        order = argsort(projections) if is_sorted else torch.arange(n_rows, device=self.x.device)
         global_weight = None if weight is None else self.group.all_gather(self.weight)
         self._order = order if weight is None else order[global_weight[order] > 0]
         self._cumulative = None if weight is None else global_weight[self._order].cumsum(0)
         self.n_distinct = count_distinct(projections[self._order]) if is_sorted else len(self._order)
 
     def _scan(self):
-        """Compute the mean of the rows, and their projections on a fixed direction (n,), in one pass."""
-        x, direction, projections = self.x, projection(self.x), []
+        """Compute the mean, projections on a fixed direction (n,), and a bound of absolute values, in one pass."""
+        x, direction, projections, squares = self.x, projection(self.x), [], 0.0
         sums, reference = torch.zeros_like(direction), self.group.broadcast(x[slice(0, 1)][0].to(direction))
-        chunks = row_chunks(len(x), x.shape[1], n_bytes=SCAN_BYTES)
+        chunks = row_chunks(*x.shape, max(MIN_SCANNED, SCAN_BYTES // (8 * x.shape[1])))
         buffer = direction.new_empty(x[chunks[0]].shape)
         for rows in chunks:
-            chunk = buffer[: len(x[rows])].copy_(x[rows]).sub_(reference)
+            part = x[rows]
+            chunk = buffer[: len(part)].copy_(part).sub_(reference)
+            squares = squares + chunk.flatten().dot(chunk.flatten())
             sums += self.weight[rows] @ chunk
             projections.append(chunk @ direction)
-        (sums,) = self.group.all_reduce_sum(sums)
-        return (reference + sums / self.total_weight).to(x.dtype), torch.cat(projections)
+        (sums,), (bound,) = self.group.all_reduce_sum(sums), read([reference.abs().max() + squares.sqrt()])
+        return (reference + sums / self.total_weight).to(x.dtype), torch.cat(projections), bound
+
+    @property
+    def largest(self):
+        return float(np.abs([read(torch.aminmax(self.x[block])) for block in blocks_of(self.x)]).max())
+
+    def is_within(self, limit):
+        return self._bound <= limit or super().is_within(limit)
 
     def batch(self, n_rows, generator, out=None):
         """Draw a batch, whose rows count one each; or return all rows with their weights, if no more are distinct."""

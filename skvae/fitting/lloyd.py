@@ -119,6 +119,12 @@ def lloyd(rows, centers, *, max_iter=300, tol=1e-4):
     centers : Tensor of shape (k, d)
     labels : Tensor of shape (n,)
     """
+    centers, label = _lloyd(rows, centers, max_iter=max_iter, tol=tol)
+    return centers, label(centers)
+
+
+def _lloyd(rows, centers, *, max_iter=300, tol=1e-4):
+    """Return the centres of `lloyd`, and a function for the labels of the rows from these centres."""
     x, weight, group = rows
     threshold = tol * _mean_variance(rows) if tol else 0.0
     bounded = x.device.type == "cpu" and len(x) * len(centers) >= MIN_BOUNDED_SCORES
@@ -133,7 +139,7 @@ def lloyd(rows, centers, *, max_iter=300, tol=1e-4):
         centers = moved
         if has_converged:
             break
-    return centers, assign(x, centers)
+    return centers, sums_of.assign if bounded else partial(assign, x)
 
 
 def squared_shift(moved, centers):
@@ -168,15 +174,16 @@ def kmeans(rows, n_clusters, generator):
         sizes, size = [size, *sizes], size // SAMPLE_GROWTH
     if not sizes:
         return lloyd(rows, rows.take_global(kmeans_plusplus(rows, n_clusters, generator, global_order)))
+    weight = None if rows.weight is None else weight
     sample = rows.take_global(draw_rows(order, weight, sizes[0], generator, stratified=True))
-    centers, _ = lloyd(WeightedRows(sample), _best_seeding(WeightedRows(sample), n_clusters, generator))
+    centers, _ = _lloyd(WeightedRows(sample), _best_seeding(WeightedRows(sample), n_clusters, generator))
     centers, offset = group.broadcast(centers), group.row_offset(len(x))
     for size in sizes[1:]:
         own, _ = group.shard_indices(draw_rows(order, weight, size, generator, stratified=True), offset, len(x))
         sample = WeightedRows(x.index_select(0, own), None, group)
         if not len(own):  # a row of zero weight is a placeholder
-            sample = WeightedRows(x[:1], weight.new_zeros(1), group)
-        centers, _ = lloyd(sample, centers)
+            sample = WeightedRows(x[:1], projections.new_zeros(1), group)
+        centers, _ = _lloyd(sample, centers)
     return lloyd(rows, centers)
 
 

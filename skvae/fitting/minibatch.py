@@ -154,10 +154,11 @@ def mini_batch_step(batch, centers, counts, rates):
     squares = squares.sum() if weight is None else squares @ weight.to(sums)
     sums, masses, squares = group.all_reduce_sum(sums, masses, squares)
     counts, wide = counts + masses, centers.to(sums)
-    column = masses[:, None]
-    moves = torch.where(column > 0, sums / column - wide, 0)
-    inertia = squares - 2 * (sums * wide).sum() + masses @ wide.square().sum(1)
-    moved = (wide + rates(masses, counts)[:, None] * moves).to(centers)
+    center_squares = torch.linalg.vector_norm(wide, dim=1).square_()
+    inertia = squares - 2 * sums.flatten().dot(wide.flatten()) + masses @ center_squares
+    # Without rows, the sum and the rate are zero. In place, because fresh memory would cost more than the work.
+    means = sums.div_(torch.where(masses > 0, masses, 1)[:, None])
+    moved = means.sub_(wide).mul_(rates(masses, counts)[:, None]).add_(wide).to(centers)
     return moved, counts, inertia / masses.sum()
 
 

@@ -17,10 +17,13 @@ def assign(x, centers):
     return torch.cat([nearest(x[rows]) for rows in _chunks(x, centers)])
 
 
-def squared_residuals(x, centers, labels):
-    """Compute the squared distance of each row to the centre of its label (n,), exact for the closest rows."""
+def squared_residuals(x, centers, labels, buffer=None):
+    """Compute the squared distance of each row to the centre of its label (n,), exact for the closest rows.
+
+    A buffer, Tensor (n, d), is overwritten.
+    """
     parts, chunks = [], _chunks(x, centers)
-    buffer = torch.empty_like(x[chunks[0]])
+    buffer = torch.empty_like(x[chunks[0]]) if buffer is None else buffer
     for rows in chunks:
         residuals = torch.index_select(centers, 0, labels[rows], out=buffer[: len(x[rows])]).sub_(x[rows])
         parts.append(torch.linalg.vector_norm(residuals, dim=1).square_())
@@ -148,16 +151,31 @@ class HamerlySums:
 
     def __call__(self, centers):
         """Return the weighted sums of the rows nearest to each centre (k, d), and their weights (k,), in float64."""
-        if self.centers is not None:
-            shifts = torch.linalg.vector_norm(centers - self.centers, dim=1)
-            self.margins -= (shifts + shifts.max()).index_select(0, self.labels)
-        active = (self.margins <= 0).nonzero().flatten()
-        self.centers = centers
+        active = self._active_rows(centers)
         if len(active) > MAX_ACTIVE * len(self.x):
             self._assign_all(centers)
         else:
             self._assign(centers, active)
         return self.sums, self.counts
+
+    def assign(self, centers):
+        """Return the index of the nearest centre of each row (n,), for centres after which there are no others."""
+        active = self._active_rows(centers)
+        if len(active) > MAX_ACTIVE * len(self.x):
+            return assign(self.x, centers)
+        nearest = NearestCenters(centers)
+        for chunk in _chunks(self.x[: len(active)], centers):
+            rows = active[chunk]
+            self.labels[rows] = nearest(self.x.index_select(0, rows))
+        return self.labels
+
+    def _active_rows(self, centers):
+        """Move the centres; return the indices of the rows whose label can change."""
+        if self.centers is not None:
+            shifts = torch.linalg.vector_norm(centers - self.centers, dim=1)
+            self.margins -= (shifts + shifts.max()).index_select(0, self.labels)
+        self.centers = centers
+        return (self.margins <= 0).nonzero().flatten()
 
     def _assign_all(self, centers):
         nearest = NearestCenters(centers)

@@ -6,6 +6,7 @@ from functools import partial
 from numbers import Integral
 from typing import NamedTuple
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from .devices import read_numbers
 from .squarem import Coordinates, Squarem
 
 MAX_SHARED_NOISE = 1e-3  # of the variance
+MIN_FEATURES, FEW_AXES = 256, 1 / 16  # from which so few of the axes, as a share of all, are faster without the others
 OVERFLOW = "The squares of the values of X overflow in its dtype; divide X by a constant, or give float64."
 
 
@@ -40,15 +42,18 @@ class Spectrum(NamedTuple):
     squares: Tensor  # (m,)
     first_axes: Callable  # int q -> Tensor (q, d), orthonormal
     n_features: int
+    rest: Tensor | float = 0.0  # sum of the squares along the other axes, if some are left out
 
 
-def scatter_spectrum(scatter):
+def scatter_spectrum(scatter, n_components=None):
     """Return the spectrum of samples from their scatter matrix.
 
     Parameters
     ----------
     scatter : Tensor of shape (d, d)
         Weighted sum of outer products of centred samples, float64.
+    n_components : int, float, "mle" or None
+        With an int, squares and axes may be left out except for so many.
 
     Raises
     ------
@@ -57,13 +62,30 @@ def scatter_spectrum(scatter):
     """
     if not scatter.isfinite().all():
         raise ValueError(OVERFLOW)
+    n_features = len(scatter)
+    has_few = isinstance(n_components, Integral) and n_components <= FEW_AXES * n_features
+    if has_few and n_features >= MIN_FEATURES and scatter.device.type == "cpu":
+        try:
+            return _leading_spectrum(scatter, n_components)
+        except scipy.linalg.LinAlgError:  # it did not converge
+            pass
     return _spectrum(scatter)
+
+
+def _leading_spectrum(scatter, n_axes):
+    """Return the spectrum of a scatter matrix on a CPU, of the leading axes alone."""
+    n_features = len(scatter)
+    subset = n_features - n_axes, n_features - 1
+    squares, vectors = scipy.linalg.eigh(scatter.numpy(), subset_by_index=subset, driver="evr", check_finite=False)
+    squares, axes = torch.from_numpy(squares).flip(0).clamp(min=0), torch.from_numpy(vectors).mT.flip(0)
+    rest = (scatter.trace() - squares.sum()).clamp(min=0)
+    return Spectrum(squares, lambda n_components: _with_signs(axes[:n_components]), n_features, rest)
 
 
 def _spectrum(scatter):
     squares, vectors = torch.linalg.eigh(scatter)
-    axes = _with_signs(vectors.flip(1).mT)
-    return Spectrum(squares.flip(0).clamp(min=0), lambda n_components: axes[:n_components], len(axes))
+    axes = vectors.mT.flip(0)
+    return Spectrum(squares.flip(0).clamp(min=0), lambda n_components: _with_signs(axes[:n_components]), len(axes))
 
 
 def gram_spectrum(columns, n_features):
@@ -143,15 +165,16 @@ def fit_ppca(spectrum, n_samples, n_components, floor):
         In float64, with mean zero.
     total_variance : Tensor of shape ()
     """
-    n_features, variances = spectrum.n_features, spectrum.squares / max(n_samples - 1, 1)
+    n_features, divisor = spectrum.n_features, max(n_samples - 1, 1)
+    variances, rest = spectrum.squares / divisor, spectrum.rest / divisor
     q = choose_components(n_components, variances, n_samples, floor)
     # Never zero: a flat direction has the width of rounding errors.
     smallest = floor.share * variances[0] + floor.tiny
     noise = variances.new_zeros(())
     if q < n_features:
-        noise = torch.maximum(variances[q:].sum() / (n_features - q), smallest)
+        noise = torch.maximum((variances[q:].sum() + rest) / (n_features - q), smallest)
     mean = variances.new_zeros(n_features)
-    return PPCA(mean, spectrum.first_axes(q), torch.maximum(variances[:q], smallest), noise), variances.sum()
+    return PPCA(mean, spectrum.first_axes(q), torch.maximum(variances[:q], smallest), noise), variances.sum() + rest
 
 
 class EMFit(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .devices import to_device, wide_dtype
@@ -44,7 +45,7 @@ class WeightedRows(NamedTuple):
         projections = self.group.all_gather(project(self.x))
         if self.weight is None:
             weight = torch.ones(len(projections), dtype=wide_dtype(self.x), device=self.x.device)
-            return projections.argsort(), weight, projections
+            return argsort(projections), weight, projections
         weight = self.group.all_gather(self.weight)
         return _order(projections, weight), weight, projections
 
@@ -73,8 +74,15 @@ def canonical_order(x, weight=None, unit=1.0):
     return _order(project(x, unit), weight)
 
 
+def argsort(values):
+    """Return the indices (n,) that sort values (n,), equal ones in any order."""
+    if values.device.type == "cpu":  # NumPy is faster on many CPUs
+        return torch.from_numpy(np.argsort(values.numpy()))
+    return values.argsort()
+
+
 def _order(projections, weight):
-    order = projections.argsort()
+    order = argsort(projections)
     return order if weight is None else order[weight[order] > 0]
 
 
@@ -91,8 +99,8 @@ def draw_rows(order, weight, n_draws, generator, *, stratified=False):
     ----------
     order : Tensor of shape (m,)
         Canonical order of the rows.
-    weight : Tensor of shape (n,)
-        Nonnegative, and positive somewhere along the order.
+    weight : Tensor of shape (n,) or None
+        Nonnegative, and positive somewhere along the order; None: all one.
     n_draws : int
     generator : torch.Generator
     stratified : bool
@@ -100,11 +108,13 @@ def draw_rows(order, weight, n_draws, generator, *, stratified=False):
     """
     quantiles = torch.rand(n_draws, dtype=torch.float64, generator=generator)
     quantiles = (torch.arange(n_draws) + quantiles) / n_draws if stratified else quantiles
-    return rows_at_quantiles(order, weight, to_device(quantiles.to(wide_dtype(weight)), weight.device))
+    return rows_at_quantiles(order, weight, to_device(quantiles.to(wide_dtype(order)), order.device))
 
 
 def rows_at_quantiles(order, weight, quantiles):
     """Return the rows (m,) at which the cumulative weight along the order passes quantiles (m,), in the wide dtype."""
+    if weight is None:
+        return order[(quantiles * len(order)).long().clamp_(max=len(order) - 1)]
     cumulative = weight.index_select(0, order).to(quantiles).cumsum(0)
     total = cumulative[-1]
     # Rounding must not carry a draw to the very end, beyond the last row of positive weight.

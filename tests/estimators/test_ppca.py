@@ -22,6 +22,29 @@ def test_equal_to_scikit_learn(dataset, n_components):
     assert_allclose(np.abs(ours.components_ @ theirs.components_.T), np.eye(n_components), atol=1e-8)
 
 
+@pytest.mark.parametrize("noise", [0.1, 1e-4, 0.0])
+@pytest.mark.parametrize("n_components", [1, 10, 40])
+def test_few_axes_of_many_features(n_components, noise):
+    """With few components of many features, the other axes are not computed."""
+    rng = np.random.default_rng(0)
+    X = 5 + rng.normal(size=(700, 10)) @ rng.normal(size=(10, 320)) + noise * rng.normal(size=(700, 320))
+    ours, theirs = TorchPPCA(n_components).fit(X), PCA(n_components, svd_solver="full").fit(X)
+    rounding, q = 1e-14 * theirs.explained_variance_[0], min(n_components, 10)
+    assert_allclose(ours.explained_variance_, theirs.explained_variance_, rtol=1e-12, atol=rounding)
+    assert_allclose(ours.explained_variance_ratio_, theirs.explained_variance_ratio_, atol=1e-14)
+    assert_allclose(ours.noise_variance_, theirs.noise_variance_, rtol=1e-10, atol=rounding)
+    assert_allclose(np.abs(ours.components_[:q] @ theirs.components_[:q].T), np.eye(q), atol=1e-10)
+    assert_allclose(ours.components_ @ ours.components_.T, np.eye(n_components), atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_values_are_named(value):
+    X = np.random.default_rng(0).normal(size=(50, 4))
+    X[3, 2] = value
+    with pytest.raises(ValueError, match=r"infinity.*\[2\] of X hold infinite values"):
+        TorchPPCA(2).fit(X)
+
+
 def test_all_components_are_one_gaussian():
     X = load_iris().data
     ours = TorchPPCA().fit(X)
