@@ -1,17 +1,17 @@
 """
-Cells of two batches: from counts to named clusters
-===================================================
+Clustering single cells of two batches
+======================================
 
-Single cells are sequenced at different depth and in several batches, and both show in an embedding that is not told of
-them. Size factors and covariates are given to the model, so that clusters are types of cells. The counts are made here;
-of an AnnData object, ``X`` is ``adata.layers["counts"]`` and the batch a column of ``adata.obs``.
+Single cells differ in sequencing depth and batch, and both affect an embedding unless they are modelled. With size
+factors and covariates, clusters correspond to cell types. The counts are simulated; with an AnnData object, ``X`` is
+``adata.layers["counts"]`` and the batch is a column of ``adata.obs``.
 """
 
 # %%
-# A file
-# ------
-# Counts of 120 genes in 1,500 cells of four types, as a sparse matrix. The second batch catches each gene with a chance
-# of its own.
+# Data
+# ----
+# The data are counts of 120 genes in 1,500 cells of four types, as a sparse matrix. In the second batch, each gene has
+# another capture efficiency.
 
 import argparse
 import tempfile
@@ -47,11 +47,12 @@ X, batch = load_npz(folder / "counts.npz").tocsr(), pd.read_csv(folder / "cells.
 # %%
 # Embeddings
 # ----------
-# Mixing is the share of the nearest neighbours that are of the other batch, by what is expected at random: 1 is best.
+# Batch mixing is the share of nearest neighbours from the other batch, divided by its expectation for random labels: 1
+# is best.
 
 
 def mixing(Z):
-    """Return how well batches are mixed."""
+    """Return the batch mixing of an embedding."""
     labels = batch.to_numpy()
     nearest = NearestNeighbors(n_neighbors=16).fit(Z).kneighbors(Z, return_distance=False)[:, 1:]
     shares = batch.value_counts(normalize=True)
@@ -59,13 +60,13 @@ def mixing(Z):
 
 
 def depth(Z):
-    """Return the largest correlation of a dimension with the log of the depth."""
+    """Return the largest absolute correlation of a dimension with the logarithm of the depth."""
     totals = np.log(np.asarray(X.sum(1)).ravel())
     return max(abs(np.corrcoef(z, totals)[0, 1]) for z in Z.T)
 
 
 def clusters(Z):
-    """Return the clusters of codes."""
+    """Return clusters of latent codes."""
     return TorchGMM(4, reg_covar=1e-2, n_init=10, random_state=args.seed).fit_predict(Z)
 
 
@@ -86,7 +87,7 @@ for name, Z in codes.items():
     print(f"{name:38}{v_measure_score(kind, clusters(Z)):10.2f}{mixing(Z):8.2f}{depth(Z):8.2f}")
 
 # %%
-# The plane of the two principal components of the codes, coloured by the batch and by the cluster.
+# The figure shows the first two principal components of the latent codes, coloured by batch and by cluster.
 
 fig, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
 for row, name in zip(axes, ("VAE", "VAE, size factors, batches"), strict=True):
@@ -99,10 +100,10 @@ fig.savefig(args.output, dpi=110)
 plt.show()
 
 # %%
-# Clusters by their genes
-# -----------------------
-# All cells as if they were of one batch and of the same depth: expected counts under a level of the covariate. The
-# genes whose logs differ most from the mean of all cells name a cluster.
+# Marker genes of clusters
+# ------------------------
+# Reconstructions with one level of the covariate are expected counts of all cells for the same batch and depth. Marker
+# genes of a cluster are those with the largest log-expression relative to the mean of all cells.
 
 labels = clusters(codes["VAE, size factors, batches"])
 expected = np.log1p(joint.reconstruct(X, covariates="spring"))
@@ -112,8 +113,8 @@ for cluster in range(4):
     print(f"cluster {cluster}, {np.sum(labels == cluster)} cells: {genes}")
 
 # %%
-# Kept, loaded, and asked for new cells
-# -------------------------------------
+# Save, load and sample
+# ---------------------
 
 skvae.save(joint, folder / "cells.skvae")
 loaded = skvae.load(folder / "cells.skvae")

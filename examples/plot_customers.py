@@ -1,15 +1,15 @@
 """
-Customers: from a file to named clusters
-========================================
+Clustering mixed-type data of customers
+=======================================
 
-A table with numbers, counts, categories, flags and gaps is read from a file, clustered with a likelihood for each
-column, and described; the model is saved, and draws new customers. The table is made here, from three groups that
-nobody tells the models; they only score.
+This example clusters a data frame with numbers, counts, categories, booleans and missing values, with a likelihood for
+each column. It describes the clusters, saves the model and samples new customers. The data are simulated from three
+groups, which are used only for scoring.
 """
 
 # %%
-# A file
-# ------
+# Data
+# ----
 
 import argparse
 import tempfile
@@ -36,7 +36,7 @@ args, _ = parser.parse_known_args()
 
 rng = np.random.default_rng(args.seed)
 group = rng.integers(3, size=2_000)
-income = rng.normal(size=2_000)  # varies within the groups
+income = rng.normal(size=2_000)  # independent of the groups
 table = pd.DataFrame(
     {
         "age": rng.normal(np.array([28, 45, 66])[group], 7).round(),
@@ -59,8 +59,8 @@ print(customers.head())
 # %%
 # Clusters
 # --------
-# "auto" chooses the likelihoods by column; the visits are counts. k-means sees standardized numbers and one-hot codes,
-# with gaps filled in.
+# Likelihoods are selected automatically for each column, except for the counts of visits. k-means is fitted to
+# standardized numbers and one-hot encoded categories, with imputed missing values.
 
 likelihood = [("visits", "negative_binomial", ["visits"])]
 vade = VaDEClusterer(3, latent_dim=4, likelihood=likelihood, random_state=args.seed).fit(customers)
@@ -84,9 +84,9 @@ for name, labels in found.items():
     print(f"{name:28}{v_measure_score(group, labels):.2f}")
 
 # %%
-# In words
-# --------
-# Means of numbers, shares of categories; colours are distances from those of all customers.
+# Description of the clusters
+# ---------------------------
+# The figure shows means of numbers and shares of categories. Colours show the difference from all customers.
 
 display = ClusterProfileDisplay.from_estimator(vade, customers)
 print(*display.describe(), sep="\n")
@@ -94,9 +94,9 @@ display.figure_.savefig(args.output, dpi=110)
 plt.show()
 
 # %%
-# Kept, loaded and asked for new customers
-# ----------------------------------------
-# Gaps of a customer are filled in, and new ones have the columns and types of the table.
+# Save, load, impute and sample
+# -----------------------------
+# Imputed values and samples have the columns and dtypes of the data frame.
 
 skvae.save(vade, folder / "customers.skvae")
 loaded = skvae.load(folder / "customers.skvae")

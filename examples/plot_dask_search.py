@@ -1,19 +1,18 @@
 """
-A search by the workers of a Dask cluster
-=========================================
+Grid search on a Dask cluster
+=============================
 
-A search over parameters is many small fits, none of which needs the others. scikit-learn gives them to joblib, and
-joblib to the workers of a `Dask <https://distributed.dask.org>`_ cluster: the processes of this machine, or those of
-many. The estimators need nothing for it, and the results are those of a search in one process, to the last digit.
-(``pip install "dask[distributed]"``)
+A grid search consists of many independent fits. joblib can run them on the workers of a
+`Dask <https://distributed.dask.org>`_ cluster, on one or several machines. The results are identical to those of a
+search in one process. (``pip install "dask[distributed]"``)
 """
 
 # %%
-# What is searched
-# ----------------
-# A VAE embeds digits, and a mixture finds ten clusters in the codes. Networks may be narrow or wide, and covariances
-# poor or rich; the score is how well the clusters of held-out digits agree with their classes (the adjusted Rand
-# index). The fits see no class. Likelihoods could not be compared here, because every VAE has codes of its own.
+# Pipeline and grid
+# -----------------
+# A VAE embeds digits, and a mixture clusters the latent codes. The grid varies the width of the networks and the
+# covariance type. The score is the adjusted Rand index of clusters and classes of held-out digits; the fits do not use
+# the classes. The likelihoods of the mixtures cannot be compared, because each VAE has other latent codes.
 
 import argparse
 import time
@@ -45,7 +44,7 @@ search = GridSearchCV(pipeline, grid, scoring="adjusted_rand_score", cv=3, refit
 
 
 def timed_search(backend):
-    """Mean test scores of all candidates, and seconds, with a backend of joblib."""
+    """Return the results of the search and its seconds with a joblib backend."""
     started = time.perf_counter()
     with joblib.parallel_config(backend), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # mixtures that stop early are part of the search
@@ -54,11 +53,11 @@ def timed_search(backend):
 
 
 # %%
-# One process, and two workers
-# ----------------------------
-# A worker is a process with one thread, and torch in it uses one as well: more threads than cores would slow all down.
-# On a machine with GPUs, a worker for each of them would see that one alone. New processes begin by importing this
-# script, which is why what starts them stands behind ``__name__ == "__main__"``.
+# One process and two workers
+# ---------------------------
+# Each worker is a process with one torch thread, because more threads than cores would be slower. On a machine with
+# GPUs, start one worker for each GPU. Because new processes import this script, the code that starts them is protected
+# by ``__name__ == "__main__"``.
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -79,9 +78,9 @@ if __name__ == "__main__":
     print(f"best: {joint['params'][np.argmax(others)]}")
 
 # %%
-# What came out
-# -------------
-# The scores, with the standard deviation over the folds.
+# Results
+# -------
+# The figure shows mean scores and their standard deviations over the folds.
 
 if __name__ == "__main__":
     labels = [f"{p['vae__hidden_layer_sizes']}\n{p['gmm__covariance_type']}" for p in joint["params"]]

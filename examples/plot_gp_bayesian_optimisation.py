@@ -1,19 +1,18 @@
 """
-Settings of a VAE by Bayesian optimisation
-==========================================
+Hyperparameters of a VAE by Bayesian optimization
+=================================================
 
-How good a variational autoencoder is depends on its settings, and every answer costs a training and is noisy. A
-Gaussian process is a model of such a function: it says what to expect between the settings that were tried, and how
-sure that is. Bayesian optimisation asks it where to look next. Here `Pyro <https://pyro.ai>`_ fits one to the score of
-a VAE as a function of its learning rate, and `Optuna <https://optuna.org>`_'s sampler, which is based on one too,
-searches four settings, beside a random search of as many trainings. (``pip install pyro-ppl optuna greenlet``)
+The score of a variational autoencoder is a noisy function of its hyperparameters, and each evaluation needs a training.
+A Gaussian process models such a function with its uncertainty, and Bayesian optimization selects the next evaluation by
+this model. In this example, `Pyro <https://pyro.ai>`_ fits a Gaussian process to the score as a function of the
+learning rate. Then the Gaussian process sampler of `Optuna <https://optuna.org>`_ searches four hyperparameters,
+compared with a random search of the same number of trainings. (``pip install pyro-ppl optuna greenlet``)
 """
 
 # %%
-# What is searched
-# ----------------
-# The score is the evidence lower bound of digits that were held out, in nats per image: higher is better. It needs no
-# labels.
+# Objective
+# ---------
+# The objective is the evidence lower bound (ELBO) of held-out digits, in nats per image. It needs no labels.
 
 import argparse
 import warnings
@@ -30,7 +29,7 @@ from sklearn.model_selection import train_test_split
 
 from skvae import VAEEmbedder
 
-parser = argparse.ArgumentParser(description="Search the settings of a VAE.")
+parser = argparse.ArgumentParser(description="Search the hyperparameters of a VAE.")
 parser.add_argument("--trials", type=int, default=20, help="trainings of a search")
 parser.add_argument("--seeds", type=int, default=3, help="searches of each kind")
 parser.add_argument("--epochs", type=int, default=20, help="of each training")
@@ -45,7 +44,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def score(lr, n_components=10, width=256, dropout=0.0, seed=0):
-    """Held-out bound of a VAE with these settings; a training that diverges is as bad as knowing nothing."""
+    """Return the held-out ELBO of a VAE, or that of uniform predictions if the training diverges."""
     settings = {
         "hidden_layer_sizes": (width, width),
         "lr": lr,
@@ -62,10 +61,10 @@ def score(lr, n_components=10, width=256, dropout=0.0, seed=0):
 
 
 # %%
-# A Gaussian process for one setting
-# ----------------------------------
-# The learning rate alone, at random and each time with another seed, so that the score is noisy. The kernel's length
-# and height and the variance of the noise are those that maximise the evidence.
+# Gaussian process of the learning rate
+# -------------------------------------
+# Learning rates are drawn at random, each with another seed of the training, so that the score is noisy. The length
+# scale and the variance of the kernel and the variance of the noise maximize the marginal likelihood.
 
 rng = np.random.default_rng(0)
 rates = 10 ** rng.uniform(-4, -1.3, args.trials)
@@ -82,18 +81,18 @@ with torch.no_grad():
     mean, variance = process(grid, full_cov=False, noiseless=False)
 mean, spread = (scores.mean() + mean.numpy() * scores.std(), variance.sqrt().numpy() * scores.std())
 best = float(10 ** grid[mean.argmax()])
-print(f"best learning rate by the Gaussian process: {best:.4f}, where it expects {mean.max():.2f} nats")
+print(f"best learning rate of the Gaussian process: {best:.4f}, with an expected score of {mean.max():.2f} nats")
 
 # %%
-# Four settings, two searches
-# ---------------------------
-# Both searches draw from the same ranges, and have the same number of trainings; Optuna's Gaussian process begins with
-# ten random ones. What counts is the best score so far. The seed of a training is that of its search, so that luck is
-# no setting.
+# Bayesian optimization and random search
+# ---------------------------------------
+# Both searches have the same ranges and number of trainings. Optuna's Gaussian process sampler starts with ten random
+# trainings. The searches are compared by the best score so far. All trainings of a search have its seed, so that it
+# does not select a seed.
 
 
 def objective(seed):
-    """What a search with this seed maximises."""
+    """Return the objective of a search with this seed."""
 
     def of(trial):
         return score(
@@ -120,8 +119,8 @@ for name, sampler in SAMPLERS.items():
     best_so_far[name] = np.array(searches)
 
 # %%
-# The first ten trainings are the same in both. After them the Gaussian process knows where to look: the best of three
-# searches with 20 trainings each are -25.2 nats in the mean, those of the random searches -26.6.
+# The first ten trainings of both searches are the same. The best scores of three searches with 20 trainings each are
+# -25.2 nats on average with the Gaussian process, compared with -26.6 nats with random search.
 
 colors = {"Gaussian process": "#0072B2", "random": "#D55E00"}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -132,7 +131,7 @@ left.fill_between(
 )
 left.axvline(best, color="gray", linestyle="--", linewidth=1)
 left.annotate(f" {best:.4f}", (best, 0.02), xycoords=("data", "axes fraction"))
-left.set(xscale="log", xlabel="learning rate", ylabel="held-out bound (nats per image)", title="One setting")
+left.set(xscale="log", xlabel="learning rate", ylabel="held-out ELBO (nats per image)", title="Learning rate")
 left.legend(loc="upper left", fontsize="small")
 for name, searches in best_so_far.items():
     steps = np.arange(1, args.trials + 1)
@@ -140,7 +139,7 @@ for name, searches in best_so_far.items():
     right.fill_between(steps, searches.min(0), searches.max(0), color=colors[name], alpha=0.15)
 lowest = min(searches[:, min(9, args.trials - 1)].min() for searches in best_so_far.values())
 highest = max(searches.max() for searches in best_so_far.values())
-right.set(xlabel="trainings", ylabel="best so far (nats per image)", title="Four settings")
+right.set(xlabel="trainings", ylabel="best so far (nats per image)", title="Four hyperparameters")
 right.set_ylim(lowest - 0.3, highest + 0.15)
 right.legend(loc="upper left", fontsize="small")
 right.xaxis.get_major_locator().set_params(integer=True)

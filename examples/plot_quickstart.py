@@ -2,17 +2,17 @@
 Cluster handwritten digits with a VAE and a Gaussian mixture
 ============================================================
 
-A variational autoencoder embeds the images in ten dimensions, a Gaussian mixture finds clusters in the codes, and
-scikit-learn does the rest: the pipeline, the held-out data, the scores and the grid search. The labels are used only
-to score.
+A variational autoencoder embeds the images in ten dimensions, and a Gaussian mixture clusters the latent codes. The
+pipeline, the scores on held-out data and the grid search are those of scikit-learn. The labels are used only for
+scoring.
 
-Run it with ``--data mnist`` for the real MNIST (read from ``--data-home`` or ``SKVAE_DATA_HOME``, else downloaded).
+Run it with ``--data mnist`` for MNIST (read from ``--data-home`` or ``SKVAE_DATA_HOME``, else downloaded).
 """
 
 # %%
 # Data
 # ----
-# scikit-learn's digits are small (1,797 images of 8 x 8 pixels) and come with it.
+# The digits of scikit-learn are 1,797 images of 8 x 8 pixels.
 
 import argparse
 import time
@@ -51,9 +51,9 @@ else:
 # %%
 # Fit and score
 # -------------
-# Neither step sees the labels. A small weight of the KL (``beta``), batch normalization, several initializations of the
-# mixture and a larger ``reg_covar`` are better for clusters than the defaults. k-means on the pixels runs beside the
-# pipeline for comparison.
+# Neither step uses the labels. A small weight of the KL term (``beta``), batch normalization, several initializations
+# of the mixture and a larger ``reg_covar`` are better for clustering than the defaults. k-means on the pixels is the
+# baseline.
 
 started = time.perf_counter()
 pipeline = Pipeline(
@@ -74,9 +74,9 @@ for name, found in [("VAE + Gaussian mixture", clusters), ("k-means on pixels", 
     print(f"{name:22}{scores[0]:10.3f}{scores[1]:11.3f}{scores[2]:10.3f}")
 
 # %%
-# Which digits are confused
-# -------------------------
-# Clusters have no names; each is shown in the column of the digit that it is matched to.
+# Confusion matrix
+# ----------------
+# Each cluster is matched to a digit, and shown in the column of this digit.
 
 matrix, _ = matched_confusion_matrix(y_test, clusters)
 print("\nConfusion matrix (rows: digits 0-9, columns: their clusters)\n")
@@ -84,10 +84,10 @@ for digit, row in enumerate(matrix):
     print(f"{digit} |" + "".join(f"{count:6d}" for count in row))
 
 # %%
-# Search
-# ------
-# A parameter grid over both steps. Choosing by V-measure needs labels; without them, leave ``scoring`` out and the
-# mixture's log-likelihood decides among mixtures on the same codes.
+# Grid search
+# -----------
+# The grid has parameters of both steps. Selection by V-measure needs labels. Without labels, omit ``scoring``: the
+# log-likelihood of the mixture then compares mixtures of the same latent codes.
 
 if not args.no_search:
     search = GridSearchCV(
@@ -97,18 +97,18 @@ if not args.no_search:
         cv=3,
         refit=False,
     )
-    n_rows = 2_000  # these and shorter training are enough to rank the settings
+    n_rows = 2_000  # a subset and shorter training are enough to rank the parameters
     search.fit(X_train[:n_rows], y_train[:n_rows])
     print("\nGrid search, mean V-measure of 3 folds\n")
     for setting, score in zip(search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True):
         print(f"{score:.3f}  {setting}")
 
 # %%
-# Look
-# ----
-# Codes of the held-out images with the two-standard-deviation ellipses of the mixture, in the plane where its clusters
-# lie farthest apart; the confusion matrix; and some reconstructions. Ten dimensions do not fit into two: clusters that
-# overlap here may lie apart in the others.
+# Figures
+# -------
+# The figure shows latent codes of held-out images with the two-standard-deviation ellipses of the mixture, projected
+# onto the plane that separates the clusters best; the confusion matrix; and reconstructions. Clusters that overlap in
+# the projection may be separate in ten dimensions.
 
 vae, gmm = pipeline["vae"], pipeline["gmm"]
 figure, axes = plt.subplot_mosaic(
@@ -118,7 +118,7 @@ shown = slice(0, 3_000)
 LatentSpaceDisplay.from_estimator(
     gmm, vae.transform(X_test[shown]), y_test[shown], projection="discriminant", ax=axes["codes"]
 )
-axes["codes"].set(title="Codes by digit, and the mixture's ellipses")
+axes["codes"].set(title="Latent codes by digit, and ellipses of the mixture")
 ConfusionMatrixDisplay(matrix).plot(ax=axes["confusion"], cmap="Blues", colorbar=False)
 axes["confusion"].set(title="Digits and their clusters", xlabel="matched cluster", ylabel="digit")
 ReconstructionDisplay.from_estimator(vae, X_test[:16], image_shape=image_shape, ax=axes["images"])

@@ -2,21 +2,21 @@
 Density models compared on one scale
 ====================================
 
-A study of MNIST, done again: variational autoencoders of perceptrons and of convolutions with two latent dimensions,
-probabilistic PCA and a Gaussian mixture, by their log-likelihoods and reconstruction errors on test images. The study's
-figures were on three scales; here they are brought to two, and models that share a scale are compared on it. Without
-MNIST (a folder named by ``SKVAE_DATA_HOME``, or ``--data mnist``, which downloads it) the images are scikit-learn's
+This example repeats a study of MNIST. It compares variational autoencoders with two latent dimensions (perceptrons,
+convolutions), probabilistic PCA and a Gaussian mixture by log-likelihoods and reconstruction errors of test images. The
+results of the study were on three scales; here they are converted to two, and models are compared on the same scale.
+Without MNIST (in the folder ``SKVAE_DATA_HOME``, or downloaded by ``--data mnist``) the images are scikit-learn's
 digits.
 """
 
 # %%
-# Which scales there are
-# ----------------------
-# The bound of a Bernoulli likelihood on grey values is a cross-entropy: it is no density over [0, 1], and does not
-# compare with one. PPCA and mixtures of Gaussians are densities of continuous pixels, and so is a VAE with a Gaussian
-# likelihood of one noise scale for all pixels, of which PPCA is the linear case. Densities depend on units: for pixels
-# in [0, 255] the log-density of 784 pixels is 784 log 255 = 4344.4 nats lower than in [0, 1], which turns the reported
-# -4329.7 of PPCA into 14.7.
+# Scales of the log-likelihood
+# ----------------------------
+# With a Bernoulli likelihood on grey values, the evidence lower bound (ELBO) is a bound on a cross-entropy, which is
+# not a density over [0, 1] and cannot be compared with one. PPCA and Gaussian mixtures are densities of continuous
+# pixels, and so is a VAE with a Gaussian likelihood with one noise scale for all pixels, of which PPCA is the linear
+# case. Densities depend on units: for pixels in [0, 255], the log-density of 784 pixels is 784 log 255 = 4344.4 nats
+# lower than for pixels in [0, 1], which converts the reported -4329.7 of PPCA to 14.7.
 
 import argparse
 import json
@@ -53,10 +53,10 @@ else:
     X_train, X_test, _, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=args.seed)
 
 # %%
-# Reported, and here
-# ------------------
-# Kept results with the settings of the study: 60,000 images, 25 epochs. Scores of all but the first two rows are mean
-# log-densities of pixels in [0, 1] (bounds for the VAEs), the error is that of pixels in [0, 1].
+# Reported and recorded results
+# -----------------------------
+# The recorded results have the settings of the study: 60,000 images, 25 epochs. Scores of all rows except the first two
+# are mean log-densities of pixels in [0, 1] (ELBO for the VAEs). Errors are those of pixels in [0, 1].
 
 print(f"{'MNIST':36}{'score':>10}{'reported':>10}{'error':>9}{'reported':>10}{'minutes':>9}")
 paths = [folder / "benchmarks/results/studies.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
@@ -69,11 +69,11 @@ for record in (record for record in records if record["row"].startswith("e, ")):
     print(f"{record['row'].removeprefix('e, '):36}{ours}{errors}{record['minutes']:9.1f}".replace("nan", "  -"))
 
 # %%
-# Five models
-# -----------
-# A likelihood can be a class: this one takes the noise of all pixels to be the same, as PPCA does.
-# ``likelihood="gaussian"`` takes it in proportion to the standard deviation of each pixel, which is nearly nothing at
-# the border of MNIST.
+# Models
+# ------
+# A likelihood can be a class. This one has the same noise scale for all pixels, like PPCA. The noise scale of
+# ``likelihood="gaussian"`` is proportional to the standard deviation of each pixel, which is close to zero at the
+# border of MNIST.
 
 
 class PixelGaussian(Gaussian):
@@ -81,7 +81,7 @@ class PixelGaussian(Gaussian):
 
     @classmethod
     def from_data(cls, summary):
-        """Pixels are centred, not scaled."""
+        """Return a likelihood of centred, unscaled pixels."""
         return cls(summary.mean, torch.ones_like(summary.scale))
 
 
@@ -97,7 +97,7 @@ models = {
 print(f"\n{f'this run, {len(X_train)} images, {epochs} epochs':44}{'score':>10}{'error':>9}")
 for name, model in models.items():
     model.fit(X_train)
-    if isinstance(model, TorchGMM):  # the mean of a row's mixture is what it is expected to be
+    if isinstance(model, TorchGMM):  # the reconstruction is the expected mean given the sample
         error = np.square(model.predict_proba(X_test) @ model.means_ - X_test).mean()
     else:
         error = reconstruction_error(model, X_test)
@@ -105,10 +105,10 @@ for name, model in models.items():
     print(f"{name:28}{scale:16}{model.score(X_test):10.2f}{error:9.4f}")
 
 # %%
-# Codes and decoded planes
-# ------------------------
-# Codes of test images by digit, and what is decoded from a grid over the plane, each image for the same share of the
-# prior. In PPCA's plane everything is the mean image and shares of two others.
+# Latent codes and decoded images
+# -------------------------------
+# Top: latent codes of test images by digit. Bottom: images decoded from a grid with equal prior probability. Images of
+# PPCA are the mean image plus multiples of two principal axes.
 
 embedders = {name: models[name] for name in ("VAE, perceptrons", "VAE, convolutions", "PPCA")}
 figure, axes = plt.subplots(2, 3, figsize=(13.5, 8.6), layout="constrained")
@@ -122,7 +122,7 @@ for (name, model), (above, below) in zip(embedders.items(), axes.T, strict=True)
 # %%
 # Reconstructions
 # ---------------
-# Decoded from a code that is drawn from the posterior of each image, as in the study; mean codes do a little better.
+# As in the study, images are decoded from posterior draws. Posterior means have slightly lower errors.
 
 shown = X_test[:12]
 generator = torch.Generator().manual_seed(args.seed)
@@ -135,7 +135,7 @@ for name, model in embedders.items():
             codes = model.module_.prior.draw(q, torch.randn(q.mean.shape, generator=generator)).numpy()
     rows[name] = model.inverse_transform(codes)
 images = np.stack(list(rows.values())).reshape(len(rows), len(shown), *image_shape)
-images = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=np.nan)  # a border of nothing
+images = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=np.nan)  # empty borders
 _, _, height, width = images.shape
 figure, ax = plt.subplots(figsize=(12, 4.2), layout="constrained")
 ax.imshow(images.transpose(0, 2, 1, 3).reshape(len(rows) * height, -1), cmap="gray_r", vmin=0, vmax=1)

@@ -2,16 +2,16 @@
 A VAE and a mixture as a classifier of three digits
 ===================================================
 
-A study of MNIST, done again: a variational autoencoder with two latent dimensions embeds the digits 1, 4 and 8, and a
-Gaussian mixture, which starts from the mean code of each class, classifies them. The VAE sees no labels, and the
-mixture sees them only to start. Without MNIST (a folder named by ``SKVAE_DATA_HOME``, or ``--data mnist``, which
-downloads it) the images are scikit-learn's digits 0, 4 and 7: 1 and 8 are hard to tell apart in 8 x 8 pixels.
+This example repeats a study of MNIST. A variational autoencoder with two latent dimensions embeds the digits 1, 4 and
+8, and a Gaussian mixture classifies the latent codes. The labels are used only to initialize the mixture by the class
+means. Without MNIST (in the folder ``SKVAE_DATA_HOME``, or downloaded by ``--data mnist``) the images are
+scikit-learn's digits 0, 4 and 7, because 1 and 8 are hard to distinguish in 8 x 8 pixels.
 """
 
 # %%
 # Data
 # ----
-# Four fifths of the images of the three digits are for training.
+# Four fifths of the images of the three digits are training data.
 
 import argparse
 import json
@@ -56,9 +56,9 @@ print(f"{len(X_train)} training images, {len(X_test)} test images of {image_shap
 # %%
 # The VAE
 # -------
-# Perceptrons of 400, 196 and 48 units with batch normalisation, and 16 more for the means and for the log-scales each:
-# with the 784 pixels of MNIST, the 810,012 parameters of the study. Callbacks score reconstructions of some images by
-# epoch, and keep codes on the way.
+# The encoder has layers of 400, 196 and 48 units with batch normalization, and separate layers of 16 units for the
+# means and the log-scales. With the 784 pixels of MNIST, the VAE has the 810,012 parameters of the study. Callbacks
+# score reconstructions of some images after each epoch, and store latent codes.
 
 ssim = partial(structural_similarity_score, image_shape=image_shape, data_range=1)
 watched = {"train": X_train[:500], "test": X_test[:500]}
@@ -79,22 +79,23 @@ vae = VAEEmbedder(
     random_state=args.seed,
 ).fit(X_train, X_val=X_test)
 n_parameters = sum(parameter.numel() for parameter in vae.module_.parameters())
-print(f"{n_parameters:,} parameters, bound of test images {vae.score(X_test):.2f} nats")
+print(f"{n_parameters:,} parameters, ELBO of test images {vae.score(X_test):.2f} nats")
 
 _ = TrainingCurveDisplay.from_estimator(vae, terms=["elbo", "mse", "ssim"])
 
 # %%
 # The mixture
 # -----------
-# Component c starts at the mean code of class c, with the covariance 0.1 I and an equal weight, so that components keep
-# the order of the classes. EM then goes on without labels, until the bound stands still or 1,000 iterations are over.
+# Component c is initialized at the mean latent code of class c, with the covariance 0.1 I and equal weights, so that
+# components have the order of the classes. EM then runs without labels, until the lower bound converges or for 1,000
+# iterations.
 
 
 def fit_mixture(codes):
-    """A mixture from the class means of codes."""
+    """Return a mixture of latent codes, initialized by the class means."""
     starts = {"weights_init": np.full(3, 1 / 3), "precisions_init": [np.eye(2) / 0.1] * 3}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # that the iterations were over
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after max_iter iterations
         return TorchGMM(3, init_params="labels", **starts, tol=1e-15, max_iter=1000).fit(codes, y_train)
 
 
@@ -107,19 +108,19 @@ print(f"{'this run':36}{0.97:10.2f}{accuracy:8.4f}")
 paths = [folder / "benchmarks/results/studies.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
 records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
 for record in (record for record in records if record["row"].startswith("a, ")):
-    print(f"{'MNIST, kept results':36}{record['reported']['accuracy']:10.2f}{record['accuracy']:8.4f}")
+    print(f"{'MNIST, recorded results':36}{record['reported']['accuracy']:10.2f}{record['accuracy']:8.4f}")
 
 # %%
-# Codes of the test images by digit, with the class means (X) and the two-standard-deviation ellipses of the components
-# (their means: +).
+# The figure shows latent codes of the test images by digit, with the class means (X) and the two-standard-deviation
+# ellipses of the components (means: +).
 
 display = LatentSpaceDisplay.from_estimator(gmm, Z_test, y_test)
 _ = display.ax_.set_title(f"Test images, accuracy {accuracy:.3f}")
 
 # %%
-# How the clusters form
-# ---------------------
-# The same mixture on the codes of the training images after several epochs.
+# Evolution of the clusters
+# -------------------------
+# The same mixture is fitted to the latent codes of the training images after several epochs.
 
 kept = LatentSnapshots.of(vae)
 figure, axes = plt.subplots(1, len(kept.epochs), figsize=(4 * len(kept.epochs), 3.8), layout="constrained")
@@ -133,9 +134,9 @@ for ax, epoch, codes in zip(axes, kept.epochs, kept.codes, strict=True):
         ax.get_legend().remove()
 
 # %%
-# What the plane means
+# Decoded latent space
 # --------------------
-# Images decoded from a grid over the plane, each of which stands for the same share of the prior.
+# Images are decoded from a grid with equal prior probability.
 
 display = ManifoldDisplay.from_estimator(vae, n_grid=n_grid, image_shape=image_shape)
 display.figure_.set_size_inches(7, 7)

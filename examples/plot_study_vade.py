@@ -2,17 +2,18 @@
 VaDE by V-measure: perceptrons and convolutions
 ===============================================
 
-A study of MNIST, done again: variational deep embedding with perceptrons and with convolutions, judged by the V-measure
-of clusters and digits on training and test images. Trainings of MNIST take minutes to hours, so the table is made of
-kept results; the pictures are of a training that happens here, on scikit-learn's digits or, with ``--data mnist``, on
+This example repeats a study of MNIST. It evaluates variational deep embedding with perceptrons and with convolutions by
+the V-measure of clusters and digits on training and test images. Trainings of MNIST take minutes to hours, so that the
+table shows recorded results. The figures are those of a training on scikit-learn's digits or, with ``--data mnist``, on
 20,000 images of MNIST.
 """
 
 # %%
-# Reported, and here
-# ------------------
-# Most rows have the evidence lower bound alone, as in the study. The last ones add pairs of neighbours, or what
-# :class:`~skvae.VaDEClusterer` did with images in version 0.1.0, the agreement of random views of the same image.
+# Reported and recorded results
+# -----------------------------
+# Most rows have the evidence lower bound (ELBO) as the objective, as in the study. The last rows add the mutual
+# information between neighbours, or between augmented views of the same image, the default of
+# :class:`~skvae.VaDEClusterer` for images in version 0.1.0.
 
 import argparse
 import json
@@ -38,7 +39,7 @@ parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--output", help="folder for the figures")
 args, _ = parser.parse_known_args()
 
-# What the study calls a row, its V-measures (train, test), and the row of the benchmark.
+# Name of each row, V-measures of the study (train, test), and the row of the benchmark.
 STUDY = {
     "perceptrons, 25 epochs": ((67.1, 67.5), "mnist, mlp, plain bound, 25 epochs"),
     "perceptrons, 300 epochs": ((71.66, 71.59), "mnist, mlp, plain bound, 300 epochs"),
@@ -46,15 +47,15 @@ STUDY = {
     "convolutions, 100 epochs": ((84.7, 85.02), "mnist, conv, no views, 100 epochs"),
     "convolutions, 25 epochs, 14 clusters": ((78.63, 77.89), "mnist, conv, no views, 25 epochs, 14 clusters"),
     "convolutions, neighbours, 25 epochs": (None, "mnist, conv, neighbours, 25 epochs"),
-    "with views (defaults of 0.1.0)": (None, "mnist, defaults"),
-    "with views, 14 clusters": (None, "mnist, 14 clusters"),
+    "augmentation (defaults of 0.1.0)": (None, "mnist, defaults"),
+    "augmentation, 14 clusters": (None, "mnist, 14 clusters"),
 }
 paths = [folder / "benchmarks/results/vade.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
 records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
 
 
 def percent(runs, score):
-    """Mean of a score over runs, where they have it."""
+    """Return the mean of a score over the runs that have it, in percent."""
     values = [100 * run[score] for run in runs if score in run]
     return f"{statistics.mean(values):.2f}" if values else "-"
 
@@ -70,9 +71,9 @@ for name, (reported, row) in STUDY.items():
         print(f"{name:38}{''.join(cells)}{len(runs):7}{minutes:9.1f}")
 
 # %%
-# A training
-# ----------
-# A callback keeps the codes of some test images on the way, and the mixture as it was then.
+# Training
+# --------
+# A callback stores latent codes of some test images, and the mixture, at several epochs.
 
 if args.data == "mnist":
     X, y = fetch_mnist(return_X_y=True)
@@ -99,16 +100,17 @@ for part, rows, labels in (("train", X_train, y_train), ("test", X_test, y_test)
 _ = TrainingCurveDisplay.from_estimator(vade)
 
 # %%
-# How the clusters form
-# ---------------------
-# Codes by digit in the plane where the final clusters lie farthest apart, and the ellipses of the mixture.
+# Evolution of the clusters
+# -------------------------
+# The figure shows latent codes by digit, projected onto the plane that separates the final clusters best, and ellipses
+# of the mixture.
 
 _ = ClusterEvolutionDisplay.from_estimator(vade, y_test[:1_000], projection="discriminant", n_panels=3)
 
 # %%
 # Samples of each cluster
 # -----------------------
-# Beside them, which digits the clusters hold: columns are clusters in the order of the digits that they are matched to.
+# Left: samples. Right: the confusion matrix, whose columns are the clusters in the order of their matched digits.
 
 matrix, clusters = matched_confusion_matrix(y_test, vade.predict(X_test))
 figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")

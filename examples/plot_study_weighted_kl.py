@@ -1,18 +1,18 @@
 """
-A VAE with a weighted KL, and clusters that a validation set names
-==================================================================
+A VAE with a weighted KL, and clusters named by a validation set
+================================================================
 
-A study of MNIST, done again: a variational autoencoder of eight latent dimensions, whose KL counts three times, embeds
-the digits; a Gaussian mixture finds clusters in the codes without labels; and a labelled validation set says which
-digit each cluster is, so that the mixture classifies. Without MNIST (a folder named by ``SKVAE_DATA_HOME``, or
-``--data mnist``, which downloads it) the images are scikit-learn's digits.
+This example repeats a study of MNIST. A variational autoencoder with eight latent dimensions and a KL weight of three
+embeds the digits, and a Gaussian mixture clusters the latent codes without labels. A labelled validation set assigns a
+digit to each cluster, which gives a classifier. Without MNIST (in the folder ``SKVAE_DATA_HOME``, or downloaded by
+``--data mnist``) the images are scikit-learn's digits.
 """
 
 # %%
 # Data
 # ----
-# Three parts: images to train on, whose labels nobody sees; a validation set, whose labels name the clusters; and the
-# test set.
+# The data are split into training images, whose labels are not used; a validation set, whose labels name the clusters;
+# and a test set.
 
 import argparse
 import json
@@ -29,7 +29,7 @@ from skvae import ClusterLabelClassifier, TorchGMM, VAEEmbedder
 from skvae.datasets import fetch_mnist
 from skvae.displays import LatentSpaceDisplay, ReconstructionDisplay
 
-parser = argparse.ArgumentParser(description="A VAE with a weighted KL, and clusters that a validation set names.")
+parser = argparse.ArgumentParser(description="A VAE with a weighted KL, and clusters named by a validation set.")
 parser.add_argument("--data", choices=["auto", "mnist", "digits"], default="auto")
 parser.add_argument("--epochs", type=int)
 parser.add_argument("--seed", type=int, default=0)
@@ -51,9 +51,9 @@ X_train, X_named, _, y_named = train_test_split(X, y, test_size=n_named, stratif
 # %%
 # The VAE
 # -------
-# Perceptrons of 392, 196 and 98 units. With a weight of 3 for the KL, fewer latent dimensions pay for themselves: the
-# codes of the others stay at the prior. Images of fewer pixels have fewer nats to pay with, so that the weight for
-# scikit-learn's digits is 3 * 64 / 784. The study trained for 100 epochs; here it is fewer on MNIST.
+# The encoder has layers of 392, 196 and 98 units. With a KL weight of 3, fewer latent dimensions are used, and the
+# posteriors of the others equal the prior. Because the log-likelihood grows with the number of pixels, the weight for
+# scikit-learn's digits is 3 * 64 / 784. The study trained for 100 epochs; this example has fewer epochs on MNIST.
 
 vae = VAEEmbedder(
     n_components=8,
@@ -70,10 +70,10 @@ vae = VAEEmbedder(
 print(f"{len(X_train)} training images, {epochs} epochs, {vae.active_units_} of 8 latent dimensions in use")
 
 # %%
-# Clusters, and their names
+# Clusters and their labels
 # -------------------------
-# The mixture is fitted once to all codes. :class:`~skvae.ClusterLabelClassifier` counts the labels of the validation
-# set in each cluster. More clusters than digits follow the classes better.
+# The mixture is fitted once to all latent codes. :class:`~skvae.ClusterLabelClassifier` counts the labels of the
+# validation set in each cluster. With more clusters than digits, the accuracy is higher.
 
 Z_train, Z_named, Z_test = (vae.transform(rows) for rows in (X_train, X_named, X_test))
 classifiers = {}
@@ -83,7 +83,7 @@ for n_clusters in numbers_of_clusters:
     accuracy = classifiers[n_clusters].score(Z_test, y_test)
     print(f"{n_clusters} clusters: accuracy on test images {accuracy:.3f}")
 
-print("\nkept results on MNIST (the study reported no figure)")
+print("\nrecorded results on MNIST (the study reported no figure)")
 paths = [folder / "benchmarks/results/studies.jsonl" for folder in (Path.cwd(), *Path.cwd().parents)]
 records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
 for record in (record for record in records if record["row"].startswith("b, ")):
@@ -91,10 +91,10 @@ for record in (record for record in records if record["row"].startswith("b, ")):
     print(f"{record['settings']['max_epochs']} epochs: accuracy {found}")
 
 # %%
-# Eight dimensions in two
-# -----------------------
-# Codes of test images by digit on their first two principal axes, with the ellipses of the ten components, and how the
-# named clusters classify.
+# Latent codes and confusion matrix
+# ---------------------------------
+# Left: latent codes of test images by digit, on their first two principal axes, with ellipses of the ten components.
+# Right: the confusion matrix of digits and named clusters.
 
 gmm, classifier = classifiers[10].estimator_.estimator, classifiers[10]
 figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.5), layout="constrained")

@@ -2,14 +2,15 @@
 Deep clustering of handwritten digits
 =====================================
 
-VaDE is a variational autoencoder whose prior is a Gaussian mixture: the embedding and the clusters are learned under
-one bound. Clusters are found in the training images without labels; the labels of held-out images only score.
+VaDE is a variational autoencoder whose prior is a Gaussian mixture: one objective trains the embedding and the
+clusters. This example clusters images without labels, and compares the clusters of held-out images with their labels.
 """
 
 # %%
 # Fit and score
 # -------------
-# A callback keeps the codes of held-out images on the way. k-means and a Gaussian mixture see the pixels.
+# A callback stores latent codes of held-out images at several epochs. The baselines are k-means and a Gaussian mixture
+# on the pixels.
 
 import argparse
 
@@ -44,13 +45,13 @@ print(f"{'':28}{'V-measure':>10}{'accuracy':>10}")
 for name, clusterer in clusterers.items():
     found = clusterer.predict(X_test)
     print(f"{name:28}{v_measure_score(y_test, found):10.3f}{clustering_accuracy_score(y_test, found):10.3f}")
-print(f"\n{vade.n_effective_clusters_:.1f} effective clusters; bound of held-out images {vade.score(X_test):.2f} nats")
+print(f"\n{vade.n_effective_clusters_:.1f} effective clusters; ELBO of held-out images {vade.score(X_test):.2f} nats")
 
 # %%
-# How the clusters form
-# ---------------------
-# The codes of held-out images in the plane that separates the final clusters best, after 1, 10 and 100 epochs. Below:
-# samples of each cluster, the digits that the clusters hold, and the bound by epoch.
+# Evolution of the clusters
+# -------------------------
+# Top: latent codes of held-out images after 1, 10 and 100 epochs, projected onto the plane that separates the final
+# clusters best. Bottom: samples of each cluster, the confusion matrix of digits and clusters, and the ELBO by epoch.
 
 fig, axes = plt.subplots(2, 3, figsize=(14, 9), layout="constrained")
 ClusterEvolutionDisplay.from_estimator(vade, y_test, projection="discriminant", ax=axes[0])
