@@ -62,6 +62,22 @@ def initializations(path=RUNS):
     return table(["set", "seeds", *names, "chosen", "best", "chosen initializations", f"within {MARGIN}"], lines)
 
 
+def leaders(path=RUNS):
+    """Return the table of how often the mixture that led when the first were dropped was the one that stayed.
+
+    Mixtures that stay are in the order of their scores, the best first.
+    """
+    lines, n_kept, n_all = [], 0, 0
+    for name, cells in read(path).items():
+        losses = [run["reports"].get("init_losses_", ()) for run in cells.get("VaDEClusterer", ())]
+        losses = [each for each in losses if len(each) > 1 and len(each[0]) == len(INITS)]
+        if losses:
+            kept = sum(each[1][0] <= each[1][1] for each in losses)
+            n_kept, n_all = n_kept + kept, n_all + len(losses)
+            lines.append([name, f"{kept} of {len(losses)}"])
+    return table(["set", "fits in which the leader stayed"], [*lines, ["all", f"{n_kept} of {n_all}"]])
+
+
 def mean(runs, score="v_measure"):
     """Return the mean score of runs."""
     return statistics.mean(run[score] for run in runs)

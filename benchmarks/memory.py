@@ -22,7 +22,7 @@ import torch
 from large_files import memory, peak_counted_from_here
 from record import environment, write_record
 
-from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VAEEmbedder
+from skvae import AutoencoderEmbedder, TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEEmbedder
 
 N_FEATURES, PERIOD = 32, 50_021  # rows after which the same come again; a prime, so that chunks differ
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -34,6 +34,8 @@ ESTIMATORS = {
     ),
     "TorchPPCA": lambda: TorchPPCA(8),
     "VAEEmbedder": lambda: VAEEmbedder(8, **NETWORK),
+    "AutoencoderEmbedder": lambda: AutoencoderEmbedder(8, **NETWORK),
+    "VaDEClusterer": lambda: VaDEClusterer(10, latent_dim=8, pretrain_epochs=1, **NETWORK),
 }
 
 

@@ -3,9 +3,11 @@
 The page has a pair of marks for each table, with its name in the first: ``<!-- table: gmm -->`` and ``<!-- end -->``.
 """
 
+import math
 import re
 import statistics
 
+import choice_tables
 import cluster_tables
 from markdown_tables import table, worst
 from plan import BENCHMARKS
@@ -276,6 +278,30 @@ def penguins():
     return table(["method", "seeds", "V: mean (sd), worst"], [[name, len(v), worst(v)] for name, v in rows.items()])
 
 
+def sizes():
+    """Seconds and memory of fits to n, 10 n and 100 n samples."""
+    lines = []
+    for name, fits in record("memory")["fits"].items():
+        numbers = [*map(int, fits)]
+        seconds, growth = ([fit[key] for fit in fits.values()] for key in ("seconds", "growth_mb"))
+        slope = math.log(seconds[-1] / seconds[0]) / math.log(numbers[-1] / numbers[0])
+        cells = (f"{time:.1f} s, {memory:.0f} MB" for time, memory in zip(seconds, growth, strict=True))
+        lines.append([f"`{name}`", *cells, f"{slope:.2f}"])
+    return table(["fit", *(f"{number:,}" for number in numbers), "slope of the time"], lines)
+
+
+def training_length():
+    """Bounds of small tables by the number of epochs and the widths of layers."""
+    rows, lines = record("training_length")["rows"], []
+    names = list(next(iter(rows.values()))["settings"])
+    for name, row in rows.items():
+        epochs = row["settings"]["default"]["epochs"]
+        epochs = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else str(epochs[0])
+        bounds = [f"{statistics.mean(row['settings'][each]['bounds']):.1f}" for each in names]
+        lines.append([name, "{} x {}".format(*row["shape"]), epochs, *bounds])
+    return table(["table", "shape", "epochs by default", *names], lines)
+
+
 def plan():
     """Benchmarks with their scripts and minutes, and the versions of their records."""
     lines = []
@@ -307,9 +333,14 @@ TABLES = {
     "clusters, minutes": cluster_tables.minutes,
     "clusters, summary": cluster_tables.summary,
     "clusters, initializations": cluster_tables.initializations,
+    "clusters, leaders": cluster_tables.leaders,
     "clusters, settings": cluster_tables.settings,
     "cells": cells,
     "penguins": penguins,
+    "sizes": sizes,
+    "choice": choice_tables.summary,
+    "choice, sets": choice_tables.by_set,
+    "training length": training_length,
     "large files": large_files,
     "kills": kills,
     "corrupted files": corrupted_files,

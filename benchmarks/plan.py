@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import choice_tables
 from cluster_tables import BASELINES, INITS, METHODS, OURS
 from record import RESULTS, read_record, read_runs
 
@@ -69,6 +70,13 @@ def clusters(names, methods, minutes, n_seeds=5):
     return Benchmark(command, minutes, "clusters.jsonl", seeds, ("umap",), data)
 
 
+def choice(names, minutes, n_seeds=5):
+    """Return the benchmark of `choice.py` on sets of `sets.py`."""
+    seeds = {f"{name}, init={init}": n_seeds for name in names for init in choice_tables.INITS}
+    command = f"choice.py --sets {' '.join(names)} --seeds {' '.join(map(str, range(n_seeds)))}"
+    return Benchmark(command, minutes, "choice.jsonl", seeds, data=tuple(f"sets/{name}.npz" for name in names))
+
+
 def single(script, minutes, name, *arguments, **needs):
     """Return the benchmark of a script that writes a single record."""
     command = " ".join([f"{script}.py", *arguments, "--output", f"benchmarks/results/{name}.json"])
@@ -79,6 +87,7 @@ ARRAY_API = {"SCIPY_ARRAY_API": "1"}
 GMMS = ("pomegranate", "tgmm", "torchgmm")
 SMALL_SETS = ("digits", "satellite", "segment", "pbmc", "wine", "cancer", "penbased", "texture", "optdigits")
 NEW_SETS = ("austen", "tissues", "olive", "vowel", "capitals")
+CHOICE_SETS = (*SMALL_SETS, "austen", "tissues", "olive", "vowel")
 UNBALANCED_SETS = ("digits_1_to_10", "digits_1_to_100")
 IMAGE_SETS = ("mnist10k", "fashion10k", "mnist", "fashion", "letters")
 STUDIES = (
@@ -163,6 +172,8 @@ BENCHMARKS = {
     "clusters, unbalanced": clusters(UNBALANCED_SETS, METHODS, 20),
     "clusters, initializations": clusters(SMALL_SETS, INITS, 60),
     "clusters, initializations, new sets": clusters(("olive", "vowel"), INITS, 2),
+    "choice": choice(CHOICE_SETS, 120),
+    "training length": single("training_length", 10, "training_length"),
     "cells": Benchmark("cells.py", 30, "cells.jsonl", dict.fromkeys(CELLS, 5), modules=("scvi", "h5py")),
     "penguins": single("penguins", 5, "penguins", modules=("palmerpenguins",)),
     "memory": single("memory", 10, "memory"),
