@@ -174,6 +174,7 @@ BENCHMARKS = {
     "clusters, initializations, new sets": clusters(("olive", "vowel"), INITS, 2),
     "choice": choice(CHOICE_SETS, 120),
     "training length": single("training_length", 10, "training_length"),
+    "precision": single("precision", 8, "precision", data=(MNIST,)),
     "cells": Benchmark("cells.py", 30, "cells.jsonl", dict.fromkeys(CELLS, 5), modules=("scvi", "h5py")),
     "penguins": single("penguins", 5, "penguins", modules=("palmerpenguins",)),
     "memory": single("memory", 10, "memory"),
