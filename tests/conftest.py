@@ -69,6 +69,12 @@ def is_real(request):
 
 
 @pytest.fixture
+def short_embedding(monkeypatch):
+    """Take a few of the steps that most of the time of a short fit of VaDE goes to, where its result is not judged."""
+    monkeypatch.setattr("skvae.fitting.neighbors.EMBEDDING_STEPS", 20)
+
+
+@pytest.fixture
 def generator():
     """A generator of torch with seed 0."""
     return torch.Generator().manual_seed(0)

@@ -40,6 +40,7 @@ from skvae.estimators import (
     VAEEmbedder,
 )
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
 INSTANCES = [
     TorchGMM(),
     TorchGMM(2, covariance_type="diag", n_init=2),

@@ -32,6 +32,7 @@ from skvae.estimators import (
     _likelihood_choice,
 )
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 2, "batch_size": 64, "random_state": 0}
 VADE = SMALL | {"latent_dim": 2, "pretrain_epochs": 1, "n_init": 2}
 RNG = np.random.default_rng(0)

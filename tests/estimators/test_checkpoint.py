@@ -16,6 +16,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
 from skvae.fitting.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
 SMALL = {"hidden_layer_sizes": (8,), "batch_size": 32, "max_epochs": 6, "dropout": 0.1, "random_state": 0}
 
 

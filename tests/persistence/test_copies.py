@@ -21,6 +21,8 @@ from skvae import TorchGMM, TorchPPCA, VaDEClusterer, VAEEmbedder
 from skvae.estimators import ESTIMATORS
 from skvae.persistence import TRUSTED_TYPES
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
+
 
 def through_joblib(estimator):
     file = io.BytesIO()
