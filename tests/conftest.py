@@ -35,7 +35,8 @@ NEED_MORE = {  # parts of names of tests that need more than the package does ->
 
 
 def pytest_collection_modifyitems(items):
-    """Skip the tests that cannot run with the oldest versions."""
+    """Skip the tests that cannot run with the oldest versions, and begin with those that are marked."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     for item in items:
         for parts, reason in NEED_MORE.items():
             if reason and any(part in item.nodeid for part in parts) and "too_old" not in item.nodeid:

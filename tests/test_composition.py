@@ -300,6 +300,7 @@ def threads_of_worker():
     return os.getpid(), torch.get_num_threads()
 
 
+@pytest.mark.first
 @pytest.mark.parametrize(
     ("estimator", "grid"),
     [

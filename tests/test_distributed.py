@@ -24,6 +24,7 @@ from skvae.fitting.data_parallel import AveragedGradients
 from skvae.fitting.distributed import _destroy_group
 from skvae.fitting.training import TrainingData, _EpochLoop
 
+pytestmark = pytest.mark.first
 HERE = Path(__file__).parent
 LOCAL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parent)}
 # With components initialized from one row, the linear form of the density loses digits.

@@ -75,6 +75,7 @@ def test_results_have_the_criteria_of_the_estimator(elongated):
     assert frame["converged"].dtype == bool
 
 
+@pytest.mark.first
 def test_results_do_not_depend_on_n_jobs(elongated):
     options = {"n_components": [2, 3, 4], "covariance_type": ["full", "diag"], "sample_weight": np.ones(600)}
     one, two = (select_mixture(MIXTURES[0], elongated, **options, n_jobs=n_jobs) for n_jobs in (None, 2))
@@ -155,6 +156,7 @@ def test_invalid_estimators(elongated, estimator, criterion, message):
         select_mixture(estimator, elongated, **SMALL, criterion=criterion)
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_failing_fit_is_named(n_jobs):
     with pytest.raises(ValueError, match="4") as caught:

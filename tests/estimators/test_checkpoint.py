@@ -153,6 +153,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.first
 def test_a_killed_process_is_replaced_by_another(tmp_path):
     """With SIGKILL, at no particular moment, twice; the third is this one. Both are forks after the imports."""
     path = tmp_path / "training.pt"

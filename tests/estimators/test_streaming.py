@@ -323,6 +323,7 @@ for name, path, *shape in (argument.split(",") for argument in sys.argv[1:]):
 """
 
 
+@pytest.mark.first
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident set from /proc")
 def test_memory_is_that_of_a_few_chunks(tmp_path):
     """Of more than 250 megabytes in float64."""
