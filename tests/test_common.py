@@ -56,7 +56,7 @@ INSTANCES = [
     TorchMiniBatchKMeans(),
     TorchMiniBatchKMeans(3, init="random", learning_rate=0.1, batch_size=16),
     VaDEClusterer(3, **TINY),
-    VaDEClusterer(2, covariance_type="diag", **TINY),
+    VaDEClusterer(2, covariance_type="diag", init="gmm", n_neighbors=0, **TINY),
     ClusterLabelClassifier(TorchGMM(4, random_state=0)),
     ClusterLabelClassifier(TorchMiniBatchKMeans(5, random_state=0), assignment="proportional"),
     ClusterLabelClassifier(KMeans(4, random_state=0), assignment="hungarian"),
