@@ -88,6 +88,12 @@ def blobs():
 
 
 @pytest.fixture
+def few_blobs(blobs):
+    """Every other sample of the clusters."""
+    return blobs[0][::2], blobs[1][::2]
+
+
+@pytest.fixture
 def correlated():
     """Samples of a mixture of three correlated Gaussians, overlapping, far from the origin."""
     rng = np.random.default_rng(0)

@@ -63,6 +63,12 @@ INSTANCES = [
 ]
 
 
+@pytest.fixture
+def blobs(few_blobs):
+    """Few samples, because fits of networks take the time."""
+    return few_blobs
+
+
 def score_or_predict(estimator, X):
     """Call a method that every estimator has."""
     return estimator.score_samples(X) if hasattr(estimator, "score_samples") else estimator.predict(X)
