@@ -76,6 +76,12 @@ def short_embedding(monkeypatch):
 
 
 @pytest.fixture
+def whole_embedding(short_embedding, monkeypatch):
+    """Take all steps, for a test in a module whose other tests take few."""
+    monkeypatch.undo()
+
+
+@pytest.fixture
 def generator():
     """A generator of torch with seed 0."""
     return torch.Generator().manual_seed(0)
