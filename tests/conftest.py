@@ -35,7 +35,8 @@ NEED_MORE = {  # parts of names of tests that need more than the package does ->
 
 
 def pytest_collection_modifyitems(items):
-    """Skip the tests that cannot run with the oldest versions."""
+    """Skip the tests that cannot run with the oldest versions, and begin with those that are marked."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     for item in items:
         for parts, reason in NEED_MORE.items():
             if reason and any(part in item.nodeid for part in parts) and "too_old" not in item.nodeid:
@@ -69,6 +70,18 @@ def is_real(request):
 
 
 @pytest.fixture
+def short_embedding(monkeypatch):
+    """Take a few of the steps that most of the time of a short fit of VaDE goes to, where its result is not judged."""
+    monkeypatch.setattr("skvae.fitting.neighbors.EMBEDDING_STEPS", 20)
+
+
+@pytest.fixture
+def whole_embedding(short_embedding, monkeypatch):
+    """Take all steps, for a test in a module whose other tests take few."""
+    monkeypatch.undo()
+
+
+@pytest.fixture
 def generator():
     """A generator of torch with seed 0."""
     return torch.Generator().manual_seed(0)
@@ -78,6 +91,12 @@ def generator():
 def blobs():
     """Three well separated clusters and their labels."""
     return make_blobs(n_samples=300, centers=3, n_features=4, cluster_std=0.7, random_state=1)
+
+
+@pytest.fixture
+def few_blobs(blobs):
+    """Every other sample of the clusters."""
+    return blobs[0][::2], blobs[1][::2]
 
 
 @pytest.fixture

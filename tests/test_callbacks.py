@@ -22,7 +22,10 @@ from skvae import AutoencoderEmbedder, TorchGMM, VaDEClusterer, VAEEmbedder
 from skvae.callbacks import EpochScores, LatentSnapshots
 from skvae.metrics import reconstruction_error, structural_similarity_score
 
-pytestmark = pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples", "ignore:Clusters overlap")
+pytestmark = [
+    pytest.mark.usefixtures("short_embedding"),
+    pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples", "ignore:Clusters overlap"),
+]
 VIEWS = {"image_shape": (4, 4), "architecture": "mlp", "consistency": 1.0, "n_init": 5, "pretrain_epochs": 2}
 MSE = {"mse": mean_squared_error}
 

@@ -25,6 +25,7 @@ from skvae.selection import CRITERIA
 WEIGHTED = [estimator for estimator in QUICK if has_fit_parameter(estimator, "sample_weight")]
 over_weighted = pytest.mark.parametrize("estimator", WEIGHTED, ids=lambda estimator: type(estimator).__name__)
 pytestmark = [
+    pytest.mark.usefixtures("short_embedding"),
     pytest.mark.filterwarnings("ignore:EM did not converge:sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:Clusters overlap"),
     pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples"),  # after three epochs
@@ -299,6 +300,7 @@ def threads_of_worker():
     return os.getpid(), torch.get_num_threads()
 
 
+@pytest.mark.first
 @pytest.mark.parametrize(
     ("estimator", "grid"),
     [

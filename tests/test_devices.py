@@ -32,6 +32,7 @@ from skvae.estimators import (
     _likelihood_choice,
 )
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 2, "batch_size": 64, "random_state": 0}
 VADE = SMALL | {"latent_dim": 2, "pretrain_epochs": 1, "n_init": 2}
 RNG = np.random.default_rng(0)
@@ -183,6 +184,15 @@ def assert_close(results, expected, **tolerance):
     assert_same(results, expected, **(CLOSE | tolerance))
 
 
+CPU = {}  # results that those of every device are compared with
+
+
+def results_on_the_cpu(case, names, folder):
+    if case not in CPU:
+        CPU[case] = results_of(case.on("cpu", folder), case.X, names)
+    return CPU[case]
+
+
 @over_cases
 def test_results_are_those_of_the_cpu(case, device, is_real, tmp_path):
     if device == "mps" and case.needs_float64:
@@ -193,7 +203,7 @@ def test_results_are_those_of_the_cpu(case, device, is_real, tmp_path):
     found = results_of(case.on(device, tmp_path), case.X, names)
     if not is_real or not hasattr(case.estimator, "hidden_layer_sizes"):  # networks draw on the device
         tolerance = {"rtol": 1e-5, "atol": 1e-5} if device == "mps" or case.X.dtype == np.float32 else {}
-        assert_close(found, results_of(case.on("cpu", tmp_path), case.X, names), **tolerance)
+        assert_close(found, results_on_the_cpu(case, names, tmp_path), **tolerance)
 
 
 @over_fits

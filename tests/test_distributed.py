@@ -24,6 +24,7 @@ from skvae.fitting.data_parallel import AveragedGradients
 from skvae.fitting.distributed import _destroy_group
 from skvae.fitting.training import TrainingData, _EpochLoop
 
+pytestmark = pytest.mark.first
 HERE = Path(__file__).parent
 LOCAL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parent)}
 # With components initialized from one row, the linear form of the density loses digits.
@@ -194,7 +195,7 @@ def test_a_process_that_fails_within_an_epoch_stops_the_others(results):
 def test_a_killed_process_stops_the_others_and_a_restart_resumes(results, tmp_path):
     """Killed by SIGKILL in the middle of an epoch; the launcher starts both again."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    settings = ["--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "2"]
+    settings = ["--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.5"]
     command = [*launcher, *settings, str(HERE / "killed_fit.py"), str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(

@@ -19,6 +19,7 @@ def blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_code_of_a_page_runs(path, tmp_path, monkeypatch):
     """Run the blocks in one namespace and an empty folder; estimators that a page registers are removed again."""

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.first
 EXAMPLES = sorted((ROOT / "examples").glob("plot_study_*.py"))
 
 

@@ -25,6 +25,7 @@ NAMES = list("abcd")
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 LOOSE = {"rtol": 1e-2, "atol": 1e-2}
 pytestmark = [
+    pytest.mark.usefixtures("short_embedding"),
     pytest.mark.filterwarnings("ignore:EM did not converge:sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:Clusters overlap"),  # after so short a training
     pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples"),

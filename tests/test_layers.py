@@ -99,7 +99,8 @@ def test_public_names_exist():
     assert all(hasattr(skvae, name) for name in skvae.__all__)
 
 
-def test_names_are_imported_when_they_are_used():
+@pytest.mark.first
+def test_names_and_libraries_are_imported_when_they_are_used():
     code = """
 import sys
 import skvae
@@ -109,6 +110,12 @@ assert skvae.metrics.__name__ == "skvae.metrics"
 assert {"VAEEmbedder", "save", "metrics", "__version__"} <= set(dir(skvae))
 from skvae import *
 assert TorchGMM is skvae.TorchGMM
+sys.modules["matplotlib"] = None  # which plots alone need
+import numpy as np
+import skvae.displays
+from skvae.selection import select_mixture
+X = np.random.default_rng(0).normal(size=(30, 2))
+assert select_mixture(TorchGMM(random_state=0), X, n_components=[1]).best_params_["n_components"] == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="module 'skvae' has no attribute 'nothing'"):

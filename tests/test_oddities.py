@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from helpers import fit_quietly, outputs, over_estimators, some_classes, with_parameter
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* clusters have no labelled row")
+pytestmark = [
+    pytest.mark.usefixtures("short_embedding"),
+    pytest.mark.filterwarnings("ignore:.* clusters have no labelled row"),
+]
 
 
 def normal(*shape):

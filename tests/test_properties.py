@@ -18,7 +18,10 @@ few = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 BY_SAMPLE = (*METHODS, "reconstruct")  # methods with a result for each sample
-pytestmark = pytest.mark.filterwarnings("ignore:.* clusters have no labelled row")
+pytestmark = [
+    pytest.mark.usefixtures("short_embedding"),
+    pytest.mark.filterwarnings("ignore:.* clusters have no labelled row"),
+]
 
 
 @st.composite

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -75,6 +73,7 @@ def test_results_have_the_criteria_of_the_estimator(elongated):
     assert frame["converged"].dtype == bool
 
 
+@pytest.mark.first
 def test_results_do_not_depend_on_n_jobs(elongated):
     options = {"n_components": [2, 3, 4], "covariance_type": ["full", "diag"], "sample_weight": np.ones(600)}
     one, two = (select_mixture(MIXTURES[0], elongated, **options, n_jobs=n_jobs) for n_jobs in (None, 2))
@@ -155,6 +154,7 @@ def test_invalid_estimators(elongated, estimator, criterion, message):
         select_mixture(estimator, elongated, **SMALL, criterion=criterion)
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_failing_fit_is_named(n_jobs):
     with pytest.raises(ValueError, match="4") as caught:
@@ -212,15 +212,3 @@ def test_largest_mixtures_are_fitted_first(elongated):
 
     select_mixture(Recorder(random_state=0), elongated, n_components=[1, 3, 2], covariance_type=["tied", "diag"])
     assert fitted == [(3, "tied"), (3, "diag"), (2, "tied"), (2, "diag"), (1, "tied"), (1, "diag")]
-
-
-def test_matplotlib_is_not_imported():
-    program = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "import numpy as np; from skvae import TorchGMM; from skvae.selection import select_mixture\n"
-        "import skvae.displays\n"
-        "X = np.random.default_rng(0).normal(size=(30, 2))\n"
-        "print(select_mixture(TorchGMM(random_state=0), X, n_components=[1]).best_params_['n_components'])\n"
-    )
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert process.stdout == "1\n"

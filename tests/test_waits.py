@@ -13,6 +13,7 @@ from skvae import TorchGMM, TorchMiniBatchKMeans, TorchPPCA, VaDEClusterer, VAEE
 from skvae.fitting.lloyd import draw_distinct_rows, kmeans_plusplus, lloyd
 from skvae.fitting.weighted_rows import WeightedRows
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
 RNG = np.random.default_rng(0)
 X = np.concatenate([RNG.normal(size=(400, 6)) + shift for shift in (0, 1, 2)])
 FEW = X[::8]

@@ -22,7 +22,10 @@ from skvae import (
 )
 from skvae.metrics import clustering_accuracy_score
 
-pytestmark = pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples", "ignore:Clusters overlap")
+pytestmark = [
+    pytest.mark.usefixtures("short_embedding"),
+    pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples", "ignore:Clusters overlap"),
+]
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 1, "random_state": 0}
 ESTIMATORS = [
     VAEEmbedder(2, **SMALL),

@@ -16,6 +16,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
 from skvae.fitting.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
 SMALL = {"hidden_layer_sizes": (8,), "batch_size": 32, "max_epochs": 6, "dropout": 0.1, "random_state": 0}
 
 
@@ -50,7 +51,6 @@ EMBEDDERS = {
         3, latent_dim=2, n_init=6, pretrain_epochs=2, image_shape=(3, 3), channels=(2,), callbacks=[StopOnce()], **SMALL
     ),
 }
-over_embedders = pytest.mark.parametrize("embedder", EMBEDDERS.values(), ids=EMBEDDERS)
 
 
 @pytest.fixture
@@ -65,12 +65,21 @@ def assert_equal(one, other):
     assert without[0] == without[1]
 
 
-@over_embedders
+WHOLE = {}  # fits that are not interrupted, which all interruptions are compared with
+
+
+def without_interruption(name, X):
+    if name not in WHOLE:
+        StopOnce.at = None
+        WHOLE[name] = fit_quietly(clone(EMBEDDERS[name]), X)
+    return WHOLE[name]
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
 @pytest.mark.parametrize("stop", [7, 14, 17, 24, 40])
-def test_an_interrupted_fit_goes_on_to_the_same_result(embedder, stop, X, tmp_path):
-    expected = fit_quietly(clone(embedder), X)
-    path = tmp_path / "training.pt"
-    embedder = clone(embedder).set_params(checkpoint=path)
+def test_an_interrupted_fit_goes_on_to_the_same_result(name, stop, X, tmp_path):
+    path, expected = tmp_path / "training.pt", without_interruption(name, X)
+    embedder = clone(EMBEDDERS[name]).set_params(checkpoint=path)
     StopOnce.at = stop
     try:
         fit_quietly(embedder, X)
@@ -127,25 +136,37 @@ def test_the_folder_has_to_exist(X, tmp_path):
 
 LONG = {"hidden_layer_sizes": (64,), "max_epochs": 100, "batch_size": 32, "random_state": 0}
 SCRIPT = f"""
+import os
 import sys
 import numpy as np
+import torch
 from skvae import AutoencoderEmbedder
-X = np.random.default_rng(0).random((300, 9))
-AutoencoderEmbedder(2, checkpoint=sys.argv[1], **{LONG}).fit(X)
+torch.optim.Adam([torch.zeros(1)])  # which imports more
+for _ in range(2):
+    process = os.fork()
+    if process == 0:
+        X = np.random.default_rng(0).random((300, 9))
+        AutoencoderEmbedder(2, checkpoint=sys.argv[1], **{LONG}).fit(X)
+        os._exit(0)
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
 
 
+@pytest.mark.first
 def test_a_killed_process_is_replaced_by_another(tmp_path):
-    """With SIGKILL, at no particular moment, twice; the third is this one."""
+    """With SIGKILL, at no particular moment, twice; the third is this one. Both are forks after the imports."""
     path = tmp_path / "training.pt"
-    for delay in (0.03, 0.1):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)])
-        known = path.stat().st_mtime_ns if path.exists() else None
-        while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == known):
-            time.sleep(0.002)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", SCRIPT, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        for delay in (0.03, 0.1):
+            known = path.stat().st_mtime_ns if path.exists() else None
+            process = int(parent.stdout.readline())
+            while parent.poll() is None and (not path.exists() or path.stat().st_mtime_ns == known):
+                time.sleep(0.002)
+            time.sleep(delay)
+            os.kill(process, signal.SIGKILL)
+            assert int(parent.stdout.readline()) == -signal.SIGKILL
     assert 0 < read_checkpoint(path)["current"]["epochs_done"] < LONG["max_epochs"]
     X = np.random.default_rng(0).random((300, 9))
     resumed, whole = (AutoencoderEmbedder(2, checkpoint=file, **LONG).fit(X) for file in (path, None))

@@ -101,7 +101,7 @@ def test_rows_without_missing_values_train_as_ever(embedder, X):
 @over_embedders
 def test_imputed_values_are_nearer_than_means(embedder, X):
     holed, holes = with_holes(X)
-    embedder = clone(embedder).set_params(max_epochs=300, batch_size=64)
+    embedder = clone(embedder).set_params(max_epochs=100, batch_size=64)
     if isinstance(embedder, VaDEClusterer):
         embedder.set_params(pretrain_epochs=100)
     filled = embedder.fit(holed).impute(holed)

@@ -916,6 +916,7 @@ def test_callbacks_with_state_can_be_cloned_and_searched(name, X, tmp_path, caps
         assert [found.epochs_ for _, found in best.net_.callbacks_ if isinstance(found, Counts)] == [3]
 
 
+@pytest.mark.first
 def test_searches_and_fitted_embedders_in_other_processes(X, tmp_path):
     """Everything that is given travels to workers and comes back."""
     callbacks = [

@@ -207,6 +207,7 @@ def test_initial_parameters_are_not_modified(covariance_type, correlated):
     assert_array_equal(gmm.precisions_init, initial.precisions_)
 
 
+@pytest.mark.first
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="The peak is read from /proc.")
 def test_peak_memory_of_a_fit():
     """Nothing of size rows x components x features is held."""

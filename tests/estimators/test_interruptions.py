@@ -9,6 +9,7 @@ from skorch.callbacks import Callback
 
 from skvae import AutoencoderEmbedder, VaDEClusterer, VAEEmbedder
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
 SMALL = {"hidden_layer_sizes": (8,), "batch_size": 32, "max_epochs": 5, "dropout": 0.1, "random_state": 0}
 VADE = {"n_clusters": 3, "latent_dim": 2, "n_init": 4, "pretrain_epochs": 2}
 EMBEDDERS = {

@@ -13,7 +13,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from skvae import AutoencoderEmbedder, ClusterLabelClassifier, VaDEClusterer, VAEEmbedder
 
-pytestmark = pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples", "ignore:Clusters overlap")
+pytestmark = [
+    pytest.mark.usefixtures("short_embedding"),
+    pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples", "ignore:Clusters overlap"),
+]
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 5, "random_state": 0}
 EMBEDDERS = {
     "VAE": VAEEmbedder(2, **SMALL),

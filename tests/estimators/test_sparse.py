@@ -39,6 +39,7 @@ ESTIMATORS = [
 over_estimators = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 over_embedders = pytest.mark.parametrize("estimator", EMBEDDERS, ids=lambda estimator: type(estimator).__name__)
 pytestmark = [
+    pytest.mark.usefixtures("short_embedding"),
     pytest.mark.filterwarnings("ignore:EM did not converge:sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:Clusters overlap"),
     pytest.mark.filterwarnings("ignore:Clusters .* have almost no samples"),

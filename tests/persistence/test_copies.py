@@ -21,6 +21,8 @@ from skvae import TorchGMM, TorchPPCA, VaDEClusterer, VAEEmbedder
 from skvae.estimators import ESTIMATORS
 from skvae.persistence import TRUSTED_TYPES
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
+
 
 def through_joblib(estimator):
     file = io.BytesIO()
@@ -44,11 +46,21 @@ COPIES = {
 over_copies = pytest.mark.parametrize("through", COPIES.values(), ids=COPIES)
 
 
+FITTED = {}  # estimators that all copies are made of, and what their methods return
+
+
+def fitted(estimator, blobs):
+    name = type(estimator).__name__
+    if name not in FITTED:
+        one = clone(estimator).fit(*blobs)
+        FITTED[name] = one, outputs(one, blobs[0])
+    return FITTED[name]
+
+
 @over_copies
 @over_estimators
 def test_copies_are_themselves(estimator, through, blobs):
-    estimator = clone(estimator).fit(*blobs)
-    expected = outputs(estimator, blobs[0])
+    estimator, expected = fitted(estimator, blobs)
     other = through(estimator)
     assert_same(outputs(other, blobs[0]), expected)
     if hasattr(other, "module_"):  # with memory of its own

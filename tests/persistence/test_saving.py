@@ -43,6 +43,7 @@ from skvae.persistence.files import encode_estimator
 from skvae.persistence.fitted import fitted_schema, fitted_state
 from skvae.persistence.values import ValueDecoder, ValueEncoder
 
+pytestmark = pytest.mark.usefixtures("short_embedding")
 SHORT = {"max_epochs": 1, "random_state": 0}
 WITH_DEVICE = [estimator for estimator in QUICK if hasattr(estimator, "device")]
 over_devices = pytest.mark.parametrize("estimator", WITH_DEVICE, ids=lambda estimator: type(estimator).__name__)
