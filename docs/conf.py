@@ -24,7 +24,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_static/mathjax"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
 # Pages are read on code hosts too, where links to headings look like this.
@@ -39,7 +39,10 @@ def setup(app):
 
 def on_site(text):
     """A page with links to pages of the site."""
-    return text.replace("](../CONTRIBUTING.md", "](contributing.md")
+    # Scores were on the first page once, and pages may still link there.
+    return text.replace("](../CONTRIBUTING.md", "](contributing.md").replace(
+        "](index.md#what-score-means", "](scores.md"
+    )
 
 
 # Links into the documentation of other packages need their inventories, which are downloaded. Sphinx's warning about
@@ -121,7 +124,9 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {page: [] for page in ("benchmarks", "changes", "getting_started", "index", "installation")}
+html_sidebars = {
+    page: [] for page in ("benchmarks", "changes", "faq", "getting_started", "glossary", "index", "installation")
+}
 html_show_sourcelink = False
 
 # A link to the repository, if the package names one.

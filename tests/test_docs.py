@@ -1,11 +1,13 @@
 """Code of the documentation runs."""
 
+import importlib
 import re
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+import skvae
 from skvae.estimators import ESTIMATORS
 
 ROOT = Path(__file__).parents[1]
@@ -57,3 +59,19 @@ def test_design_names_the_modules_of_each_folder():
     for folder, lines in re.findall(r"^  (\w+)/.*\n((?:    .*\n)+)", tree, re.MULTILINE):
         modules = {path.stem for path in (ROOT / "skvae" / folder).glob("*.py")} - {"__init__"}
         assert set(re.findall(r"(\w+)\.py\b", lines)) == modules, folder
+
+
+def test_every_public_name_is_on_the_page_of_the_api():
+    """Names by module, as directives of Sphinx list them."""
+    listed, module = set(), ""
+    for line in (ROOT / "docs" / "api.md").read_text().splitlines():
+        if match := re.fullmatch(r"\.\. currentmodule:: (\S+)", line):
+            module = match[1]
+        elif match := re.fullmatch(r"(?:\.\. py:data::|  ) (\w\S*)", line):
+            name = match[1]
+            listed.add(name if name.startswith("skvae.") else f"{module}.{name}")
+    modules = [importlib.import_module(f"skvae.{name}") for name in (*skvae._MODULES, "models")]
+    public = {f"{module.__name__}.{name}" for module in (skvae, *modules) for name in module.__all__}
+    # What the package itself offers is listed there.
+    reexported = {f"{module.__name__}.{name}" for module in modules for name in module.__all__ if name in skvae.__all__}
+    assert listed == public - reexported
