@@ -71,6 +71,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
 
+toc_object_entries_show_parents = "hide"
 autosummary_generate = True
 autodoc_typehints = "none"
 numpydoc_class_members_toctree = False
@@ -115,6 +116,7 @@ html_title = "skvae"
 html_logo = html_favicon = "images/logo.svg"
 html_static_path = ["_static"]
 html_css_files = ["skvae.css"]
+html_context = {"default_mode": "auto"}  # light or dark, as the browser prefers
 html_theme_options = {
     "logo": {"text": "skvae", "alt_text": "skvae"},
     "header_links_before_dropdown": 7,

@@ -14,7 +14,7 @@ TASKS = [  # colour, question, answers: two lines of a condition, and an estimat
         "I want latent codes (an embedding)",
         [
             ("few samples,", "or a linear structure", "TorchPPCA"),
-            ("nonlinear, with samples,", "densities or mixed columns", "VAEEmbedder"),
+            ("nonlinear, with samples", "and densities", "VAEEmbedder"),
             ("reconstructions only,", "or denoising", "AutoencoderEmbedder"),
         ],
     ),
@@ -22,7 +22,7 @@ TASKS = [  # colour, question, answers: two lines of a condition, and an estimat
         "#832db6",
         "I want clusters",
         [
-            ("of any shape and size,", "with probabilities: try first", "TorchGMM"),
+            ("of any shape and size:", "try this first", "TorchGMM"),
             ("many clusters,", "or many samples", "TorchMiniBatchKMeans"),
             ("of images, or of many", "dependent features", "VaDEClusterer"),
         ],
@@ -31,16 +31,16 @@ TASKS = [  # colour, question, answers: two lines of a condition, and an estimat
         "#e76300",
         "I want densities, outliers or imputation",
         [
-            ("up to some dozen features", "", "TorchGMM"),
+            ("up to some dozen features;", "missing values", "TorchGMM"),
             ("more features than samples,", "or a linear structure", "TorchPPCA"),
-            ("images, counts, categories,", "nonlinear structure", "VAEEmbedder"),
+            ("images, counts, categories;", "nonlinear structure", "VAEEmbedder"),
         ],
     ),
     (
         "#717581",
         "I want class names from few labels",
         [
-            ("classes are clusters: name", "those of any clusterer", "ClusterLabelClassifier"),
+            ("classes are clusters,", "which the labels name", "ClusterLabelClassifier"),
         ],
     ),
 ]
@@ -57,8 +57,7 @@ def chart():
         for first, second, name in answers:
             middle = y + ROW / 2 - 4
             lines.append(f'<path class="line" d="M{MARGIN + 3} {top}V{middle}H{MARGIN + 12}" stroke="{colour}"/>')
-            offsets = (4,) if not second else (-4, 12)
-            for text, offset in zip((first, second), offsets, strict=False):
+            for text, offset in ((first, -4), (second, 12)):
                 lines.append(f'<text x="{MARGIN + 18}" y="{middle + offset}">{escape(text)}</text>')
             lines.append(f'<path class="line" d="M188 {middle}H196" stroke="{colour}"/>')
             lines.append(f'<a href="generated/skvae.{name}.html">')
