@@ -71,6 +71,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
 
+default_role = "py:obj"  # names in single backticks, in docstrings, are links
 toc_object_entries_show_parents = "hide"
 autosummary_generate = True
 autodoc_typehints = "none"
@@ -107,6 +108,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
+    "write_computation_times": False,  # its tables load scripts from other hosts
     "min_reported_time": 1,
 }
 warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive", category=UserWarning)

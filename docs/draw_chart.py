@@ -19,7 +19,7 @@ TASKS = [  # colour, question, answers: two lines of a condition, and an estimat
         ],
     ),
     (
-        "#832db6",
+        "#9b51d0",
         "I want clusters",
         [
             ("of any shape and size:", "try this first", "TorchGMM"),
@@ -31,9 +31,9 @@ TASKS = [  # colour, question, answers: two lines of a condition, and an estimat
         "#e76300",
         "I want densities, outliers or imputation",
         [
-            ("up to some dozen features;", "missing values", "TorchGMM"),
-            ("more features than samples,", "or a linear structure", "TorchPPCA"),
-            ("images, counts, categories;", "nonlinear structure", "VAEEmbedder"),
+            ("some dozen features,", "missing values", "TorchGMM"),
+            ("few samples, many features,", "linear structure", "TorchPPCA"),
+            ("images, counts, categories,", "nonlinear structure", "VAEEmbedder"),
         ],
     ),
     (

@@ -1,6 +1,6 @@
 """Code of the documentation runs."""
 
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 from unittest import mock
@@ -75,3 +75,22 @@ def test_every_public_name_is_on_the_page_of_the_api():
     # What the package itself offers is listed there.
     reexported = {f"{module.__name__}.{name}" for module in modules for name in module.__all__ if name in skvae.__all__}
     assert listed == public - reexported
+
+
+def test_broken_links_of_a_built_site_are_found(tmp_path):
+    """Run the script that checks the built site on two small pages."""
+    spec = importlib.util.spec_from_file_location("check_links", ROOT / "docs" / "check_links.py")
+    check_links = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check_links)
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top-of-a">A</h1><a href="b.html#here">b</a><a href="https://other.org">o</a>'
+    )
+    (tmp_path / "b.html").write_text('<p id="here"></p><img src="a.html">')
+    assert check_links.broken_links(tmp_path) == []
+    (tmp_path / "b.html").write_text(
+        '<a href="c.html">c</a><a href="a.html#x">a</a><script src="https://cdn.org/m.js">'
+    )
+    problems = "\n".join(check_links.broken_links(tmp_path))
+    assert len(problems.splitlines()) == 4
+    for problem in ("b.html#here has no such", "c.html is not", "a.html#x has no such", "loads https://cdn.org/m.js"):
+        assert problem in problems
