@@ -77,11 +77,23 @@ def test_every_public_name_is_on_the_page_of_the_api():
     assert listed == public - reexported
 
 
+def script(name):
+    """Import a script of the documentation."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_chart_of_estimators_is_up_to_date():
+    draw_chart = script("draw_chart")
+    assert (ROOT / "docs" / "images" / "choosing.svg").read_text() == "\n".join(draw_chart.chart()) + "\n"
+    assert {name for _, _, answers in draw_chart.TASKS for _, _, name in answers} == set(ESTIMATORS)
+
+
 def test_broken_links_of_a_built_site_are_found(tmp_path):
     """Run the script that checks the built site on two small pages."""
-    spec = importlib.util.spec_from_file_location("check_links", ROOT / "docs" / "check_links.py")
-    check_links = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check_links)
+    check_links = script("check_links")
     (tmp_path / "a.html").write_text(
         '<h1 id="top-of-a">A</h1><a href="b.html#here">b</a><a href="https://other.org">o</a>'
     )
