@@ -74,6 +74,17 @@ copybutton_exclude = ".linenos, .gp, .go"
 default_role = "py:obj"  # names in single backticks, in docstrings, are links
 toc_object_entries_show_parents = "hide"
 autosummary_generate = True
+autosummary_context = {  # pages of the user guide, which the template of classes links to
+    "guides": {
+        "AutoencoderEmbedder": "autoencoders",
+        "ClusterLabelClassifier": "labels",
+        "TorchGMM": "mixtures",
+        "TorchMiniBatchKMeans": "kmeans",
+        "TorchPPCA": "ppca",
+        "VAEEmbedder": "autoencoders",
+        "VaDEClusterer": "deep_clustering",
+    }
+}
 autodoc_typehints = "none"
 numpydoc_class_members_toctree = False
 numpydoc_show_class_members = False

@@ -32,7 +32,7 @@ TASKS = [  # colour, question, answers: two lines of a condition, and an estimat
         "I want densities, outliers or imputation",
         [
             ("some dozen features,", "missing values", "TorchGMM"),
-            ("few samples, many features,", "linear structure", "TorchPPCA"),
+            ("few samples,", "or a linear structure", "TorchPPCA"),
             ("images, counts, categories,", "nonlinear structure", "VAEEmbedder"),
         ],
     ),
