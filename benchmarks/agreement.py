@@ -142,7 +142,7 @@ def report(names):
     yield "\n## Equal initializations\n"
     yield "Both classes are initialized with random samples as means, equal weights, and the precision of all samples."
     yield "The cells are those of `TorchGMM`. The last three columns are the largest differences from `GaussianMixture`"
-    yield "in ten pairs of fits: of the log-likelihoods and the number of iterations, and the number of held-out samples"
+    yield "in ten pairs of fits: of log-likelihoods and numbers of iterations, and the number of held-out samples"
     yield "that are in another component.\n"
     yield row("data", "covariances", *heads, "difference: log-likelihood", "iterations", "samples")
     yield row(*["--"] * 9)
