@@ -2,9 +2,9 @@
 
     SKVAE_DATA_HOME=... python benchmarks/agreement.py --output docs/agreement.md
 
-Ten fits of each, with ``random_state`` 0 to 9, on one half of the rows; the other half is held out. First both start as
-they do by default, from their own k-means; then both from the same ten initializations: random rows as means, equal
-weights, and the precision of all rows. MNIST is left out if it is not in ``SKVAE_DATA_HOME``.
+Ten fits of each, with ``random_state`` 0 to 9, on one half of the samples; the other half is held out. First both are
+initialized by default, by their own k-means; then by the same ten initializations: random samples as means, equal
+weights, and the precision of all samples. MNIST is left out if it is not in ``SKVAE_DATA_HOME``.
 """
 
 import argparse
@@ -47,10 +47,10 @@ def mnist_codes():
 
 
 DATA = {  # name: what it is, reg_covar, loader
-    "iris": ("as it is (cm)", 1e-6, lambda: load_iris(return_X_y=True)),
-    "wine": ("standardised", 1e-2, lambda: standardized(load_wine)),
-    "breast cancer": ("standardised", 1e-2, lambda: standardized(load_breast_cancer)),
-    "digits": ("as it is (0 to 16), with constant pixels", 1e-2, lambda: load_digits(return_X_y=True)),
+    "iris": ("unchanged (cm)", 1e-6, lambda: load_iris(return_X_y=True)),
+    "wine": ("standardized", 1e-2, lambda: standardized(load_wine)),
+    "breast cancer": ("standardized", 1e-2, lambda: standardized(load_breast_cancer)),
+    "digits": ("unchanged (0 to 16), with constant pixels", 1e-2, lambda: load_digits(return_X_y=True)),
     "MNIST codes": (f"`TorchPPCA(10)` of {MNIST_ROWS} images", 1e-6, mnist_codes),
 }
 
@@ -113,24 +113,25 @@ def cells_of(results):
 
 def report(names):
     """Return the lines of the page."""
-    heads = ["log-likelihood, fitted half", "log-likelihood, other half", "V-measure, other half", "iterations"]
+    heads = ["log-likelihood, training", "log-likelihood, held out", "V-measure, held out", "iterations"]
     yield "# Agreement with scikit-learn on real data\n"
     yield "```\npython benchmarks/agreement.py --output docs/agreement.md\n```\n"
-    yield f"Printed by this command with skvae {skvae.__version__}, scikit-learn {sklearn.__version__},"
-    yield f"torch {torch.__version__.split('+')[0]} and NumPy {np.__version__}, on one thread. MNIST is found where the"
-    yield "environment variable `SKVAE_DATA_HOME` says.\n"
-    yield "Each cell is the mean, and in brackets the lowest and the highest, of ten fits with `random_state` 0 to 9."
-    yield "Rows are split in two halves, once, with the classes in equal shares. Log-likelihoods are nats for each row."
-    yield "There are as many components as classes; `max_iter=1000`; everything else is the default but `reg_covar`.\n"
-    yield row("data", "rows", "features", "components", "units", "`reg_covar`")
+    yield f"This command wrote the page with skvae {skvae.__version__}, scikit-learn {sklearn.__version__},"
+    yield f"torch {torch.__version__.split('+')[0]} and NumPy {np.__version__}, on one thread. MNIST is read from the"
+    yield "folder in the environment variable `SKVAE_DATA_HOME`.\n"
+    yield "Each cell is the mean and, in brackets, the lowest and the highest value of ten fits, with `random_state`"
+    yield "from 0 to 9. Each dataset is split once into a half for the fit and a half that is held out, with equal"
+    yield "shares of the classes. Log-likelihoods are in nats per sample. The number of components is that of the"
+    yield "classes, and parameters other than `max_iter=1000` and `reg_covar` have their defaults.\n"
+    yield row("data", "samples", "features", "components", "units", "`reg_covar`")
     yield row(*["--"] * 6)
     for name in names:
         units, reg_covar, load = DATA[name]
         X, y = load()
         yield row(name, *X.shape, len(np.unique(y)), units, f"{reg_covar:g}")
-    yield "\n## From their own starts\n"
-    yield "The starts are drawn differently, so one seed does not give both the same fit. What has to agree is what ten"
-    yield "seeds find. Where a range is wide there are several local maxima, and means of ten fits differ by chance.\n"
+    yield "\n## Default initializations\n"
+    yield "The two classes draw their initializations differently, so that fits with one seed differ; the results of"
+    yield "ten seeds should agree. A wide range indicates local maxima: means of ten fits differ by chance.\n"
     yield row("data", "covariances", "", *heads)
     yield row(*["--"] * 7)
     for name in names:
@@ -138,12 +139,12 @@ def report(names):
             results, _ = compare(name, kind, same_start=False)
             for label, values in results.items():
                 yield row(name, kind, f"`{label}`", *cells_of(values))
-    yield "\n## From the same starts\n"
-    yield "Both start from random rows, equal weights and the precision of all rows. The cells are those of `TorchGMM`;"
-    yield "the last three columns are the largest difference from `GaussianMixture` in ten pairs of fits: of the"
-    yield "log-likelihoods of either half, of the number of iterations, and the number of rows of the other half that"
-    yield "are in another component.\n"
-    yield row("data", "covariances", *heads, "difference: log-likelihood", "iterations", "rows")
+    yield "\n## Equal initializations\n"
+    yield "Both classes are initialized with random samples as means, equal weights, and the precision of all samples."
+    yield "The cells are those of `TorchGMM`. The last three columns are the largest differences from `GaussianMixture`"
+    yield "in ten pairs of fits: of log-likelihoods and numbers of iterations, and the number of held-out samples"
+    yield "that are in another component.\n"
+    yield row("data", "covariances", *heads, "difference: log-likelihood", "iterations", "samples")
     yield row(*["--"] * 9)
     for name in names:
         for kind in TYPES:

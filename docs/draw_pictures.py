@@ -1,12 +1,14 @@
-"""Draw the pictures of the user guide: ``python docs/draw_pictures.py [name ...]`` writes to docs/images.
+"""Draw the figures of the pages: ``python docs/draw_pictures.py [name ...]`` writes to docs/images.
 
-The pictures of the gallery's examples are written by the examples themselves.
+The examples of the gallery write their own figures.
 """
 
+import importlib
 import sys
 import warnings
 from io import BytesIO
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,6 +33,7 @@ from skvae.displays.drawing import COLORS
 from skvae.models import COVARIANCES
 
 IMAGES = Path(__file__).parent / "images"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 DPI = 90
 GREY = "#717581"
 
@@ -252,7 +255,41 @@ def saving():
     return figure
 
 
-PICTURES = (mixtures, kmeans, ppca, labels, likelihoods, priors, missing, saving)
+def benchmarks_clusters():
+    """Plot the V-measure of clusterers by data set, from the records of `benchmarks/clusters.py`."""
+    methods = ("k-means", "PCA + mixture", "UMAP + mixture", "VaDEClusterer")
+    markers, colors = "v^sD", (GREY, COLORS[1], COLORS[0], COLORS[2])
+    with mock.patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
+        records = importlib.import_module("cluster_tables").read()
+    scores = {
+        name: [[run["v_measure"] for run in runs[method]] for method in methods]
+        for name, runs in records.items()
+        if all(method in runs for method in methods)
+    }
+    order = sorted(scores, key=lambda name: np.mean(scores[name][3]) - np.mean(scores[name][2]))
+    figure, ax = plt.subplots(figsize=(8.4, 6.6), layout="constrained")
+    for height, name in enumerate(order):
+        ax.axhline(height, color="#e3e6e8", linewidth=0.8, zorder=0)
+        for values, offset, marker, color in zip(
+            scores[name], (0.24, 0.08, -0.08, -0.24), markers, colors, strict=True
+        ):
+            mean, lowest = np.mean(values), min(values)
+            ax.plot([lowest, mean], [height + offset] * 2, color=color, linewidth=1.2, zorder=1)
+            ax.plot(lowest, height + offset, "|", color=color, markersize=7, markeredgewidth=1.4, zorder=1)
+            ax.plot(mean, height + offset, marker, color=color, markersize=6, zorder=2)
+    handles = [
+        plt.Line2D([], [], linestyle="", marker=marker, color=color, label=method)
+        for method, marker, color in zip(methods, markers, colors, strict=True)
+    ]
+    handles.append(plt.Line2D([], [], linestyle="", marker="|", color="black", label="lowest seed"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, frameon=False)
+    ax.set(yticks=range(len(order)), yticklabels=order, xlabel="V-measure of test samples, mean of five seeds")
+    ax.set(xlim=(-0.02, 1), ylim=(-0.6, len(order) - 0.4))
+    ax.grid(axis="x", alpha=0.3)
+    return figure
+
+
+PICTURES = (mixtures, kmeans, ppca, labels, likelihoods, priors, missing, saving, benchmarks_clusters)
 
 
 def save(figure, path):
@@ -267,4 +304,5 @@ if __name__ == "__main__":
     plt.switch_backend("agg")
     for draw in PICTURES:
         if len(sys.argv) == 1 or draw.__name__ in sys.argv[1:]:
-            save(draw(), IMAGES / f"guide_{draw.__name__}.png")
+            name = draw.__name__ if draw is benchmarks_clusters else f"guide_{draw.__name__}"
+            save(draw(), IMAGES / f"{name}.png")
