@@ -114,7 +114,7 @@ def gmm_whole():
             ours, theirs = row["mean_lower_bound"].values()
             seconds = "{skvae:.2f} / {scikit-learn:.2f}".format(**row["seconds"])
             lines.append([f"`{shape}`", starts or 1, spread(row), seconds, f"{ours - theirs:+.1g}"])
-    return table(["shape", "starts", "ratio", "seconds, ours / theirs", "mean bound, ours less theirs"], lines)
+    return table(["shape", "n_init", "ratio", "seconds, skvae / scikit-learn", "difference of the lower bound"], lines)
 
 
 def gmm_peers():
@@ -139,7 +139,7 @@ def gmm_edges():
         seconds = [f"{1e3 * value:,.{0 if value > 0.1 else 2}f}" for value in row["seconds"].values()]
         ratio = spread(row, 2) if "lowest" in row else f"{row['ratio']:.2f}"
         lines.append([name, ratio, *seconds, f"{row['float32']:.0e}" if "float32" in row else ""])
-    return table(["work", "ratio", "ours, ms", "theirs, ms", "error of the bound in float32"], lines)
+    return table(["work", "ratio", "skvae, ms", "scikit-learn, ms", "float32 error of the lower bound"], lines)
 
 
 def kmeans():
@@ -148,7 +148,7 @@ def kmeans():
     for name, row in record("kmeans")["rows"].items():
         ours, theirs = (f"{value:.2f}" for value in row["mean_inertia"].values())
         lines.append([name, spread(row, 2), ours, theirs])
-    return table(["work", "ratio", "inertia, ours", "inertia, theirs"], lines)
+    return table(["work", "ratio", "inertia, skvae", "inertia, scikit-learn"], lines)
 
 
 def ppca():
@@ -157,7 +157,7 @@ def ppca():
     for name, row in record("ppca")["rows"].items():
         errors = [f"{value:.0e}" for value in row["errors"].values()] if name.startswith("float32") else ["", ""]
         lines.append([name.replace("q=", "") + " components", spread(row, 2), *errors])
-    return table(["work", "ratio", "error of variances, ours", "theirs"], lines)
+    return table(["work", "ratio", "error of variances, skvae", "error, scikit-learn"], lines)
 
 
 def vae():
@@ -170,7 +170,7 @@ def vae():
         seconds = [f"{value:.2f}" for value in (ours["seconds"], plain["seconds"])]
         images = f"{row.get('n_images', content['n_images']):,}"
         lines.append([label, images, *seconds, ratio, f"{ours['bare_step']:.2f}", f"{100 * ours['beside']:.0f} %"])
-    return table(["network", "images", "ours", "plain loop", "ratio", "bare", "beside"], lines)
+    return table(["network", "images", "skvae", "plain loop", "ratio", "bare", "overhead"], lines)
 
 
 def vae_quality():
@@ -187,7 +187,7 @@ def vae_quality():
             if f"{work}, {latents} latents" in content["published"]:
                 elbo, mse = content["published"][f"{work}, {latents} latents"]
                 lines.append([network, latents, "published comparison", "", f"{elbo:.2f}", f"{mse:.4f}", ""])
-    return table(["network", "latents", "trainer", "seeds", "bound", "squared error", "ours less"], lines)
+    return table(["network", "latents", "trainer", "seeds", "ELBO", "squared error", "skvae minus trainer"], lines)
 
 
 def vae_tables():
@@ -203,7 +203,7 @@ def vae_tables():
             ]
             bound = f"{results['bound']['mean']:.1f}" if embedding == "VAEEmbedder" else ""
             lines.append([name, embedding, row["n_components"], *scores, f"{results['units']['mean']:.1f}", bound])
-    return table(["table", "embedding", "size", "k-NN", "logistic regression", "units", "bound"], lines)
+    return table(["table", "embedding", "size", "k-NN", "logistic regression", "active units", "ELBO"], lines)
 
 
 def scores(runs):
@@ -220,7 +220,7 @@ def vade():
         runs = rows[row]
         bound = f"{statistics.mean(run['bound'] for run in runs):.1f}" if "bound" in runs[0] else ""
         lines.append([row, len(runs), *scores(runs), bound])
-    head = ["data and settings", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes", "bound"]
+    head = ["data and settings", "seeds", "V: mean (sd), worst", "accuracy: mean (sd), worst", "minutes", "ELBO"]
     return table(head, lines)
 
 
@@ -231,7 +231,7 @@ def large_files():
         for method, row in methods.items():
             sizes = [f"{row[size]:.0f}" for size in ("peak_mb", "growth_mb", "result_mb")]
             lines.append([f"`{name}.{method}`", f"{row['rows_per_second']:,.0f}", *sizes])
-    return table(["method", "rows a second", "peak, MB", "growth, MB", "result, MB"], lines)
+    return table(["method", "samples/s", "peak, MB", "growth, MB", "result, MB"], lines)
 
 
 def kills():
@@ -253,7 +253,7 @@ def corrupted_files():
         cells = [sum(counts.values()), *(counts.get(name, 0) for name in ("refused", "unchanged", "equal")), other]
         lines.append([label, *(f"{n:,}" for n in cells)])
     head = ["files", "refused", "the same bytes by chance", "an equal model", "another model"]
-    return table(["what was done", *head], lines)
+    return table(["modification", *head], lines)
 
 
 def cells():
