@@ -22,15 +22,15 @@ MIN_CHOOSING, MAX_CHOOSING = 100, 1_000  # numbers of samples; fewer are too few
 MIN_DISTINCT = 10  # samples of a process, of which some are held out
 N_SMOOTHED = 5  # epochs whose validation losses are averaged, which are those of few samples
 MIN_EPOCHS = 2 * N_SMOOTHED  # that show whether the validation loss rises
-MAX_LOST = 0.5  # share of the decrease of a validation loss that may be lost again without a warning
+MAX_LOST = 0.5  # share of the decrease of a validation loss that may be lost again
 
 
 def training_length(estimator, samples):
     """Return the number of epochs of a fit.
 
     With ``max_epochs="auto"``, networks can overfit a small table badly, above all one with many features. A training
-    of a copy of the estimator on four fifths of the samples shows it: if the loss of the others ends above its first
-    values, the number of epochs is that of its minimum. Smaller rises are hardly told from noise.
+    of a copy of the estimator on four fifths of the samples shows it: if the loss of the others rises again by a large
+    share of what it had fallen, the number of epochs is that of its minimum. Smaller rises are hardly told from noise.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def training_length(estimator, samples):
         warnings.simplefilter("ignore")  # the training of all samples will say the same
         train(probe, samples, n_epochs)
     curve = validation_curve(probe)
-    return max(1, round(curve.best_epoch / n_epochs * max_epochs)) if curve.risen > curve.fallen else max_epochs
+    return max(1, round(curve.best_epoch / n_epochs * max_epochs)) if curve.is_overfitted else max_epochs
 
 
 class ValidationCurve(NamedTuple):
@@ -66,6 +66,11 @@ class ValidationCurve(NamedTuple):
     best_epoch: int  # number of epochs after which the loss was lowest
     fallen: float  # from the first epochs to the lowest loss
     risen: float  # from the lowest loss to the last epochs
+
+    @property
+    def is_overfitted(self):
+        """Whether the loss rose again by a large share of what it had fallen."""
+        return self.risen > MAX_LOST * self.fallen
 
 
 def validation_curve(estimator):
@@ -81,7 +86,7 @@ def validation_curve(estimator):
 def overfitting(estimator):
     """Return a warning if the validation loss rose again by a large share of what it had fallen; or None."""
     curve = validation_curve(estimator)
-    if estimator.n_iter_ < MIN_EPOCHS or curve.risen <= MAX_LOST * curve.fallen:
+    if estimator.n_iter_ < MIN_EPOCHS or not curve.is_overfitted:
         return None
     return (
         f"The networks overfit: the validation loss was lowest after {curve.best_epoch} of {estimator.n_iter_} epochs, "

@@ -121,8 +121,8 @@ class VAEEmbedder(ConditionalMixin):
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its
         square root, with at most 100 epochs, or 300 iterations, to avoid overfitting. With 100 to 999 samples, networks
-        are first trained on four fifths of them; if the loss of the others ends above its first values, there are only
-        as many epochs as until its minimum.
+        are first trained on four fifths of them; if the loss of the others rises again by more than half of its
+        decrease, the number of epochs is that until its minimum.
 
     batch_size : int, default=128
         Samples in an iteration.
@@ -381,8 +381,8 @@ class AutoencoderEmbedder(SinglePhaseEmbedder):
     max_epochs : int or "auto", default="auto"
         Number of epochs. "auto" chooses it from the number of samples, so that the number of iterations grows with its
         square root, with at most 100 epochs, or 300 iterations, to avoid overfitting. With 100 to 999 samples, networks
-        are first trained on four fifths of them; if the loss of the others ends above its first values, there are only
-        as many epochs as until its minimum.
+        are first trained on four fifths of them; if the loss of the others rises again by more than half of its
+        decrease, the number of epochs is that until its minimum.
 
     batch_size : int, default=128
         Samples in an iteration.
