@@ -17,7 +17,7 @@ LEVELS |= {"callbacks": 3, "displays": 4, "persistence": 4, "datasets": 4}
 TOP = 5
 LIBRARIES = {  # besides the standard library
     "models": {"torch"},
-    "fitting": {"torch", "skorch", "tqdm"},
+    "fitting": {"torch", "scipy", "skorch", "tqdm"},
     "metrics": {"numpy", "scipy", "sklearn", "skimage"},
     "selection": {"numpy", "sklearn"},
     "callbacks": {"numpy", "torch", "sklearn", "skorch"},

@@ -122,7 +122,10 @@ class ConditionCodec(NamedTuple):
             )
         if self.mean_size is not None:
             if given.size_factors is None:
-                raise ValueError("The model was fitted with size_factors; give those of these samples, too.")
+                raise ValueError(
+                    "The model was fitted with size_factors; give those of these samples, too. In a pipeline or a "
+                    "search, request them by metadata routing: set_transform_request(size_factors=True)."
+                )
             columns.append(np.log(check_size_factors(given.size_factors, n_samples) / self.mean_size))
         if given.covariates is not None and not self.covariates:
             raise ValueError(

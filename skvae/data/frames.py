@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..fitting.warnings import warn
 from .labels import is_missing
 from .messages import one_of
 
 MAX_NAMED = 10  # columns, or categories, in an error
+MAX_CATEGORIES = 50  # of a column of text, up to which it is none of identifiers in any case
 CATEGORY_TYPES = ("str", "bool", "int", "float")  # of values that can be categories
 ORDERED = "ordered category"  # dtype of pandas, whose name does not tell
 LISTED = ("category", ORDERED, "Enum")  # dtypes that list the categories
@@ -251,6 +253,25 @@ def make_codec(X, categorical=()):
         for name, each, has in zip(X.columns, series, has_categories, strict=True)
     ]
     return FrameCodec(library_of(X), columns)
+
+
+def warn_of_identifiers(codec, n_samples, listed=()):
+    """Warn of columns of text with so many categories that they may be identifiers, numbers or dates.
+
+    Parameters
+    ----------
+    codec : FrameCodec or None
+    n_samples : int
+    listed : collection of int
+        Columns whose likelihood the user has chosen.
+    """
+    for index, column in enumerate(codec.columns if codec is not None else ()):
+        n_categories = len(column.categories or ())
+        if index not in listed and column.dtype in TEXT and n_categories > max(MAX_CATEGORIES, n_samples // 2):
+            warn(
+                f"Column {column.name!r} of X is text with {n_categories} categories in {n_samples} samples; leave "
+                "identifiers out, and convert numbers or dates that are stored as text."
+            )
 
 
 def merge_codecs(codecs):

@@ -54,6 +54,15 @@ def check_one_matrix(X):
         )
 
 
+def without_na(X):
+    """Return objects with NaN for missing values that are no numbers, such as `pandas.NA`; others as they are."""
+    if isinstance(X, np.ndarray) and X.dtype == object:
+        return np.where(is_missing(X.ravel()).reshape(X.shape), np.nan, X)
+    if hasattr(X, "iloc") and hasattr(X, "dtypes") and object in list(X.dtypes):
+        return X.where(X.notna(), np.nan)
+    return X
+
+
 def flatten_images(X, estimator):
     """Return images (n, h, w) or (n, c, h, w) as samples (n, d) where an estimator has an ``image_shape``.
 

@@ -292,7 +292,7 @@ def empty_results(X, part):
     """
     shape, is_float = (len(X), *part.shape[1:]), part.is_floating_point()
     if not isinstance(X, TensorSamples):
-        return np.empty(shape, float_dtype(X.dtype) if is_float else part[:0].cpu().numpy().dtype)
+        return np.empty(shape, float_dtype(X.dtype) if is_float else torch.empty(0, dtype=part.dtype).numpy().dtype)
     with torch.inference_mode(False):  # the user may want to differentiate functions of the results
         dtype = tensor_dtype(float_dtype(X.dtype)) if is_float else part.dtype
         return torch.empty(shape, dtype=dtype, device=X.device)

@@ -17,7 +17,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..data.arrays import FLOATS, check_dense, host_array, tensor_dtypes
 from ..data.frames import library_of, refuse_repeated_names
-from ..data.inputs import as_matrix, explain_error, flatten_images, result_dtype, should_stream, sparse_samples
+from ..data.inputs import (
+    as_matrix,
+    explain_error,
+    flatten_images,
+    result_dtype,
+    should_stream,
+    sparse_samples,
+    without_na,
+)
 from ..data.messages import meant, one_of
 from ..data.samples import LazySamples, TensorSamples, has_missing, refuse_missing
 from ..data.weights import positive_weight_samples, weighted_sum
@@ -141,7 +149,7 @@ class TorchEstimator(CheckedParametersMixin, CallbackSupportMixin, BaseEstimator
     def _validate_array(self, X, min_samples, allows_nan, settings):
         settings |= {"ensure_min_samples": min_samples, "accept_sparse": "csr", "accept_large_sparse": True}
         try:
-            X = validate_data(self, flatten_images(X, self), **settings)
+            X = validate_data(self, without_na(flatten_images(X, self)), **settings)
         except (ValueError, TypeError) as error:
             explanation = explain_error(error, X, self)
             if explanation is error:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.utils._indexing import _get_column_indices
 
-from ..data.frames import FrameCodec, are_flags, library_of, make_codec, merge_codecs
+from ..data.frames import FrameCodec, are_flags, library_of, make_codec, merge_codecs, warn_of_identifiers
 from ..fitting.distributed import current_group
 from ..fitting.warnings import warn
 from ..models import Categorical
@@ -49,7 +49,10 @@ def list_columns(likelihood, X, shape):
         return ListedColumns(None, features)
     listed = zip(likelihood, features, strict=True) if is_list else ()
     categorical = [index for (_, each, _), part in listed if is_categorical(each) for index in part]
-    return ListedColumns(merge_codecs(current_group().all_gather_object(make_codec(X, categorical))), features)
+    codec = merge_codecs(current_group().all_gather_object(make_codec(X, categorical)))
+    if current_group().rank == 0:
+        warn_of_identifiers(codec, len(X), categorical)
+    return ListedColumns(codec, features)
 
 
 def is_categorical(likelihood):

@@ -150,6 +150,11 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
     }
 
     def _export_module(self, dtype):
+        self._check_exportable()
+        return Encoder(self.module_, dtype)
+
+    def _check_exportable(self):
+        """Raise if the encoder needs more than numbers of features."""
         if hasattr(self, "_frame"):
             raise TypeError(
                 f"to_onnx writes graphs of numbers, but {type(self).__name__} was fitted to a data frame with "
@@ -159,7 +164,6 @@ class BaseEmbedder(NamedCallbacksMixin, LatentMixin, TorchEstimator):
         codec = condition_codec(self)
         if codec is not None and codec.n_sizes:
             raise TypeError("to_onnx writes graphs of features alone, but the model was fitted with size_factors.")
-        return Encoder(self.module_, dtype)
 
     def _shifts_dispersions(self):
         """Return whether dispersions of counts depend on covariates."""

@@ -100,7 +100,8 @@ def argument_advice(estimator, signature, name):
     arguments, params = list(signature.parameters)[1:], list(estimator.get_params(deep=False))
     if name in ("covariates", "size_factors"):
         return f"VAEEmbedder.fit takes {name}, and its latent codes can be clustered (TorchGMM)"
-    if name not in params and (similar := get_close_matches(name, arguments, n=1)):
+    is_plural = f"{name}s" in arguments  # of a parameter: one value for each sample
+    if (is_plural or name not in params) and (similar := get_close_matches(name, arguments, n=1)):
         return f"{similar[0]} is one of its arguments"
     if similar := get_close_matches(name, params, n=1, cutoff=MIN_SIMILARITY):
         return f"{similar[0]} is a parameter of the estimator: {type(estimator).__name__}({similar[0]}=...)"

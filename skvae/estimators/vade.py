@@ -336,6 +336,7 @@ class VaDEClusterer(ELBOMixin, ClusterMixin, BaseEmbedder):
     }
 
     def _export_module(self, dtype):
+        self._check_exportable()
         return EncoderWithClusters(self.module_, dtype)
 
     n_clusters: int = field(default=10, kw_only=False)

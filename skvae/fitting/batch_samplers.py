@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
 
 from .devices import read, to_device, wide_dtype
@@ -121,7 +120,9 @@ class DirectBatchSampler(BatchSampler):
 
     @property
     def largest(self):
-        return float(np.abs([read(torch.aminmax(self.x[block])) for block in blocks_of(self.x)]).max())
+        ends = torch.stack([torch.stack(torch.aminmax(self.x[block])) for block in blocks_of(self.x)])
+        (largest,) = read([ends.abs().amax()])
+        return largest
 
     def is_within(self, limit):
         return self._bound <= limit or super().is_within(limit)

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from .devices import to_device, wide_dtype
@@ -77,7 +76,7 @@ def canonical_order(x, weight=None, unit=1.0):
 def argsort(values):
     """Return the indices (n,) that sort values (n,), equal ones in any order."""
     if values.device.type == "cpu":  # NumPy is faster on many CPUs
-        return torch.from_numpy(np.argsort(values.numpy()))
+        return torch.from_numpy(values.numpy().argsort())
     return values.argsort()
 
 

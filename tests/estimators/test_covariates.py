@@ -426,3 +426,10 @@ def test_dispersions_without_levels_or_counts(counts, covariates):
         vae.set_params(dispersion="covariates").fit(counts, covariates=covariates)
     with pytest.raises(ValueError, match="counts in all columns"):
         VAEEmbedder(2, dispersion="covariates", max_epochs=1).fit(counts / 9, covariates=covariates)
+
+
+def test_the_parameter_and_the_argument_of_size_factors_are_told_apart(counts):
+    with pytest.raises(
+        TypeError, match="unexpected keyword argument 'size_factor'; size_factors is one of its arguments"
+    ):
+        VAEEmbedder(2).fit(counts, size_factor=counts.sum(1))

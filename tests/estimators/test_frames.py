@@ -497,9 +497,31 @@ def test_bad_lists(case, table):
         VAEEmbedder(2, likelihood=likelihood, **SHORT).fit(table)
 
 
-def test_onnx_graphs_are_of_numbers(vae, tmp_path):
+@pytest.mark.parametrize("name", [*ESTIMATORS])
+def test_onnx_graphs_are_of_numbers(name, table, tmp_path):
+    fitted = clone(ESTIMATORS[name]).fit(table)
     with pytest.raises(TypeError, match="OrdinalEncoder"):
-        skvae.to_onnx(vae, tmp_path / "model.onnx")
+        skvae.to_onnx(fitted, tmp_path / "model.onnx")
+
+
+def test_identifiers_are_hinted_at():
+    table = pd.DataFrame({"id": [f"p{i}" for i in range(120)], "x": np.arange(120.0), "site": ["a", "b"] * 60})
+    settings = {"hidden_layer_sizes": (4,), **SHORT}
+    with pytest.warns(UserWarning, match="Column 'id' of X is text with 120 categories in 120 samples"):
+        VAEEmbedder(1, **settings).fit(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        VAEEmbedder(1, **settings).fit(table.drop(columns="id"))
+        VAEEmbedder(1, **settings, likelihood=[("id", "categorical", ["id"])]).fit(table)
+
+
+def test_objects_that_are_missing_numbers():
+    values = [1.0, 2, pd.NA, 3, None, 5] * 5
+    numbers = pd.DataFrame({"x": values, "y": np.arange(30.0)})
+    floats = np.column_stack([[1.0, 2, np.nan, 3, np.nan, 5] * 5, np.arange(30.0)])
+    expected = TorchGMM(2, random_state=0).fit(floats).means_
+    for X in (numbers, numbers.to_numpy()):
+        assert_array_equal(TorchGMM(2, random_state=0).fit(X).means_, expected)
 
 
 def test_counts_are_hinted_at(table):
