@@ -171,7 +171,7 @@ BENCHMARKS = {
     "clusters, new sets": clusters(NEW_SETS, OURS, 60),
     "clusters, unbalanced": clusters(UNBALANCED_SETS, METHODS, 20),
     "clusters, initializations": clusters(SMALL_SETS, INITS, 60),
-    "clusters, initializations, new sets": clusters(("olive", "vowel"), INITS, 2),
+    "clusters, initializations, new sets": clusters(NEW_SETS, INITS, 30),
     "choice": choice(CHOICE_SETS, 120),
     "training length": single("training_length", 10, "training_length"),
     "precision": single("precision", 8, "precision", data=(MNIST,)),
