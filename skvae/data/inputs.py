@@ -58,8 +58,11 @@ def without_na(X):
     """Return objects with NaN for missing values that are no numbers, such as `pandas.NA`; others as they are."""
     if isinstance(X, np.ndarray) and X.dtype == object:
         return np.where(is_missing(X.ravel()).reshape(X.shape), np.nan, X)
-    if hasattr(X, "iloc") and hasattr(X, "dtypes") and object in list(X.dtypes):
-        return X.where(X.notna(), np.nan)
+    if not hasattr(X, "isetitem") or object not in list(X.dtypes):  # no data frame of pandas
+        return X
+    X = X.copy(deep=False)
+    for index in np.flatnonzero([dtype == "object" for dtype in X.dtypes]):
+        X.isetitem(index, without_na(X.iloc[:, index].to_numpy()))
     return X
 
 

@@ -50,8 +50,9 @@ def list_columns(likelihood, X, shape):
     listed = zip(likelihood, features, strict=True) if is_list else ()
     categorical = [index for (_, each, _), part in listed if is_categorical(each) for index in part]
     codec = merge_codecs(current_group().all_gather_object(make_codec(X, categorical)))
+    n_samples = sum(current_group().all_gather_int(len(X)))
     if current_group().rank == 0:
-        warn_of_identifiers(codec, len(X), categorical)
+        warn_of_identifiers(codec, n_samples, categorical)
     return ListedColumns(codec, features)
 
 
